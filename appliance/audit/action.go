@@ -1,0 +1,48 @@
+package audit
+
+// Action names what a record is about. The names are part of the log's format: they are never
+// renamed or reused with another meaning.
+type Action string
+
+const (
+	// IssuanceBegun: serial and template are fixed and durable; from here on a signature may exist.
+	IssuanceBegun Action = "issuance_begun"
+	// SCEPPKCSReq: a SCEP PKCSReq was decided; one record per certificate issued (or failed) by it.
+	SCEPPKCSReq Action = "scep_pkcsreq"
+	// SCEPRenewalReq: as SCEPPKCSReq, for a request signed by a certificate of this box.
+	SCEPRenewalReq Action = "scep_renewalreq"
+	// SCEPRefused: a SCEP message was refused; the reason says why, and how many more of the same
+	// kind came from that source within the minute where they were counted instead of written.
+	SCEPRefused Action = "scep_refused"
+	// TransactionLost: a begun issuance was never finished (crash, signer error). Its serial is burnt.
+	TransactionLost Action = "transaction_lost"
+	// BoxInitialised: the state was created and the authorities' certificates recorded.
+	BoxInitialised Action = "box_initialised"
+	// IdentityUpdated: an RA or TLS certificate of the box was replaced.
+	IdentityUpdated Action = "identity_updated"
+	// BoxStarted: the service started on existing state.
+	BoxStarted Action = "box_started"
+	// AdminClaimed: the first administrator was created with the code from the screen.
+	AdminClaimed Action = "admin_claimed"
+	// ClaimRefused: a claim was refused: wrong code, or the box already has an administrator.
+	ClaimRefused Action = "claim_refused"
+	// TokenCreated: an API token was created.
+	TokenCreated Action = "token_created"
+	// LoginRefused: an API or console request carried a token or password that is not valid.
+	LoginRefused Action = "login_refused"
+)
+
+// Actions lists every action the box writes, in the order of their declaration.
+func Actions() []Action {
+	return []Action{
+		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPRefused, TransactionLost,
+		BoxInitialised, IdentityUpdated, BoxStarted,
+		AdminClaimed, ClaimRefused, TokenCreated, LoginRefused,
+	}
+}
+
+// Actors that are not users.
+const (
+	ActorDevice = "device" // whoever enrolls
+	ActorSystem = "system" // the box itself
+)
