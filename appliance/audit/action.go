@@ -18,8 +18,10 @@ const (
 	TransactionLost Action = "transaction_lost"
 	// BoxInitialised: the state was created and the authorities' certificates recorded.
 	BoxInitialised Action = "box_initialised"
-	// IdentityUpdated: an RA or TLS certificate of the box was replaced.
-	IdentityUpdated Action = "identity_updated"
+	// RARenewed: an authority's RA certificate was replaced.
+	RARenewed Action = "ra_renewed"
+	// TLSRenewed: the certificate of the box's own listeners was replaced.
+	TLSRenewed Action = "tls_renewed"
 	// BoxStarted: the service started on existing state.
 	BoxStarted Action = "box_started"
 	// AdminClaimed: the first administrator was created with the code from the screen.
@@ -36,7 +38,7 @@ const (
 func Actions() []Action {
 	return []Action{
 		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPRefused, TransactionLost,
-		BoxInitialised, IdentityUpdated, BoxStarted,
+		BoxInitialised, RARenewed, TLSRenewed, BoxStarted,
 		AdminClaimed, ClaimRefused, TokenCreated, LoginRefused,
 	}
 }
@@ -44,5 +46,5 @@ func Actions() []Action {
 // Actors that are not users.
 const (
 	ActorDevice = "device" // whoever enrolls
-	ActorSystem = "system" // the box itself
+	ActorBox    = "box"    // the box itself
 )

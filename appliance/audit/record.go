@@ -33,12 +33,11 @@ const timeLayout = "2006-01-02T15:04:05.000Z"
 type Outcome string
 
 const (
-	Done    Outcome = "done"    // an administrative or internal action took effect
-	Begun   Outcome = "begun"   // intent recorded, nothing signed yet
-	Issued  Outcome = "issued"  // a certificate was issued
-	Failed  Outcome = "failed"  // the box could not do it; no signature exists
-	Lost    Outcome = "lost"    // the box could not finish; a signature may exist, the serial is burnt
-	Refused Outcome = "refused" // the box decided against it
+	OutcomeSuccess Outcome = "success" // it took effect; for an enrollment: a certificate was issued
+	OutcomeBegun   Outcome = "begun"   // intent recorded, nothing signed yet
+	OutcomeFailed  Outcome = "failed"  // the box could not do it; no signature exists
+	OutcomeLost    Outcome = "lost"    // the box could not finish; a signature may exist, the serial is burnt
+	OutcomeRefused Outcome = "refused" // the box decided against it
 )
 
 // Record is one line of the audit log. All fields are text a person can read; empty means "does not
@@ -49,7 +48,7 @@ type Record struct {
 	Time        time.Time // when it was decided, millisecond resolution, UTC
 	TimeSource  string    // what the clock was set by: "rtc", "host", …
 	Action      Action
-	Actor       string // who: "device", "system", or a user's name
+	Actor       string // who: "device", "box", or a user's name
 	Source      string // network address the request came from
 	Profile     string // enrollment profile
 	Protocol    string // "scep", …

@@ -1,0 +1,215 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"signet.internal/appliance/audit"
+)
+
+// groupMax bounds how many transitions share one batch: a few milliseconds of encoding, and far
+// below the size at which Pebble treats a batch specially.
+const groupMax = 256
+
+// reserveBytes must stay free on the disk for Pebble to flush, compact and rotate its log, so that
+// what was begun can be finished.
+const reserveBytes = 16 * memTableBytes
+
+// transition is one state change on its way to the disk.
+type transition struct {
+	// apply checks what must hold and collects the change. It runs on the committer; an error
+	// leaves no trace in the batch.
+	apply func(*change) error
+	// finishes is true for what decides a begun transaction: it may use the reserve.
+	finishes bool
+
+	err  error
+	done chan struct{}
+}
+
+// change collects what one transition writes. Reads see the state including the transitions before
+// it in the same batch, but not its own writes.
+type change struct {
+	s       *Store
+	state   *pebble.Batch // indexed
+	head    head          // before this transition, to be changed by it
+	ops     []op
+	records []audit.Record
+}
+
+type op struct {
+	key, value []byte
+	delete     bool
+}
+
+func (c *change) get(k []byte) ([]byte, error) { return c.s.get(c.state, k) }
+
+func (c *change) set(k, v []byte) { c.ops = append(c.ops, op{key: k, value: v}) }
+
+func (c *change) setJSON(k []byte, v any) error {
+	b, err := encode(v)
+	if err != nil {
+		return err
+	}
+	c.set(k, b)
+	return nil
+}
+
+func (c *change) delete(k []byte) { c.ops = append(c.ops, op{key: k, delete: true}) }
+
+func (c *change) record(r audit.Record) { c.records = append(c.records, r) }
+
+// do runs a transition and returns once it is durable, or refused.
+func (s *Store) do(finishes bool, apply func(*change) error) error {
+	t := &transition{apply: apply, finishes: finishes, done: make(chan struct{})}
+	s.queueMu.Lock()
+	if s.closed {
+		s.queueMu.Unlock()
+		return ErrClosed
+	}
+	s.queue = append(s.queue, t)
+	s.queued.Signal()
+	s.queueMu.Unlock()
+	<-t.done
+	return t.err
+}
+
+// take waits for queued transitions and returns up to groupMax of them, none once the store is
+// closed and drained.
+func (s *Store) take() []*transition {
+	s.queueMu.Lock()
+	defer s.queueMu.Unlock()
+	for len(s.queue) == 0 && !s.closed {
+		s.queued.Wait()
+	}
+	n := min(len(s.queue), groupMax)
+	group := s.queue[:n:n]
+	s.queue = s.queue[n:]
+	return group
+}
+
+// commitLoop is the committer. It ends when the store is closed and the queue drained.
+func (s *Store) commitLoop() {
+	defer close(s.done)
+	for {
+		group := s.take()
+		if len(group) == 0 {
+			return
+		}
+		s.commit(group)
+		for _, t := range group {
+			close(t.done)
+		}
+	}
+}
+
+// commit makes one group durable and sets each transition's err.
+func (s *Store) commit(group []*transition) {
+	if err := s.Failure(); err != nil {
+		for _, t := range group {
+			t.err = err
+		}
+		return
+	}
+	spaceErr := s.checkSpace()
+	batch := s.db.NewIndexedBatch()
+	h := s.head
+	var accepted []*transition
+	for _, t := range group {
+		if spaceErr != nil && !t.finishes {
+			t.err = spaceErr
+			continue
+		}
+		next, err := s.applyOne(batch, h, t)
+		if err != nil {
+			t.err = err
+			continue
+		}
+		h = next
+		accepted = append(accepted, t)
+	}
+	var err error
+	if len(accepted) > 0 {
+		// An error of Apply leaves nobody knowing what is on the disk: the store has failed.
+		s.durable.Lock()
+		err = s.guard(func() error {
+			if err := s.db.Apply(batch, pebble.Sync); err != nil {
+				s.fail(fmt.Errorf("committing: %w", err))
+			}
+			return nil
+		})
+		if err == nil {
+			s.head = h
+		}
+		s.durable.Unlock()
+	}
+	for _, t := range accepted {
+		t.err = err
+	}
+	if err == nil {
+		if err := batch.Close(); err != nil {
+			s.log.Error("store: releasing batch", "error", err)
+		}
+	}
+}
+
+// applyOne adds one transition to the batch and returns the head after it. An error means the batch
+// is as before, except for ErrFailed.
+func (s *Store) applyOne(batch *pebble.Batch, h head, t *transition) (head, error) {
+	c := &change{s: s, state: batch, head: h}
+	if err := t.apply(c); err != nil {
+		return h, err
+	}
+	for i := range c.records {
+		c.addRecord(c.records[i])
+	}
+	for _, o := range c.ops {
+		var err error
+		if o.delete {
+			err = batch.Delete(o.key, nil)
+		} else {
+			err = batch.Set(o.key, o.value, nil)
+		}
+		if err != nil { // memory only: cannot fail short of a programming error
+			err = fmt.Errorf("building batch: %w", err)
+			s.fail(err)
+			return h, errors.Join(ErrFailed, err)
+		}
+	}
+	return c.head, nil
+}
+
+// addRecord gives r its index and place in time and appends it to the change.
+func (c *change) addRecord(r audit.Record) {
+	r.Index = c.head.next
+	r.Time = inOrder(r.Time, c.head.last)
+	leaf := audit.Leaf(r)
+	h := audit.LeafHash(leaf)
+	v := make([]byte, 0, 1+len(h)+len(leaf))
+	v = append(v, valueVersion)
+	v = append(v, h[:]...)
+	v = append(v, leaf...)
+	c.set(auditKey(r.Index), v)
+	c.head.next++
+	c.head.last = r.Time
+	if raisesFloor(r.TimeSource) && r.Time.After(c.head.floor) {
+		c.head.floor = r.Time
+		c.set(keyFloor, binary.BigEndian.AppendUint64(nil, uint64(r.Time.UnixMilli())))
+	}
+}
+
+// checkSpace returns ErrFull when the disk has less than the reserve. A filesystem that cannot tell
+// (in memory) has space.
+func (s *Store) checkSpace() error {
+	u, err := s.fs.GetDiskUsage(s.dir)
+	if err != nil {
+		return nil
+	}
+	if u.AvailBytes < reserveBytes {
+		return fmt.Errorf("%w: %d MiB left, %d MiB needed", ErrFull, u.AvailBytes>>20, reserveBytes>>20)
+	}
+	return nil
+}

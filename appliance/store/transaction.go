@@ -1,0 +1,311 @@
+package store
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2"
+
+	"signet.internal/appliance/audit"
+)
+
+// State of a transaction; see the package comment.
+type State string
+
+const (
+	Begun  State = "begun"
+	Issued State = "issued"
+	Failed State = "failed"
+	Lost   State = "lost"
+)
+
+// Errors of the transaction transitions.
+var (
+	// ErrRecovery: Begin before Recover decided what an earlier process left begun.
+	ErrRecovery = errors.New("transactions of an earlier run are not recovered yet")
+	// ErrConflict: the newest transaction with this key is not the one the caller saw.
+	ErrConflict = errors.New("another request with the same transaction came first")
+	// ErrReplay: this very message was answered with a certificate before.
+	ErrReplay = errors.New("message was answered before, the client has to make a new one")
+	// ErrSerial: the serial was used before.
+	ErrSerial = errors.New("serial number was used before")
+	// ErrDecided: the transaction is not begun, or was decided already.
+	ErrDecided = errors.New("transaction is not begun or already decided")
+)
+
+// TransactionKey names a request across its retries: a hash over everything that makes two messages
+// the same request. The store does not interpret it.
+type TransactionKey [32]byte
+
+// MarshalText writes the key in hex.
+func (k TransactionKey) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, k[:]), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (k *TransactionKey) UnmarshalText(b []byte) error { return unhex(k[:], b) }
+
+// ReplayKey names one message: a hash over the request and the message's nonce.
+type ReplayKey [32]byte
+
+// MarshalText writes the key in hex.
+func (k ReplayKey) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, k[:]), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (k *ReplayKey) UnmarshalText(b []byte) error { return unhex(k[:], b) }
+
+func unhex(to, b []byte) error {
+	if hex.DecodedLen(len(b)) != len(to) {
+		return fmt.Errorf("key of %d hex digits, want %d", len(b), 2*len(to))
+	}
+	_, err := hex.Decode(to, b)
+	return err
+}
+
+// Intent is what is about to be signed, and for whom.
+type Intent struct {
+	Key TransactionKey `json:"key"`
+
+	// After is the serial of the newest transaction with Key that the caller saw when it decided to
+	// begin another, "" if there was none. Begin refuses when it is no longer the newest.
+	After string `json:"after,omitempty"`
+
+	// Replay is zero for a protocol without nonces.
+	Replay ReplayKey `json:"replay"`
+
+	Serial      string    `json:"serial"` // lower-case hex, unique over the life of the store
+	Profile     string    `json:"profile"`
+	Protocol    string    `json:"protocol"`
+	Transaction string    `json:"transaction"` // as the client sent it, for people
+	Identity    string    `json:"identity"`
+	Issuer      []byte    `json:"issuer"`     // SHA-256 of the issuing certificate's DER: whose CRL a burnt serial belongs on
+	SignerKey   []byte    `json:"signer_key"` // SHA-256 of the request signer's SubjectPublicKeyInfo
+	CSR         []byte    `json:"csr"`        // SHA-256 of the PKCS#10's DER
+	Template    []byte    `json:"template"`   // what pki.Prepared says will be signed
+	Begun       time.Time `json:"begun"`
+}
+
+// maxClientText bounds text in an Intent that the client chose; the audit record keeps less.
+const maxClientText = 1024
+
+// Transaction is an Intent and what became of it.
+type Transaction struct {
+	Intent
+	State       State     `json:"state"`
+	Decided     time.Time `json:"decided"`
+	Certificate []byte    `json:"certificate,omitempty"` // DER, while Issued
+}
+
+// Begin records an intent with its audit record. Only after it returned nil may anything be signed.
+//
+// It refuses with ErrConflict where a transaction of the same key is undecided or newer than
+// i.After, with ErrReplay where this message was answered with a certificate, with ErrSerial where
+// the serial was ever used. What a lost or failed transaction consumed is usable again by the same
+// key and message.
+func (s *Store) Begin(i Intent, rec audit.Record) error {
+	if err := checkSerial(i.Serial); err != nil {
+		return fmt.Errorf("beginning transaction: %w", err)
+	}
+	i.Transaction = i.Transaction[:min(len(i.Transaction), maxClientText)]
+	i.Identity = i.Identity[:min(len(i.Identity), maxClientText)]
+	value, err := encode(Transaction{Intent: i, State: Begun})
+	if err != nil {
+		return fmt.Errorf("beginning transaction: %w", err)
+	}
+	err = s.do(false, func(c *change) error {
+		if len(s.pendingRecovery) > 0 {
+			return ErrRecovery
+		}
+		if _, err := c.get(key(prefixTransaction, i.Serial)); !errors.Is(err, ErrNotFound) {
+			return orError(err, ErrSerial)
+		}
+		if err := c.checkNewest(i); err != nil {
+			return err
+		}
+		if i.Replay != (ReplayKey{}) {
+			if err := c.checkReplay(i.Replay); err != nil {
+				return err
+			}
+			c.set(hashKey(prefixReplay, i.Replay), []byte(i.Serial))
+		}
+		c.set(key(prefixTransaction, i.Serial), value)
+		c.set(hashKey(prefixNewest, i.Key), []byte(i.Serial))
+		c.set(key(prefixOpen, i.Serial), nil)
+		c.record(rec)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("beginning transaction: %w", err)
+	}
+	return nil
+}
+
+// checkNewest refuses unless the newest transaction of the key is the one the caller saw, decided.
+func (c *change) checkNewest(i Intent) error {
+	newest, err := c.get(hashKey(prefixNewest, i.Key))
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if string(newest) != i.After {
+		return ErrConflict
+	}
+	if len(newest) == 0 {
+		return nil
+	}
+	t, err := readTransaction(c.get, i.After)
+	if err != nil {
+		return err
+	}
+	if t.State == Begun {
+		return ErrConflict
+	}
+	return nil
+}
+
+// checkReplay refuses a message whose earlier transaction issued or is under way.
+func (c *change) checkReplay(r ReplayKey) error {
+	serial, err := c.get(hashKey(prefixReplay, r))
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	t, err := readTransaction(c.get, string(serial))
+	if err != nil {
+		return err
+	}
+	if t.State == Issued || t.State == Begun {
+		return ErrReplay
+	}
+	return nil
+}
+
+// Finish records the certificate (DER) of a begun transaction with its audit record. Only after it
+// returned nil may the certificate be handed out.
+func (s *Store) Finish(serial string, certificate []byte, decided time.Time, rec audit.Record) error {
+	return s.decide(serial, Transaction{State: Issued, Certificate: certificate, Decided: decided}, rec)
+}
+
+// Fail records that a begun transaction came to nothing before anything was signed.
+func (s *Store) Fail(serial string, decided time.Time, rec audit.Record) error {
+	return s.decide(serial, Transaction{State: Failed, Decided: decided}, rec)
+}
+
+// Lose records that a begun transaction has no certificate to hand out although a signature may
+// exist: its serial is burnt.
+func (s *Store) Lose(serial string, decided time.Time, rec audit.Record) error {
+	return s.decide(serial, Transaction{State: Lost, Decided: decided}, rec)
+}
+
+func (s *Store) decide(serial string, to Transaction, rec audit.Record) error {
+	err := s.do(true, func(c *change) error { return c.decide(serial, to, rec) })
+	if err != nil {
+		return fmt.Errorf("recording transaction %.40s as %s: %w", serial, to.State, err)
+	}
+	return nil
+}
+
+func (c *change) decide(serial string, to Transaction, rec audit.Record) error {
+	t, err := readTransaction(c.get, serial)
+	if err != nil {
+		return orError(err, ErrDecided)
+	}
+	if t.State != Begun {
+		return ErrDecided
+	}
+	t.State, t.Decided, t.Certificate = to.State, to.Decided, to.Certificate
+	if err := c.setJSON(key(prefixTransaction, serial), t); err != nil {
+		return err
+	}
+	c.delete(key(prefixOpen, serial))
+	c.record(rec)
+	return nil
+}
+
+// Recover marks every transaction that an earlier process began and did not decide as lost, with
+// the audit record that record makes of it, all in one batch, and returns how many there were. It
+// has to be called before the first Begin; further calls find nothing.
+func (s *Store) Recover(decided time.Time, record func(Transaction) audit.Record) (int, error) {
+	n := 0
+	err := s.do(true, func(c *change) error {
+		for _, serial := range s.pendingRecovery {
+			t, err := readTransaction(c.get, serial)
+			if err != nil {
+				return err
+			}
+			if err := c.decide(serial, Transaction{State: Lost, Decided: decided}, record(t)); err != nil {
+				return err
+			}
+		}
+		n, s.pendingRecovery = len(s.pendingRecovery), nil
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("recovering transactions: %w", err)
+	}
+	return n, nil
+}
+
+// Transaction returns the transaction with that serial, or ErrNotFound.
+func (s *Store) Transaction(serial string) (Transaction, error) {
+	return s.find(func(*pebble.DB) (string, error) { return serial, nil })
+}
+
+// Newest returns the newest transaction of a key, or ErrNotFound.
+func (s *Store) Newest(k TransactionKey) (Transaction, error) {
+	return s.find(func(db *pebble.DB) (string, error) {
+		b, err := s.get(db, hashKey(prefixNewest, k))
+		return string(b), err
+	})
+}
+
+// Replayed returns the newest transaction begun by that very message, or ErrNotFound.
+func (s *Store) Replayed(k ReplayKey) (Transaction, error) {
+	return s.find(func(db *pebble.DB) (string, error) {
+		b, err := s.get(db, hashKey(prefixReplay, k))
+		return string(b), err
+	})
+}
+
+func (s *Store) find(serialOf func(*pebble.DB) (string, error)) (Transaction, error) {
+	var t Transaction
+	err := s.read(func(db *pebble.DB) error {
+		serial, err := serialOf(db)
+		if err != nil {
+			return err
+		}
+		t, err = readTransaction(func(k []byte) ([]byte, error) { return s.get(db, k) }, serial)
+		return err
+	})
+	if err != nil {
+		return Transaction{}, fmt.Errorf("reading transaction: %w", err)
+	}
+	return t, nil
+}
+
+func readTransaction(get func([]byte) ([]byte, error), serial string) (Transaction, error) {
+	var t Transaction
+	if checkSerial(serial) != nil {
+		return t, ErrNotFound
+	}
+	b, err := get(key(prefixTransaction, serial))
+	if err != nil {
+		return t, err
+	}
+	if err := decode(b, &t); err != nil {
+		return t, err
+	}
+	if t.Serial != serial {
+		return t, fmt.Errorf("%w: transaction %s says it is %.40q", ErrDamaged, serial, t.Serial)
+	}
+	return t, nil
+}
+
+// orError is err, or instead where err is nil or only says that nothing was found.
+func orError(err, instead error) error {
+	if err == nil || errors.Is(err, ErrNotFound) {
+		return instead
+	}
+	return err
+}
