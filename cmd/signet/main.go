@@ -90,7 +90,9 @@ func newRoot(t *terminal) *cobra.Command {
 
 // commands lists the subcommands, one constructor a file.
 func commands(t *terminal) []*cobra.Command {
-	return []*cobra.Command{}
+	return []*cobra.Command{
+		newClaim(t),
+	}
 }
 
 // args wraps a cobra argument check so that a miscall ends with the usage exit code.

@@ -1,0 +1,173 @@
+package webui
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/store"
+)
+
+// claim creates the first administrator. The order matters: what costs nothing and tells nothing
+// comes first, a password is hashed only for someone who has read the box's screen, and the store
+// alone decides who was first.
+func (c *console) claim(r *http.Request, in ClaimRequest) (ClaimResponse, error) {
+	c.claiming.Lock()
+	defer c.claiming.Unlock()
+	if c.cfg.Store.Claimed() {
+		c.note(r, audit.ClaimRefused, "the box has an administrator already")
+		return ClaimResponse{}, store.ErrClaimed
+	}
+	if err := checkUser(in.User); err != nil {
+		return ClaimResponse{}, err
+	}
+	if in.Password != "" {
+		if err := checkPassword(in.Password); err != nil {
+			return ClaimResponse{}, err
+		}
+	}
+	if err := c.checkCode(r, in); err != nil {
+		return ClaimResponse{}, err
+	}
+
+	out := ClaimResponse{User: in.User, Role: administrator.String()}
+	if in.Password == "" {
+		in.Password = makePassword()
+		out.Password = in.Password
+	}
+	hash, err := c.hasher.hash(r.Context(), in.Password)
+	if err != nil {
+		return ClaimResponse{}, err
+	}
+	var tokenHash [32]byte
+	out.Token, tokenHash = newToken()
+	now := c.cfg.Now().UTC()
+	rec := c.record(r, audit.AdminClaimed, audit.OutcomeSuccess)
+	rec.Actor = in.User
+	err = c.cfg.Store.Claim(
+		store.User{Name: in.User, Role: out.Role, PasswordHash: hash, Created: now},
+		store.Token{Hash: tokenHash, Name: "claim", User: in.User, Role: out.Role, Created: now, Expires: now.Add(tokenLife)},
+		rec)
+	if errors.Is(err, store.ErrClaimed) {
+		return ClaimResponse{}, err
+	}
+	if err != nil {
+		return ClaimResponse{}, fmt.Errorf("storing the first administrator: %w", err)
+	}
+	if c.cfg.OnClaimed != nil {
+		c.cfg.OnClaimed()
+	}
+	return out, nil
+}
+
+// checkCode compares the claim code. Wrong ones are counted together for all sources, because one
+// code opens the box to anyone; the count empties within a minute, so nobody is locked out for good.
+// Five tries a minute at 40 bits of code need some 200,000 years.
+func (c *console) checkCode(r *http.Request, in ClaimRequest) error {
+	if retry, ok := c.codes.take(everyone); !ok {
+		return &limitedError{"too many wrong claim codes in the last minute", retry}
+	}
+	got, want := sha256.Sum256([]byte(bareCode(in.Code))), sha256.Sum256([]byte(bareCode(c.cfg.ClaimCode)))
+	if subtle.ConstantTimeCompare(got[:], want[:]) == 1 && bareCode(c.cfg.ClaimCode) != "" {
+		c.codes.giveBack(everyone)
+		return nil
+	}
+	c.note(r, audit.ClaimRefused, "wrong claim code")
+	return errWrongCode
+}
+
+// bareCode drops what people add or change when they copy a code.
+func bareCode(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '-' || r == ' ' || r == '\t' || r == '\u00a0' || r == '\u2013' {
+			return -1
+		}
+		return r
+	}, strings.ToUpper(s))
+}
+
+const maxUser = 64
+
+func checkUser(name string) error {
+	const mend = "use 1 to 64 letters, digits and the characters . _ - @"
+	if name == "" {
+		return &inputError{"user", "no user name given", mend}
+	}
+	ok := len(name) <= maxUser
+	for i, r := range name {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		ok = ok && (letter || i > 0 && strings.ContainsRune("._-@", r))
+	}
+	if !ok || name == audit.ActorDevice || name == audit.ActorBox {
+		return &inputError{"user", "the user name is not acceptable", mend + ", beginning with a letter or digit"}
+	}
+	return nil
+}
+
+// record starts an audit record about a request of the console; the store adds its index.
+func (c *console) record(r *http.Request, action audit.Action, outcome audit.Outcome) audit.Record {
+	return audit.Record{
+		Time: c.cfg.Now().UTC(), TimeSource: c.cfg.TimeSource,
+		Action: action, Source: c.cfg.Source(r).String(), Outcome: outcome,
+	}
+}
+
+// signIn checks a password and begins a session, whose identifier it returns. Wrong guesses are
+// limited per source only: nobody can lock an administrator out from somewhere else.
+func (c *console) signIn(r *http.Request, name, password string) (string, error) {
+	key := sourceKey(c.cfg.Source(r))
+	if retry, ok := c.signIns.take(key); !ok {
+		return "", &limitedError{"too many wrong passwords from your address in the last minute", retry}
+	}
+	err := c.checkSignIn(r.Context(), name, password)
+	if !errors.Is(err, errWrongPassword) {
+		c.signIns.giveBack(key) // right, or never checked
+	}
+	if errors.Is(err, errWrongPassword) {
+		c.note(r, audit.LoginRefused, "wrong user name or password")
+	}
+	if err != nil {
+		return "", err
+	}
+	return c.sessions.begin(name), nil
+}
+
+func (c *console) checkSignIn(ctx context.Context, name, password string) error {
+	if len(password) > maxPassword || len(name) > maxUser {
+		return errWrongPassword
+	}
+	user, err := c.cfg.Store.User(name)
+	if errors.Is(err, store.ErrNotFound) {
+		user = store.User{}
+	} else if err != nil {
+		return fmt.Errorf("looking up user: %w", err)
+	}
+	return c.hasher.verify(ctx, user.PasswordHash, password)
+}
+
+// notesPerMinute bounds what strangers can make the box write, and sync, to its log.
+const notesPerMinute = 30
+
+// note writes an audit record about a refusal of someone unknown. Beyond notesPerMinute refusals are
+// counted, and the next record says how many came between. User names are left out: people type
+// passwords into them.
+func (c *console) note(r *http.Request, action audit.Action, reason string) {
+	if _, ok := c.notes.take(everyone); !ok {
+		c.unnoted.Add(1)
+		return
+	}
+	rec := c.record(r, action, audit.OutcomeRefused)
+	rec.Reason = reason
+	if between := c.unnoted.Swap(0); between > 0 {
+		rec.Reason += fmt.Sprintf("; before this, %d more refusals were counted and not written", between)
+	}
+	if err := c.cfg.Store.Append(rec); err != nil {
+		c.cfg.Log.LogAttrs(r.Context(), slog.LevelError, "recording a refusal", slog.Any("err", err))
+	}
+}

@@ -1,0 +1,167 @@
+package webui
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"signet.internal/appliance/store"
+)
+
+// Problem is the body of every refusal of the API: RFC 9457 problem details with the action that
+// mends it.
+type Problem struct {
+	Type   string `json:"type" doc:"what kind of refusal this is; stable, for programs"`
+	Title  string `json:"title" doc:"the kind of refusal in words"`
+	Status int    `json:"status" doc:"the HTTP status, repeated"`
+	Detail string `json:"detail,omitempty" doc:"what is wrong with this very request"`
+	Mend   string `json:"mend" doc:"what to do about it"`
+	ID     string `json:"request_id" doc:"names this request in the box's log"`
+}
+
+func (p *Problem) Error() string {
+	if p.Detail != "" {
+		return p.Detail
+	}
+	return p.Title
+}
+
+// Refusals of the console and the admin API. The table in problems gives each its status and words.
+var (
+	errNoCredential  = errors.New("no credential")
+	errBadCredential = errors.New("unknown or expired credential")
+	errRole          = errors.New("role does not allow this")
+	errWrongCode     = errors.New("wrong claim code")
+	errWrongPassword = errors.New("wrong user or password")
+	errCrossOrigin   = errors.New("request from another site")
+	errNotFound      = errors.New("no such page")
+	errMethod        = errors.New("method not allowed")
+	errMediaType     = errors.New("media type not understood")
+	errTooLarge      = errors.New("body too large")
+	errUnreadable    = errors.New("body not understood")
+	errBusy          = errors.New("too many sign-ins at once")
+)
+
+// inputError is a value a person can correct; what and mend are shown to them.
+type inputError struct {
+	field string // name of the form field or JSON member
+	what  string
+	mend  string
+}
+
+func (e *inputError) Error() string { return e.what }
+
+// limitedError refuses a guess because too many before it were wrong.
+type limitedError struct {
+	what  string
+	retry time.Duration
+}
+
+func (e *limitedError) Error() string { return e.what }
+
+// problems is the one table from refusals to wire form. Anything it does not list is an internal
+// error outside, and the full chain in the log.
+var problems = []struct {
+	err    error
+	status int
+	kind   string
+	title  string
+	mend   string
+}{
+	{errNoCredential, http.StatusUnauthorized, "unauthenticated", "this needs a token",
+		"send \"Authorization: Bearer TOKEN\" with the token that signet claim printed, or sign in"},
+	{errBadCredential, http.StatusUnauthorized, "bad-credential", "the token is unknown or has expired",
+		"use a current token, or sign in again"},
+	{errRole, http.StatusForbidden, "role", "your role does not allow this",
+		"ask an administrator of this box"},
+	{errWrongCode, http.StatusForbidden, "wrong-claim-code", "the claim code is wrong",
+		"read the code off the box's own screen again; it changes with every boot"},
+	{errWrongPassword, http.StatusForbidden, "wrong-password", "user name or password is wrong",
+		"try again; the name is the one given when the box was claimed"},
+	{store.ErrClaimed, http.StatusConflict, "already-claimed", "this box has been claimed already",
+		"sign in as its administrator; if nobody you know claimed it, take it off the network"},
+	{errCrossOrigin, http.StatusForbidden, "cross-origin", "another web site sent this request",
+		"open the console itself and try there"},
+	{errNotFound, http.StatusNotFound, "not-found", "there is nothing at this address",
+		"the console is at /, the API's routes are listed in /openapi.json"},
+	{errMethod, http.StatusMethodNotAllowed, "method", "this address does not take that method",
+		"use a method of the Allow header"},
+	{errMediaType, http.StatusUnsupportedMediaType, "media-type", "the body's Content-Type is not understood",
+		"send Content-Type: application/json"},
+	{errTooLarge, http.StatusRequestEntityTooLarge, "too-large", "the body is too large",
+		"send less than 64 KiB"},
+	{errUnreadable, http.StatusBadRequest, "unreadable", "the body is not understood",
+		"send the members that /openapi.json names for this route, and no others"},
+	{errBusy, http.StatusServiceUnavailable, "busy", "too many sign-ins at once",
+		"try again in a few seconds"},
+	{store.ErrFull, http.StatusInsufficientStorage, "disk-full", "the box's state disk is nearly full",
+		"free or add space; until then the box issues nothing and changes nothing"},
+	{store.ErrFailed, http.StatusServiceUnavailable, "store-failed", "the box's state disk failed a write",
+		"start the box again; if it happens again replace the disk"},
+	{store.ErrDamaged, http.StatusInternalServerError, "store-damaged", "the box's stored state is damaged",
+		"restore the state from a backup"},
+}
+
+// problemOf gives the wire form of err, and whether the table knew it.
+func problemOf(err error) (Problem, bool) {
+	var in *inputError
+	if errors.As(err, &in) {
+		return Problem{Type: problemType("input"), Title: "a value is not acceptable", Status: http.StatusUnprocessableEntity,
+			Detail: in.what, Mend: in.mend}, true
+	}
+	var lim *limitedError
+	if errors.As(err, &lim) {
+		return Problem{Type: problemType("too-many-guesses"), Title: "too many wrong guesses", Status: http.StatusTooManyRequests,
+			Detail: lim.what, Mend: "wait " + strconv.Itoa(seconds(lim.retry)) + " seconds and try again"}, true
+	}
+	for _, p := range problems {
+		if !errors.Is(err, p.err) {
+			continue
+		}
+		out := Problem{Type: problemType(p.kind), Title: p.title, Status: p.status, Mend: p.mend}
+		if errors.Is(err, errUnreadable) {
+			out.Detail = err.Error()
+		}
+		return out, true
+	}
+	return Problem{Type: problemType("internal"), Title: "the box could not do this", Status: http.StatusInternalServerError,
+		Mend: "look for the request id in the box's log; try again later"}, false
+}
+
+func problemType(kind string) string { return "urn:signet:problem:" + kind }
+
+// seconds rounds up, because Retry-After is an integer (RFC 9110 §10.2.3).
+func seconds(d time.Duration) int { return max(1, int((d+time.Second-1)/time.Second)) }
+
+// refusalHeaders sets what goes with a refusal beside its body.
+func refusalHeaders(w http.ResponseWriter, err error, p Problem) {
+	var lim *limitedError
+	switch {
+	case errors.As(err, &lim):
+		w.Header().Set("Retry-After", strconv.Itoa(seconds(lim.retry)))
+	case p.Status == http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "2")
+	case errors.Is(err, errNoCredential):
+		w.Header().Set("WWW-Authenticate", `Bearer realm="signet"`)
+	case p.Status == http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Bearer realm="signet", error="invalid_token"`) // RFC 6750 §3.1
+	}
+}
+
+// writeJSON sends v in one write with its length.
+func writeJSON(w http.ResponseWriter, status int, mediaType string, v any) {
+	body, err := json.Marshal(v)
+	if err != nil { // only values of this package come here
+		panic(err)
+	}
+	write(w, status, mediaType, append(body, '\n'))
+}
+
+func write(w http.ResponseWriter, status int, mediaType string, body []byte) {
+	w.Header().Set("Content-Type", mediaType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	w.Write(body) // a client that went away is no concern of ours
+}

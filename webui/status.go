@@ -1,0 +1,184 @@
+package webui
+
+import (
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"signet.internal/appliance/handover"
+)
+
+// Status is the body of GET /api/v1/status and what the status page shows.
+type Status struct {
+	Name        string               `json:"name" doc:"of the site"`
+	Version     string               `json:"version" doc:"of the site"`
+	PublicHost  string               `json:"public_host"`
+	Demo        bool                 `json:"demo" doc:"keys and challenges of this site are public"`
+	Claimed     bool                 `json:"claimed"`
+	Ready       bool                 `json:"ready" doc:"every authority can issue"`
+	Kind        string               `json:"kind" doc:"\"box\" or \"host\""`
+	Epoch       uint32               `json:"epoch"`
+	Debug       bool                 `json:"debug" doc:"a debug image with a shell"`
+	SecureBoot  string               `json:"secure_boot" doc:"in plain words"`
+	PCR11       string               `json:"pcr11" doc:"lower-case hex, after leave-initrd; empty on a host"`
+	TPM         handover.TPM         `json:"tpm"`
+	Clock       Clock                `json:"clock"`
+	Authorities []AuthorityStatus    `json:"authorities"`
+	Profiles    []ProfileStatus      `json:"profiles"`
+	Conditions  []handover.Condition `json:"conditions" doc:"what needs a person"`
+}
+
+// Clock is the box's time and where it comes from.
+type Clock struct {
+	Now     time.Time `json:"now"`
+	Source  string    `json:"source"`
+	Floor   time.Time `json:"floor" doc:"nothing is signed while the clock is before this"`
+	Started time.Time `json:"started" doc:"when this service started"`
+}
+
+// AuthorityStatus is one CA and its registration authority.
+type AuthorityStatus struct {
+	Name       string       `json:"name"`
+	Protection string       `json:"protection" doc:"of the CA key: \"resident\" in the TPM, or \"sealed\" by it"`
+	CA         *Certificate `json:"ca"`
+	RA         *Certificate `json:"ra"`
+}
+
+// ProfileStatus is one enrollment profile.
+type ProfileStatus struct {
+	Name      string   `json:"name"`
+	Default   bool     `json:"default"`
+	Authority string   `json:"authority"`
+	SCEP      []string `json:"scep" doc:"URLs"`
+}
+
+// Certificate is what people compare of a certificate.
+type Certificate struct {
+	Subject   string    `json:"subject" doc:"RFC 4514"`
+	Issuer    string    `json:"issuer" doc:"RFC 4514"`
+	Serial    string    `json:"serial" doc:"lower-case hex"`
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
+	Key       string    `json:"key" doc:"algorithm and size in words"`
+	SHA256    string    `json:"sha256" doc:"of the DER, lower-case hex"`
+}
+
+// What is left of a certificate when the console starts to worry.
+const (
+	warnBefore = 30 * 24 * time.Hour
+	badBefore  = 7 * 24 * time.Hour
+)
+
+// status gathers the current state; it fails only when the store does.
+func (c *console) status() (Status, error) {
+	site, boot, now := c.cfg.Site(), c.cfg.Boot, c.cfg.Now()
+	s := Status{
+		Name: site.Name, Version: site.Version, PublicHost: site.PublicHost, Demo: site.Demo,
+		Claimed: c.cfg.Store.Claimed(),
+		Kind:    boot.Kind, Epoch: boot.Epoch, Debug: boot.Debug, SecureBoot: boot.SecureBoot, PCR11: boot.PCR11, TPM: boot.TPM,
+		Clock:       Clock{Now: now.UTC(), Source: c.cfg.TimeSource, Floor: boot.TimeFloor.UTC(), Started: c.started.UTC()},
+		Authorities: []AuthorityStatus{},
+		Profiles:    []ProfileStatus{},
+		Conditions:  append([]handover.Condition{}, boot.Conditions...),
+		Ready:       len(site.Authorities) > 0 && !now.Before(boot.TimeFloor),
+	}
+	for _, condition := range site.Conditions {
+		if !slices.Contains(s.Conditions, condition) {
+			s.Conditions = append(s.Conditions, condition)
+		}
+	}
+	if now.Before(boot.TimeFloor) {
+		s.Conditions = append(s.Conditions, handover.Condition{
+			What: fmt.Sprintf("The clock says %s, which is before %s, the latest time this box can vouch for; it signs nothing.", stamp(now), stamp(boot.TimeFloor)),
+			Mend: "Set the clock in the firmware set-up and start the box again."})
+	}
+	for _, a := range site.Authorities {
+		as := AuthorityStatus{Name: a.Name, Protection: a.Protection}
+		var err error
+		if as.CA, err = describe(a.CA); err != nil {
+			return Status{}, fmt.Errorf("authority %s: %w", a.Name, err)
+		}
+		if as.RA, err = describe(a.RA); err != nil {
+			return Status{}, fmt.Errorf("authority %s: RA: %w", a.Name, err)
+		}
+		s.Authorities = append(s.Authorities, as)
+		conditions, usable := certificateConditions(a, now)
+		s.Conditions = append(s.Conditions, conditions...)
+		s.Ready = s.Ready && usable
+	}
+	for _, p := range site.Profiles {
+		s.Profiles = append(s.Profiles, ProfileStatus{Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: append([]string{}, p.SCEP...)})
+	}
+	return s, nil
+}
+
+// certificateConditions says what about an authority's certificates needs a person, and whether it
+// can issue now.
+func certificateConditions(a Authority, now time.Time) (conditions []handover.Condition, usable bool) {
+	usable = true
+	for _, one := range []struct {
+		what, mend string
+		cert       *x509.Certificate
+	}{
+		{"CA certificate of authority " + a.Name, "Plan a new authority: certificates it issues cannot outlive it.", a.CA},
+		{"RA certificate of authority " + a.Name, "Start the box again: it renews the certificate when it starts.", a.RA},
+	} {
+		switch left := one.cert.NotAfter.Sub(now); {
+		case left <= 0:
+			usable = false
+			conditions = append(conditions, handover.Condition{What: fmt.Sprintf("The %s expired on %s.", one.what, stamp(one.cert.NotAfter)), Mend: one.mend})
+		case left < badBefore:
+			conditions = append(conditions, handover.Condition{What: fmt.Sprintf("The %s expires on %s.", one.what, stamp(one.cert.NotAfter)), Mend: one.mend})
+		case now.Before(one.cert.NotBefore):
+			usable = false
+			conditions = append(conditions, handover.Condition{What: fmt.Sprintf("The %s is not valid before %s.", one.what, stamp(one.cert.NotBefore)), Mend: "Check the box's clock."})
+		}
+	}
+	return conditions, usable
+}
+
+func describe(cert *x509.Certificate) (*Certificate, error) {
+	subject, err := nameText(cert.RawSubject)
+	if err != nil {
+		return nil, fmt.Errorf("subject: %w", err)
+	}
+	issuer, err := nameText(cert.RawIssuer)
+	if err != nil {
+		return nil, fmt.Errorf("issuer: %w", err)
+	}
+	sum := sha256.Sum256(cert.Raw)
+	return &Certificate{
+		Subject: subject, Issuer: issuer, Serial: hex.EncodeToString(cert.SerialNumber.Bytes()),
+		NotBefore: cert.NotBefore.UTC(), NotAfter: cert.NotAfter.UTC(),
+		Key: keyText(cert.PublicKey), SHA256: hex.EncodeToString(sum[:]),
+	}, nil
+}
+
+// nameText keeps the order of the encoded name, which pkix.Name does not.
+func nameText(raw []byte) (string, error) {
+	var name pkix.RDNSequence
+	if _, err := asn1.Unmarshal(raw, &name); err != nil {
+		return "", err
+	}
+	return name.String(), nil
+}
+
+func keyText(public any) string {
+	switch k := public.(type) {
+	case *rsa.PublicKey:
+		return fmt.Sprintf("RSA %d", k.N.BitLen())
+	case *ecdsa.PublicKey:
+		return "ECDSA " + k.Curve.Params().Name
+	}
+	return "unknown kind of key"
+}
+
+// stamp is how the console writes a time for people.
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }

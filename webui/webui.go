@@ -1,0 +1,214 @@
+// Package webui is the box's console: its pages, the admin API under /api/v1 and the OpenAPI
+// document that describes it. It shows what others decided and passes on what people ask for; it
+// decides nothing about certificates.
+package webui
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"embed"
+	"errors"
+	"fmt"
+	"html/template"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"signet.internal/appliance/handover"
+	"signet.internal/appliance/store"
+)
+
+// Config is what a console needs; every field but OnClaimed is required.
+type Config struct {
+	Store      *store.Store
+	Boot       handover.Boot
+	Site       func() Site   // called for each page: certificates and conditions change while the box runs
+	ClaimCode  string        // as on the box's screen; "" lets nobody claim the box
+	CABundle   func() []byte // PEM: the root of the box's TLS certificates and of every active authority
+	Now        func() time.Time
+	TimeSource string // of Now, for audit records
+	Log        *slog.Logger
+	OnClaimed  func() // called after the first administrator is stored; nil: nobody wants to know
+	Source     func(*http.Request) netip.Addr
+}
+
+// Site is what the console shows of the baked site and of its certificates.
+type Site struct {
+	Name        string
+	Version     string
+	PublicHost  string
+	Demo        bool // its keys and challenges are public: every page says so
+	Authorities []Authority
+	Profiles    []Profile
+	Conditions  []handover.Condition // what needs a person now, beyond the boot report's
+}
+
+// Authority is one CA of the box and its registration authority.
+type Authority struct {
+	Name       string
+	Protection string // of the CA key: "resident" or "sealed"
+	CA, RA     *x509.Certificate
+}
+
+// Profile is one enrollment profile and where devices reach it.
+type Profile struct {
+	Name      string
+	Default   bool
+	Authority string
+	SCEP      []string // absolute URLs, the preferred first
+}
+
+//go:embed templates/*.html
+var templateFiles embed.FS
+
+//go:embed static
+var staticFiles embed.FS
+
+// console serves the pages and the API.
+type console struct {
+	cfg      Config
+	started  time.Time
+	routes   []route
+	openAPI  []byte
+	assets   assets
+	pages    *template.Template
+	sessions *sessions
+	hasher   *hasher
+	codes    *limiter     // wrong claim codes, all sources together
+	signIns  *limiter     // wrong passwords, per source
+	notes    *limiter     // refusals written to the audit log, all sources together
+	unnoted  atomic.Int64 // refusals since the last one written
+	claiming sync.Mutex
+}
+
+// New returns the handler of the console listener. It expects TLS and timeouts around it.
+func New(cfg Config) (http.Handler, error) {
+	c, err := newConsole(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return c.handler(), nil
+}
+
+func newConsole(cfg Config) (*console, error) {
+	if cfg.Store == nil || cfg.Site == nil || cfg.CABundle == nil || cfg.Now == nil || cfg.Log == nil || cfg.Source == nil {
+		return nil, errors.New("console configuration: a required field is not set")
+	}
+	c := &console{
+		cfg:      cfg,
+		started:  cfg.Now(),
+		routes:   routeTable(),
+		sessions: newSessions(cfg.Now),
+		hasher:   newHasher(),
+		codes:    newLimiter(5, time.Minute, cfg.Now),
+		signIns:  newLimiter(5, time.Minute, cfg.Now),
+		notes:    newLimiter(notesPerMinute, time.Minute, cfg.Now),
+	}
+	var err error
+	if c.assets, err = loadAssets(staticFiles); err != nil {
+		return nil, fmt.Errorf("loading the console's files: %w", err)
+	}
+	if c.pages, err = parsePages(templateFiles, c.assets); err != nil {
+		return nil, fmt.Errorf("parsing the console's pages: %w", err)
+	}
+	if c.openAPI, err = buildOpenAPI(c.routes); err != nil {
+		return nil, fmt.Errorf("describing the API: %w", err)
+	}
+	return c, nil
+}
+
+// handler routes by the table and puts what every reply needs around it.
+func (c *console) handler() http.Handler {
+	mux := http.NewServeMux()
+	allowed := map[string]string{}
+	for _, rt := range c.routes {
+		mux.Handle(rt.method+" "+rt.pattern, c.serve(rt))
+		if allowed[rt.pattern] != "" {
+			allowed[rt.pattern] += ", "
+		}
+		allowed[rt.pattern] += rt.method
+		if rt.method == http.MethodGet {
+			allowed[rt.pattern] += ", HEAD"
+		}
+	}
+	for pattern, methods := range allowed {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Allow", methods)
+			c.refuse(w, r, errMethod)
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { c.refuse(w, r, errNotFound) })
+
+	guard := http.NewCrossOriginProtection()
+	guard.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { c.refuse(w, r, errCrossOrigin) }))
+	return c.observed(guard.Handler(mux))
+}
+
+// serve checks the caller's role and calls the route.
+func (c *console) serve(rt route) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		who, err := c.authenticate(r)
+		switch {
+		case rt.role == anonymous && !isInternal(err):
+			err = nil // a stale credential does not close what is open to everyone
+		case err == nil && who.role < rt.role:
+			err = errRole
+		}
+		if err == nil {
+			err = rt.serve(c, w, r, who)
+		}
+		if err != nil {
+			c.refuse(w, r, err)
+		}
+	})
+}
+
+func isInternal(err error) bool {
+	_, known := problemOf(err)
+	return err != nil && !known
+}
+
+// observed gives each request an id, security headers and one line in the log.
+func (c *console) observed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		securityHeaders(w.Header())
+		id := rand.Text()[:12]
+		w.Header().Set("X-Request-Id", id)
+		logged := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+		start := time.Now()
+		next.ServeHTTP(logged, r)
+		c.cfg.Log.LogAttrs(context.WithoutCancel(r.Context()), slog.LevelInfo, "console request",
+			slog.String("id", id), slog.String("method", r.Method), slog.String("path", r.URL.Path),
+			slog.String("source", c.cfg.Source(r).String()), slog.Int("status", logged.status),
+			slog.Duration("took", time.Since(start).Round(time.Microsecond)))
+	})
+}
+
+// securityHeaders allows the page nothing but its own stylesheet, icon and forms.
+func securityHeaders(h http.Header) {
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Referrer-Policy", "same-origin") // no-referrer would make browsers send "Origin: null" with forms
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Cache-Control", "no-store")
+}
+
+// statusWriter remembers the status for the log.
+type statusWriter struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap lets http.ResponseController reach the server's own writer.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
