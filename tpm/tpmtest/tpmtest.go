@@ -1,0 +1,187 @@
+// Package tpmtest runs software TPMs (swtpm) for tests, one to a test, with power cuts.
+//
+// swtpm is libtpms, not a chip: a green run proves neither the timing nor the quirks of hardware,
+// nor that a chip's NV memory survives a real power cut the way a file does.
+package tpmtest
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Start runs a fresh software TPM until the test ends and returns the spec to open it by.
+func Start(t testing.TB) (spec string) {
+	t.Helper()
+	return New(t).Spec()
+}
+
+// Machine is a software TPM that can lose power and get it back. Its methods are for the test's own
+// goroutine, but for those that Through calls.
+type Machine struct {
+	t   testing.TB
+	dir string // short: socket paths end at 108 bytes
+
+	mu  sync.Mutex
+	cmd *exec.Cmd // nil while off
+}
+
+// New runs a fresh software TPM until the test ends. Without swtpm the test is skipped, or fails
+// where CI=true.
+func New(t testing.TB) *Machine {
+	t.Helper()
+	if _, err := exec.LookPath("swtpm"); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("swtpm is missing: install the package swtpm")
+		}
+		t.Skip("swtpm is missing: install the package swtpm")
+	}
+	dir, err := os.MkdirTemp("", "swtpm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &Machine{t: t, dir: dir}
+	t.Cleanup(func() {
+		m.PowerCut()
+		os.RemoveAll(dir)
+	})
+	m.PowerOn()
+	return m
+}
+
+// Spec is what to open the TPM by. It takes one client at a time.
+func (m *Machine) Spec() string { return "swtpm:" + m.socket() }
+
+func (m *Machine) socket() string { return filepath.Join(m.dir, "sock") }
+
+// PowerCut kills the TPM without a shutdown command; what it wrote to NV stays.
+func (m *Machine) PowerCut() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cmd == nil {
+		return
+	}
+	_ = m.cmd.Process.Kill()
+	_ = m.cmd.Wait()
+	m.cmd = nil
+}
+
+// PowerOn starts the TPM again, with PCRs reset.
+func (m *Machine) PowerOn() {
+	m.t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cmd != nil {
+		return
+	}
+	os.Remove(m.socket())
+	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+m.dir,
+		"--server", "type=unixio,path="+m.socket(), "--flags", "not-need-init,startup-clear")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		m.t.Fatal(err)
+	}
+	m.cmd = cmd
+	for range 500 {
+		if _, err := os.Stat(m.socket()); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	m.t.Fatal("swtpm did not make its socket within five seconds")
+}
+
+// Reboot is a power cut and a boot.
+func (m *Machine) Reboot() {
+	m.t.Helper()
+	m.PowerCut()
+	m.PowerOn()
+}
+
+// Fault is what happens to one command.
+type Fault int
+
+// Faults.
+const (
+	Pass      Fault = iota
+	CutBefore       // power fails before the TPM sees the command
+	CutAfter        // the TPM has done it, then power fails and no response arrives
+)
+
+// Through returns a spec that leads to the same TPM, with hook deciding about each command by its
+// command code (TPM 2.0 Part 2 §6.5.2).
+func (m *Machine) Through(hook func(code uint32) Fault) (spec string) {
+	m.t.Helper()
+	path := filepath.Join(m.dir, "faulty")
+	os.Remove(path)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			m.relay(client, hook)
+		}
+	}()
+	return "swtpm:" + path
+}
+
+func (m *Machine) relay(client net.Conn, hook func(code uint32) Fault) {
+	defer client.Close()
+	server, err := net.Dial("unix", m.socket())
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	for {
+		cmd, err := frame(client)
+		if err != nil {
+			return
+		}
+		fault := hook(binary.BigEndian.Uint32(cmd[6:]))
+		if fault == CutBefore {
+			m.PowerCut()
+			return
+		}
+		if _, err := server.Write(cmd); err != nil {
+			return
+		}
+		rsp, err := frame(server)
+		if err != nil {
+			return
+		}
+		if fault == CutAfter {
+			m.PowerCut()
+			return
+		}
+		if _, err := client.Write(rsp); err != nil {
+			return
+		}
+	}
+}
+
+// frame reads a command or response, whose header is tag, size and code.
+func frame(r io.Reader) ([]byte, error) {
+	b := make([]byte, 10)
+	if _, err := io.ReadFull(r, b); err != nil {
+		return nil, err
+	}
+	size := binary.BigEndian.Uint32(b[2:])
+	if size < 10 || size > 1<<16 {
+		return nil, io.ErrUnexpectedEOF
+	}
+	b = append(b, make([]byte, size-10)...)
+	_, err := io.ReadFull(r, b[10:])
+	return b, err
+}
