@@ -1,0 +1,232 @@
+package enroll
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"sync"
+	"time"
+
+	"signet.internal/appliance/audit"
+)
+
+// Refusal is a message refused before its sender was authenticated.
+type Refusal struct {
+	Profile       string // "" where the message did not get that far
+	Protocol      string // ProtocolSCEP
+	Source        netip.Addr
+	TransactionID string // as sent, "" if unreadable
+	Identity      string // who the CSR names, "" if unreadable
+
+	// Reason is one of a fixed set of texts of the calling package: refusals are counted by it, so
+	// nothing of the message belongs into it.
+	Reason string
+}
+
+// Bounds on what senders nobody knows can make the box write: per minute at most writtenMax records
+// at once, each with its own sync, and at the minute's end at most countedMax+1 more with one sync.
+const (
+	refusalPeriod = time.Minute
+	writtenMax    = 20
+	countedMax    = 64
+)
+
+// Refused records a refusal that the calling protocol made: the first of its source and reason in a
+// minute at once, the others of that minute as one record with their number.
+func (e *Engine) Refused(r Refusal) {
+	if !e.enter() {
+		return
+	}
+	defer e.running.Done()
+	e.countRefusal(r)
+}
+
+func (e *Engine) countRefusal(r Refusal) {
+	if !e.refusals.add(r) {
+		return
+	}
+	if err := e.store.Append(e.refusalRecord(r, r.Reason)); err != nil {
+		e.log.Error("recording refusal", "error", err)
+		e.refusals.count(r) // the minute's end tries again
+	}
+}
+
+// refuseUnauthenticated counts the refusal of a request whose proof was not good.
+func (e *Engine) refuseUnauthenticated(r Request, cause error) {
+	var reason string
+	switch {
+	case errors.Is(cause, ErrUnknownProfile):
+		reason = "unknown profile"
+	case errors.Is(cause, ErrSignerKey):
+		reason = "signer key is not the key of the CSR"
+	case errors.Is(cause, ErrChallenge):
+		reason = "wrong or missing challenge"
+	default: // the box's own trouble, or the client went away
+		return
+	}
+	e.countRefusal(Refusal{
+		Profile: r.Profile, Protocol: r.Protocol, Source: r.Source,
+		TransactionID: r.TransactionID, Identity: r.CSR.Identity(), Reason: reason,
+	})
+}
+
+// refuse records the refusal of an authenticated request and returns the error for the caller. What
+// the transaction's own records already tell, and a client that went away, is not recorded again.
+func (e *Engine) refuse(r Request, cause error) error {
+	switch {
+	case errors.Is(cause, ErrBusy), errors.Is(cause, ErrUnavailable),
+		errors.Is(cause, context.Canceled), errors.Is(cause, context.DeadlineExceeded):
+		return cause
+	}
+	rec := e.recordOf(r, audit.SCEPRefused, audit.OutcomeRefused, e.now())
+	rec.Reason = cause.Error()
+	if err := e.store.Append(rec); err != nil {
+		e.log.Error("recording refusal", "error", err)
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return cause
+}
+
+// flushRefusals writes counted refusals once a period until the engine closes.
+func (e *Engine) flushRefusals() {
+	defer close(e.stopped)
+	t := time.NewTicker(refusalPeriod)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			if err := e.writeCounted(); err != nil {
+				e.log.Error("recording counted refusals", "error", err)
+			}
+		case <-e.stop:
+			return
+		}
+	}
+}
+
+// writeCounted writes what was counted since the last time, in one batch, and starts a new period.
+func (e *Engine) writeCounted() error {
+	var records []audit.Record
+	for _, c := range e.refusals.drain() {
+		records = append(records, e.refusalRecord(c.refusal, c.refusal.Reason+": "+strconv.FormatUint(c.n, 10)+" more within a minute"))
+	}
+	return e.store.Append(records...)
+}
+
+func (e *Engine) refusalRecord(r Refusal, reason string) audit.Record {
+	rec := e.record(audit.SCEPRefused, audit.OutcomeRefused, e.now())
+	rec.Actor = audit.ActorDevice
+	if r.Source.IsValid() {
+		rec.Source = r.Source.Unmap().String()
+	}
+	rec.Profile, rec.Protocol, rec.Transaction, rec.Identity, rec.Reason = r.Profile, r.Protocol, r.TransactionID, r.Identity, reason
+	return rec
+}
+
+// record is a record of the box itself at a time.
+func (e *Engine) record(action audit.Action, outcome audit.Outcome, now time.Time) audit.Record {
+	return audit.Record{Time: now, TimeSource: e.timeSource, Action: action, Outcome: outcome}
+}
+
+// recordOf is a record about a device's request.
+func (e *Engine) recordOf(r Request, action audit.Action, outcome audit.Outcome, now time.Time) audit.Record {
+	rec := e.record(action, outcome, now)
+	rec.Actor = audit.ActorDevice
+	if r.Source.IsValid() {
+		rec.Source = r.Source.Unmap().String()
+	}
+	csr := sha256.Sum256(r.CSR.Raw)
+	rec.Profile, rec.Protocol, rec.Transaction = r.Profile, r.Protocol, r.TransactionID
+	rec.Identity, rec.CSRSHA256 = r.CSR.Identity(), hex.EncodeToString(csr[:])
+	return rec
+}
+
+// refusals counts refusals of one period. It holds at most countedMax sources and reasons; what
+// comes beyond them is counted together.
+type refusals struct {
+	mu      sync.Mutex
+	counts  map[refusalKey]*counted
+	written int
+	beyond  uint64
+}
+
+type refusalKey struct {
+	protocol, profile, reason string
+	source                    netip.Addr
+}
+
+type counted struct {
+	refusal Refusal // without what differs from message to message
+	n       uint64
+}
+
+func newRefusals() refusals { return refusals{counts: map[refusalKey]*counted{}} }
+
+// add counts r, or returns true where it is to be written at once instead.
+func (rs *refusals) add(r Refusal) bool {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	c, seen := rs.entry(r)
+	if !seen && rs.written < writtenMax {
+		rs.written++
+		return true
+	}
+	rs.increment(c)
+	return false
+}
+
+// count counts r without asking for it to be written.
+func (rs *refusals) count(r Refusal) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	c, _ := rs.entry(r)
+	rs.increment(c)
+}
+
+func (rs *refusals) increment(c *counted) {
+	if c == nil {
+		rs.beyond++
+		return
+	}
+	c.n++
+}
+
+// entry returns the counter of r, nil where there is no room for another, and whether r's source and
+// reason were seen before in this period or cannot be told apart any more.
+func (rs *refusals) entry(r Refusal) (c *counted, seen bool) {
+	const keyText = 128
+	k := refusalKey{cut(r.Protocol, keyText), cut(r.Profile, keyText), cut(r.Reason, keyText), r.Source.WithZone("")}
+	if c, ok := rs.counts[k]; ok {
+		return c, true
+	}
+	if len(rs.counts) >= countedMax {
+		return nil, true
+	}
+	c = &counted{refusal: Refusal{Profile: k.profile, Protocol: k.protocol, Reason: k.reason, Source: k.source}}
+	rs.counts[k] = c
+	return c, false
+}
+
+// drain returns the counters that counted anything and starts a new period.
+func (rs *refusals) drain() []counted {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	var all []counted
+	for _, c := range rs.counts {
+		if c.n > 0 {
+			all = append(all, *c)
+		}
+	}
+	if rs.beyond > 0 {
+		all = append(all, counted{refusal: Refusal{Reason: "refusals from further sources"}, n: rs.beyond})
+	}
+	clear(rs.counts)
+	rs.written, rs.beyond = 0, 0
+	return all
+}
+
+func cut(s string, n int) string { return s[:min(len(s), n)] }
