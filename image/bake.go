@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 
 	"signet.internal/image/format"
 	"signet.internal/provision"

@@ -17,6 +17,10 @@ const (
 	ModulesDir   = "/lib/modules"
 	ModulesOrder = "/lib/modules/order" // file names under ModulesDir, one a line, in load order
 
+	// Debian's file system tools, with their libraries, for the box's STATE partition.
+	MkfsPath = "/sbin/mke2fs"
+	FsckPath = "/sbin/e2fsck"
+
 	// Delivered by systemd-stub from the UKI's .pcrsig and .pcrpkey sections.
 	PCRSignatureFile = "/.extra/tpm2-pcr-signature.json" // one JSON PCRSignatures
 	PCRPublicKeyFile = "/.extra/tpm2-pcr-public-key.pem" // PKIX "PUBLIC KEY"

@@ -12,8 +12,8 @@ import (
 // qmpReply is any message of QEMU's monitor protocol (QEMU docs/interop/qmp-spec): an answer,
 // or else the greeting or an event, which are passed over.
 type qmpReply struct {
-	Return   json.RawMessage `json:"return"`
-	Error    *struct {
+	Return json.RawMessage `json:"return"`
+	Error  *struct {
 		Description string `json:"desc"`
 	} `json:"error"`
 }
