@@ -257,7 +257,7 @@ func serverNames(names []string, ips []net.IP) ([]byte, error) {
 		return nil, errors.New("server certificate without a name")
 	}
 	for _, n := range names {
-		if err := checkDNSName(n); err != nil {
+		if err := CheckDNSName(n); err != nil {
 			return nil, fmt.Errorf("server name %q: %w", n, err)
 		}
 	}

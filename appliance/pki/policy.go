@@ -162,12 +162,12 @@ func (p *Profile) checkName(n Name) error {
 		}
 		return refused
 	case DNS:
-		if err := checkDNSName(n.Value); err != nil {
+		if err := CheckDNSName(n.Value); err != nil {
 			return &PolicyError{"san.dns", fmt.Sprintf("%s (%v)", printable(n.Value), err)}
 		}
 	case Email:
 		local, domain, _ := strings.Cut(n.Value, "@")
-		if local == "" || strings.ContainsAny(n.Value, " <>,;\"\\") || checkDNSName(domain) != nil {
+		if local == "" || strings.ContainsAny(n.Value, " <>,;\"\\") || CheckDNSName(domain) != nil {
 			return &PolicyError{"san.email", printable(n.Value) + " (not a mail address)"}
 		}
 	case URI, UPN:
@@ -205,9 +205,9 @@ func matches(pattern, s string) bool {
 	return strings.HasSuffix(s, last)
 }
 
-// checkDNSName checks the preferred name syntax (RFC 1034 §3.5), underscores besides; no wildcard,
+// CheckDNSName checks the preferred name syntax (RFC 1034 §3.5), underscores besides; no wildcard,
 // no final dot.
-func checkDNSName(s string) error {
+func CheckDNSName(s string) error {
 	if len(s) == 0 || len(s) > 253 {
 		return errors.New("1 to 253 characters")
 	}

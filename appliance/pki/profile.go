@@ -203,7 +203,7 @@ func patternProblem(kind Kind, pattern string) (what, mend string) {
 			bare := strings.TrimLeft(pattern, "*")
 			return fmt.Sprintf("%q also matches names that only end alike", pattern), fmt.Sprintf("write %q and, for the name itself, %q", "*."+bare, bare)
 		}
-		if err := checkDNSName(literal); err != nil {
+		if err := CheckDNSName(literal); err != nil {
 			return fmt.Sprintf("%q cannot match a DNS name: %v", pattern, err), `write a pattern such as "*" or "*.example.com"`
 		}
 	case Email, UPN:

@@ -1,0 +1,69 @@
+package provision
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"path"
+	"strings"
+	"time"
+
+	"signet.internal/appliance/pki"
+)
+
+// readTrust checks every bundle in trust/: certificates only, at least one, none expired.
+func (l *loader) readTrust() {
+	for _, entry := range l.readDir(trustDir) {
+		name := path.Join(trustDir, entry.Name())
+		if entry.IsDir() || path.Ext(name) != ".pem" {
+			l.failf(name, "remove it, or name it *.pem if it is a bundle of certificates", "only files named *.pem belong in %s/", trustDir)
+			continue
+		}
+		if content := l.readFile(name); content != nil {
+			l.readBundle(name, content)
+		}
+	}
+}
+
+func (l *loader) readBundle(file string, content []byte) {
+	failAt := func(line int, what, mend string) {
+		l.problems = append(l.problems, Problem{File: file, Line: line, What: what, Mend: mend})
+	}
+	rest, certificates, blocks := content, 0, 0
+	for {
+		block, next := pem.Decode(rest)
+		if block == nil {
+			break
+		}
+		blocks++
+		// pem.Decode skips text before a block: the block begins at its last BEGIN line.
+		consumed := content[:len(content)-len(next)]
+		line := 1
+		if begin := bytes.LastIndex(consumed, []byte("-----BEGIN ")); begin >= 0 {
+			line = lineNumber(content, begin)
+		}
+		rest = next
+		if strings.Contains(block.Type, "PRIVATE KEY") {
+			failAt(line, "a private key: everything in "+trustDir+"/ goes into the image", "remove it from the site, and from its history in version control")
+			continue
+		}
+		if block.Type != "CERTIFICATE" {
+			failAt(line, "a "+block.Type+", not a certificate", "remove it")
+			continue
+		}
+		certificates++
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			failAt(line, "a certificate that cannot be read: "+err.Error(), "replace it")
+			continue
+		}
+		if !l.now.IsZero() && l.now.After(cert.NotAfter) {
+			failAt(line, "certificate "+pki.FormatDN(cert.RawSubject)+" expired on "+cert.NotAfter.UTC().Format(time.DateOnly), "remove it, or replace it with its successor")
+		}
+	}
+	if begins := bytes.Count(content, []byte("-----BEGIN ")); begins > blocks {
+		failAt(0, "a PEM block that cannot be read", "restore the file; each block has a BEGIN line, base64 and an END line")
+	} else if certificates == 0 {
+		failAt(0, "no certificate in it", "put the PEM certificates in, or remove the file")
+	}
+}
