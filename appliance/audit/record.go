@@ -82,13 +82,31 @@ type encoded struct {
 // export) shows the same keys.
 func (r Record) MarshalJSON() ([]byte, error) { return Leaf(r), nil }
 
-// UnmarshalJSON reads what MarshalJSON wrote. Unknown and missing keys are errors.
+// UnmarshalJSON reads what MarshalJSON wrote; an unknown key is an error.
 func (r *Record) UnmarshalJSON(b []byte) error {
 	rec, err := decode(b)
 	if err != nil {
 		return err
 	}
 	*r = rec
+	return nil
+}
+
+// Check refuses a record that would not say when, by which clock, what and with what outcome.
+func (r Record) Check() error {
+	for _, f := range []struct {
+		name    string
+		missing bool
+	}{
+		{"time", r.Time.IsZero()},
+		{"time source", r.TimeSource == ""},
+		{"action", r.Action == ""},
+		{"outcome", r.Outcome == ""},
+	} {
+		if f.missing {
+			return fmt.Errorf("audit record %q without %s", r.Action, f.name)
+		}
+	}
 	return nil
 }
 
@@ -171,10 +189,7 @@ func bound(s string, limit int) string {
 	const ellipsis = "…"
 	cut := false
 	if len(s) > limit {
-		s, cut = s[:limit], true
-		for i := 0; i < utf8.UTFMax && !utf8.ValidString(s[max(0, len(s)-utf8.UTFMax):]); i++ {
-			s = s[:len(s)-1]
-		}
+		s, cut = dropPartial(s[:limit]), true
 	}
 	s = repair(s)
 	if len(s) <= limit && !cut {
@@ -186,6 +201,20 @@ func bound(s string, limit int) string {
 		s = s[:len(s)-n]
 	}
 	return s + ellipsis
+}
+
+// dropPartial removes a character that the end of s cuts in two.
+func dropPartial(s string) string {
+	for i := len(s) - 1; i >= max(0, len(s)-utf8.UTFMax); i-- {
+		if !utf8.RuneStart(s[i]) {
+			continue
+		}
+		if !utf8.FullRuneInString(s[i:]) {
+			return s[:i]
+		}
+		break
+	}
+	return s
 }
 
 // repair replaces every byte that is not part of valid UTF-8 by U+FFFD.
