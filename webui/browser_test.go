@@ -1,0 +1,149 @@
+package webui
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/chromedp"
+
+	"signet.internal/appliance/handover"
+)
+
+// A green run proves that a real browser can claim the box, sign out, fail to sign in, sign in and
+// page through the log under the page's own policy, and that no page is wider than a phone. It does
+// not prove that the pages look good: set SIGNET_SCREENSHOTS to a directory and look.
+
+// newBrowser starts headless Chromium and returns a context of one tab.
+func newBrowser(t *testing.T) context.Context {
+	t.Helper()
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("chromium is missing: apt-get install chromium")
+		}
+		t.Skip("chromium is not installed")
+	}
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
+		chromedp.ExecPath(path), chromedp.DisableGPU, chromedp.Flag("no-sandbox", true),
+		chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("disable-component-update", true))
+	ctx, cancel := chromedp.NewExecAllocator(context.Background(), options...)
+	t.Cleanup(cancel)
+	ctx, cancel = chromedp.NewContext(ctx)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// look checks the page at phone and desktop width, light and dark, and keeps pictures of it.
+func look(t *testing.T, ctx context.Context, name string) {
+	t.Helper()
+	dir := os.Getenv("SIGNET_SCREENSHOTS")
+	for _, screen := range []struct {
+		name  string
+		width int64
+	}{{"phone", 390}, {"desktop", 1280}} {
+		for _, scheme := range []string{"dark", "light"} {
+			_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+				Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if err := chromedp.Do(ctx, chromedp.EmulateViewport(screen.width, 900)); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			width, err := chromedp.Run(ctx, chromedp.Evaluate[int64](`document.documentElement.scrollWidth`))
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			picture, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if width > screen.width {
+				t.Errorf("%s: %d px wide on a screen of %d", name, width, screen.width)
+			}
+			if dir != "" {
+				if err := os.WriteFile(filepath.Join(dir, name+"-"+screen.name+"-"+scheme+".png"), picture, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}
+
+func TestBrowser(t *testing.T) {
+	ctx := newBrowser(t)
+	box := newBox(t, func(c *Config) {
+		c.Boot.Conditions = []handover.Condition{{
+			What: "Keys are not protected against a changed disk, because Secure Boot is off.",
+			Mend: "Bake the site with secure_boot: own-keys, and flash the box again.",
+		}}
+	})
+	box.enroll(40)
+
+	var mu sync.Mutex
+	var complaints []string // what the browser wrote to its console: blocked styles, missing files
+	err := chromedp.Listen(ctx, func(ev any) {
+		e, ok := ev.(*log.EventEntryAdded)
+		if !ok || e.Entry.Level != log.EntryLevelError || strings.Contains(e.Entry.Text, "status of 40") {
+			return // the refusals below are meant
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		complaints = append(complaints, e.Entry.Text+" "+e.Entry.URL)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := chromedp.Call(ctx, log.Enable, cdp.Empty{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	step := func(name string, actions ...chromedp.Action[chromedp.Void]) {
+		t.Helper()
+		if err := chromedp.Do(ctx, actions...); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		look(t, ctx, name)
+	}
+	textOf := func(selector string) string {
+		t.Helper()
+		text, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS(selector)))
+		if err != nil {
+			t.Fatalf("%s: %v", selector, err)
+		}
+		return text
+	}
+
+	step("unclaimed", chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS("#code")))
+	step("claim-wrong-code", chromedp.SendKeys(chromedp.CSS("#code"), "AAAA-AAAA"), chromedp.SendKeys(chromedp.CSS("#claim-user"), "alice"),
+		chromedp.Submit(chromedp.CSS("#code")), chromedp.WaitVisible(chromedp.CSS("#form-problem")))
+	if got := textOf("#form-problem"); !strings.Contains(got, "claim code is wrong") {
+		t.Errorf("wrong code says %q", got)
+	}
+	step("claimed", chromedp.SendKeys(chromedp.CSS("#code"), "k7qm 2xpd"), chromedp.Submit(chromedp.CSS("#code")), chromedp.WaitVisible(chromedp.CSS(".secrets")))
+	password := textOf(".secrets dd:nth-of-type(2) code")
+	step("signed-in", chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS(".log")))
+	step("older", chromedp.Click(chromedp.CSS(`.paging a[rel=next]`)), chromedp.WaitVisible(chromedp.CSS(".log")))
+	step("everything", chromedp.Navigate(box.URL+"/?show=all"), chromedp.WaitVisible(chromedp.CSS(".log")))
+	step("signed-out", chromedp.Click(chromedp.CSS("header button")), chromedp.WaitVisible(chromedp.CSS("#user")))
+	step("sign-in-wrong", chromedp.SendKeys(chromedp.CSS("#user"), "alice"), chromedp.SendKeys(chromedp.CSS("#password"), "not the password"),
+		chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS("#form-problem")))
+	step("signed-in-again", chromedp.SendKeys(chromedp.CSS("#password"), password), chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS(".log")))
+	step("not-found", chromedp.Navigate(box.URL+"/nowhere"), chromedp.WaitVisible(chromedp.CSS("#refusal")))
+	mu.Lock()
+	defer mu.Unlock()
+	for _, c := range complaints {
+		t.Error("the browser complains:", c)
+	}
+}
