@@ -1,0 +1,256 @@
+package scep
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"signet.internal/appliance/audit"
+)
+
+// The tests in this file run clients of others against the service over loopback HTTP. A green run proves that these clients, in the
+// versions installed, enroll or are refused in words they print. It proves nothing about TLS, the TPM or other clients.
+
+// need returns the path of a client, or skips the test; under CI a missing client is a failure.
+func need(t *testing.T, name, pkg string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("%s is missing: install the Debian package %s", name, pkg)
+		}
+		t.Skipf("%s is missing: install the Debian package %s", name, pkg)
+	}
+	return path
+}
+
+// run runs a client and returns what it wrote to stdout and stderr, and whether it exited with 0.
+func run(t *testing.T, dir, name string, args ...string) (stdout, stderr string, ok bool) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Dir = dir
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if _, exited := err.(*exec.ExitError); err != nil && !exited {
+		t.Fatal(err)
+	}
+	t.Logf("%s %s\nexit: %v\n%s", filepath.Base(name), strings.Join(args, " "), err, errs.String())
+	return out.String(), errs.String(), err == nil
+}
+
+// swan is a device that enrolls with strongSwan.
+type swan struct {
+	t        *testing.T
+	pki, dir string
+	url      string
+	cas      []string // the certificates of GetCACert that are no RA
+}
+
+// newSwan makes a device with an RSA key and fetches the CA certificates.
+func newSwan(t *testing.T, url string) *swan {
+	t.Helper()
+	d := &swan{t: t, pki: need(t, "pki", "strongswan-pki"), dir: t.TempDir(), url: url}
+	key, _, ok := run(t, d.dir, d.pki, "--gen", "--type", "rsa", "--size", "2048", "--outform", "pem")
+	if !ok {
+		t.Fatal("pki --gen")
+	}
+	if err := os.WriteFile(d.file("key.pem"), []byte(key), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok := run(t, d.dir, d.pki, "--scepca", "--url", url, "--caout", "ca.crt", "--raout", "ra.crt", "--outform", "pem", "--force"); !ok {
+		t.Fatal("pki --scepca")
+	}
+	if d.cas, _ = filepath.Glob(d.file("ca*.crt")); len(d.cas) == 0 {
+		t.Fatal("pki --scepca wrote no CA certificate")
+	}
+	return d
+}
+
+func (d *swan) file(name string) string { return filepath.Join(d.dir, name) }
+
+// enroll runs pki --scep and returns the certificate it wrote, nil if none.
+func (d *swan) enroll(challenge string, more ...string) (cert *x509.Certificate, stderr string) {
+	d.t.Helper()
+	args := []string{"--scep", "--url", d.url, "--in", "key.pem", "--dn", "C=CH, O=Signet, CN=dev.example.com", "--san", "dev.example.com",
+		"--password", challenge, "--cacert-enc", "ra.crt", "--cacert-sig", "ra.crt", "--outform", "pem"}
+	for _, ca := range d.cas {
+		args = append(args, "--cacert", ca)
+	}
+	out, stderr, ok := run(d.t, d.dir, d.pki, append(args, more...)...)
+	block, _ := pem.Decode([]byte(out))
+	if ok != (block != nil) {
+		d.t.Fatalf("pki --scep: exit 0 is %v, with output %q", ok, out)
+	}
+	if block == nil {
+		return nil, stderr
+	}
+	writePEM(d.t, d.file("dev.crt"), "CERTIFICATE", block.Bytes)
+	return parse(d.t, block.Bytes), stderr
+}
+
+func TestStrongSwanEnrolls(t *testing.T) {
+	for _, profile := range []string{"corp", "modern"} {
+		t.Run(profile, func(t *testing.T) {
+			s := newService(t, nil, nil)
+			d := newSwan(t, s.url+"/scep/"+profile)
+			cert, _ := d.enroll(secret)
+			if cert == nil {
+				t.Fatalf("not enrolled; log:\n%s", s.log)
+			}
+			if got := cert.Subject.String(); got != "CN=dev.example.com,O=Signet,C=CH" || !slices.Equal(cert.DNSNames, []string{"dev.example.com"}) {
+				t.Errorf("certificate for %s, %v", got, cert.DNSNames)
+			}
+			checkOpenSSL(t, d.dir, "ca.crt", "dev.crt")
+
+			posted := s.last()
+			if posted.method != http.MethodPost {
+				t.Errorf("the client used %s although POSTPKIOperation is offered", posted.method)
+			}
+			s.checkReplayed(posted, profile, cert)
+			s.checkLog()
+			rec := s.checkRecord(audit.OutcomeSuccess, profile)
+			if rec.Identity != "dev.example.com" || rec.Source != "127.0.0.1" || rec.Serial != hex.EncodeToString(cert.SerialNumber.Bytes()) {
+				t.Errorf("audit record %+v", rec)
+			}
+		})
+	}
+}
+
+// A client that is not told of POSTPKIOperation sends its message in the query.
+func TestStrongSwanEnrollsByGET(t *testing.T) {
+	s := newService(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.RawQuery, "operation=GetCACaps") {
+				io.WriteString(w, strings.ReplaceAll(capabilities, "POSTPKIOperation\n", ""))
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	}, nil)
+	d := newSwan(t, s.url+"/cgi-bin/pkiclient.exe")
+	cert, _ := d.enroll(secret)
+	if cert == nil {
+		t.Fatalf("not enrolled; log:\n%s", s.log)
+	}
+	got := s.last()
+	if got.method != http.MethodGet {
+		t.Fatalf("the client used %s", got.method)
+	}
+	checkOpenSSL(t, d.dir, "ca.crt", "dev.crt")
+	s.checkReplayed(got, "corp", cert)
+}
+
+func TestStrongSwanDigests(t *testing.T) {
+	s := newService(t, nil, nil)
+	d := newSwan(t, s.url+"/scep")
+	for _, digest := range []string{"sha384", "sha512"} {
+		if cert, _ := d.enroll(secret, "--digest", digest); cert == nil {
+			t.Errorf("--digest %s: not enrolled; log:\n%s", digest, s.log)
+		}
+	}
+}
+
+func TestStrongSwanRefused(t *testing.T) {
+	s := newService(t, nil, nil)
+	d := newSwan(t, s.url+"/scep/corp")
+	for name, c := range map[string]struct {
+		challenge string
+		args      []string
+		fail      failInfo
+		text      string // in failInfoText
+		prints    string // what the client says
+	}{
+		"wrong challenge": {challenge: "wrong-challenge", fail: badRequest, text: "challenge password", prints: "transaction not permitted or supported"},
+		"no challenge":    {challenge: "", fail: badRequest, text: "challenge password", prints: "transaction not permitted or supported"},
+		"3DES":            {challenge: secret, args: []string{"--cipher", "des3"}, fail: badAlg, text: "3DES-CBC", prints: "unrecognized or unsupported algorithm identifier"},
+		"a subject the profile does not allow": {challenge: secret, args: []string{"--dn", "CN=dev, E=root@example.com"}, fail: badRequest, text: "subject.allow",
+			prints: "transaction not permitted or supported"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cert, stderr := d.enroll(c.challenge, c.args...)
+			if cert != nil {
+				t.Fatal("enrolled")
+			}
+			if !strings.Contains(stderr, c.prints) {
+				t.Errorf("the client does not say %q", c.prints)
+			}
+			r := s.openReply(s.last())
+			if r.status != "2" || r.fail != c.fail || !strings.Contains(r.text, c.text) {
+				t.Errorf("pkiStatus %s, failInfo %s, failInfoText %q; want 2, %s and %q", r.status, r.fail, r.text, c.fail, c.text)
+			}
+		})
+	}
+	s.checkLog()
+}
+
+// Debian's scepclient signs with SHA-1 and encrypts with single DES, and cannot be told otherwise.
+func TestScepclientRefused(t *testing.T) {
+	client := need(t, "scepclient", "scep")
+	s := newService(t, nil, nil)
+	dir := t.TempDir()
+	_, stderr, ok := run(t, dir, client, "-server-url", s.url+"/scep", "-challenge", secret, "-private-key", "k.key",
+		"-certificate", "out.crt", "-cn", "dev.example.com", "-keySize", "2048", "-debug")
+	if ok {
+		t.Fatal("enrolled")
+	}
+	r := s.openReply(s.last())
+	if r.status != "2" || r.fail != badAlg || !strings.Contains(r.text, "SHA-1") || !strings.Contains(r.text, "SHA-256") {
+		t.Errorf("pkiStatus %s, failInfo %s, failInfoText %q", r.status, r.fail, r.text)
+	}
+	if !strings.Contains(stderr, "badAlg") && !strings.Contains(stderr, "failInfo") {
+		t.Errorf("the client does not say what it was told:\n%s", stderr)
+	}
+	s.checkLog()
+}
+
+func TestCertmongerHelper(t *testing.T) {
+	helper := need(t, "/usr/lib/certmonger/scep-submit", "certmonger")
+	s := newService(t, nil, nil)
+	dir := t.TempDir()
+	out, _, ok := run(t, dir, helper, "-u", s.url+"/scep", "-c")
+	if !ok || strings.TrimSpace(out) != capabilities {
+		t.Errorf("GetCACaps: %q", out)
+	}
+	for _, profile := range []string{"corp", "modern"} {
+		out, _, ok = run(t, dir, helper, "-u", s.url+"/scep/"+profile, "-C")
+		if !ok {
+			t.Errorf("GetCACert of %s failed", profile)
+		}
+		for name, cert := range map[string]*x509.Certificate{"RA": s.ra[profile], "CA": s.ca[profile]} {
+			if !holdsPEM(out, cert.Raw) {
+				t.Errorf("GetCACert of %s: no %s certificate in\n%s", profile, name, out)
+			}
+		}
+	}
+}
+
+func holdsPEM(text string, der []byte) bool {
+	for rest := []byte(text); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return false
+		}
+		if bytes.Equal(block.Bytes, der) {
+			return true
+		}
+	}
+}
+
+// checkOpenSSL has openssl verify a certificate.
+func checkOpenSSL(t *testing.T, dir, ca, cert string) {
+	t.Helper()
+	out, _, ok := run(t, dir, need(t, "openssl", "openssl"), "verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", ca, cert)
+	if !ok || !strings.Contains(out, "OK") {
+		t.Errorf("openssl verify: %s", out)
+	}
+}

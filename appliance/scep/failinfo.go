@@ -1,0 +1,95 @@
+package scep
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+
+	"signet.internal/appliance/cms"
+	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
+)
+
+// failInfo is the reason code of a CertRep FAILURE: RFC 8894 §3.2.1.4.1. badTime and badCertId answer nothing this package
+// accepts: no request carries a signing time to judge, and none names a certificate.
+type failInfo string
+
+const (
+	badAlg          failInfo = "0" // unrecognised or unsupported algorithm
+	badMessageCheck failInfo = "1" // the integrity check of the message failed
+	badRequest      failInfo = "2" // transaction not permitted or supported
+)
+
+// refusal is a CertRep FAILURE decided in this package: what is wrong, in words that name the mend.
+type refusal struct {
+	fail failInfo
+	text string
+}
+
+func refuse(fail failInfo, text string) error { return &refusal{fail, text} }
+
+func (r *refusal) Error() string { return r.text }
+
+// verdict is how an error leaves the box: as a CertRep FAILURE (status 200), or as an HTTP error with a line of text.
+type verdict struct {
+	status int      // HTTP status
+	fail   failInfo // set with status 200 only
+	reason string   // fixed text: for failInfoText or the body, and to count refusals by
+	detail string   // what else the client is told, "" for nothing
+}
+
+func (v verdict) text() string { return v.reason + v.detail }
+
+// unopened answers everything between the envelope and a CSR that verifies, in one and the same way. Were a bad
+// padding told from a bad CSR, whoever recorded another device's request could send its envelope with changed blocks
+// under a signature of their own and read the challenge out of the answers, byte by byte.
+const unopened = "the envelope does not open or holds no valid PKCS#10 request: encrypt to the RA certificate from GetCACert, and sign the request with its own key"
+
+const internalError = "internal error: the box's log has the reason"
+
+// explain is the one table from errors to what the client is told. What it does not list is an internal error outside
+// and the full chain in the log. Anything a retry would mend is an HTTP error and never a FAILURE, which clients take
+// as final.
+func explain(err error) verdict {
+	failure := func(fail failInfo, reason, detail string) verdict {
+		return verdict{http.StatusOK, fail, reason, detail}
+	}
+	retry := func(reason string) verdict { return verdict{http.StatusServiceUnavailable, "", reason, ""} }
+	var own *refusal
+	var policy *pki.PolicyError
+	var temporary interface{ Temporary() bool }
+	switch {
+	case errors.As(err, &own):
+		return failure(own.fail, own.text, "")
+	case errors.Is(err, cms.ErrDecrypt), errors.Is(err, pki.ErrRequest), errors.Is(err, pki.ErrRequestSignature):
+		return failure(badMessageCheck, unopened, "")
+	case errors.Is(err, cms.ErrNoRecipient):
+		return failure(badMessageCheck, "the message is not encrypted to the RA certificate of this profile: fetch it again with GetCACert", "")
+	case errors.Is(err, cms.ErrAlgorithm): // its text names the algorithm, which the sender chose in clear
+		return failure(badAlg, "set the client to AES-128, AES-192 or AES-256 in CBC mode, and to RSA key transport", ": "+err.Error())
+	case errors.Is(err, enroll.ErrChallenge):
+		return failure(badRequest, "the challenge password is missing or wrong: use the one of this profile", "")
+	case errors.Is(err, enroll.ErrSignerKey):
+		return failure(badRequest, "the message is not signed with the key it asks a certificate for: sign it with a self-signed certificate of that key", "")
+	case errors.Is(err, enroll.ErrReplay):
+		return failure(badRequest, "the message was answered before: make a new request", "")
+	case errors.As(err, &policy):
+		fail := badRequest
+		if rule, _, _ := strings.Cut(policy.Rule, "."); rule == "keys" {
+			fail = badAlg
+		}
+		return failure(fail, "not allowed", ": "+policy.Error())
+	case errors.Is(err, enroll.ErrBusy), errors.Is(err, cms.ErrKeyBusy), errors.As(err, &temporary) && temporary.Temporary():
+		return retry("the box is busy: try again later")
+	case errors.Is(err, enroll.ErrClock):
+		return retry("the box does not trust its clock and issues nothing until it does: try again later")
+	case errors.Is(err, enroll.ErrUnavailable):
+		return retry("the box could not finish the request: try again later")
+	case errors.Is(err, enroll.ErrClosed):
+		return retry("the box is restarting: try again later")
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return retry("the request was given up before it was answered: send it again")
+	}
+	return verdict{http.StatusInternalServerError, "", internalError, ""}
+}

@@ -1,0 +1,184 @@
+package scep
+
+import (
+	"crypto/rand"
+	"errors"
+	"io"
+	"log/slog"
+	mrand "math/rand/v2"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// maxBody bounds a PKIOperation by POST; real ones are a few kilobytes. By GET, the server's header limit bounds it.
+const maxBody = 1 << 20
+
+const contentTypeText = "text/plain"
+
+// capabilities is the GetCACaps answer: RFC 8894 §3.5.2. No line is empty, none has spaces, and the last has no end:
+// strongSwan takes an empty line for every capability there is. Up to 5.9.10 it also believes SHA-256 and AES only
+// where SHA-384 is listed. DES3 and SHA-1 are not offered, and renewal is not yet among what enroll does.
+const capabilities = "POSTPKIOperation\nSHA-256\nSHA-384\nSHA-512\nAES\nSCEPStandard"
+
+// exchange is one HTTP request on its way through, and what its log line will say.
+type exchange struct {
+	w  http.ResponseWriter
+	r  *http.Request
+	id string // in the log and in the text of internal errors
+
+	source      netip.Addr
+	profile     *profile // nil until located
+	operation   string
+	transaction string
+	serial      string // of the certificate that was sent
+	outcome     string // issued, replayed, refused, busy, error, or answered for what only reads
+	reason      string // why it was refused
+	err         error  // the chain behind an error
+	status      int
+}
+
+// serve answers one request and writes its log line.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, plain bool) {
+	start := time.Now()
+	x := &exchange{w: w, r: r, id: rand.Text()[:12], source: s.source(r)}
+	s.dispatch(x, plain)
+	s.logLine(x, time.Since(start))
+}
+
+// dispatch finds profile and operation and refuses what has neither.
+func (s *Server) dispatch(x *exchange, plain bool) {
+	p, reason := s.locate(x.r.URL.Path)
+	if p == nil {
+		x.refuse(http.StatusNotFound, reason)
+		return
+	}
+	x.profile = p
+	if plain && !p.PlainHTTP {
+		x.refuse(http.StatusForbidden, "this profile is not served over plain HTTP: use https")
+		return
+	}
+	if x.r.Method != http.MethodGet && x.r.Method != http.MethodPost {
+		x.w.Header().Set("Allow", "GET, POST")
+		x.refuse(http.StatusMethodNotAllowed, "SCEP uses GET and POST")
+		return
+	}
+	operation, message := query(x.r.URL.RawQuery)
+	switch operation {
+	case "PKIOperation":
+		x.operation = operation
+		s.pkiOperation(x, message)
+	case "GetCACaps", "GetCACert":
+		// message= names a CA by whatever the client calls it, and the path has already said which one: it is not read.
+		x.operation = operation
+		if x.r.Method != http.MethodGet {
+			x.w.Header().Set("Allow", "GET")
+			x.refuse(http.StatusMethodNotAllowed, operation+" uses GET")
+			return
+		}
+		x.outcome = "answered"
+		if operation == "GetCACaps" {
+			x.reply(http.StatusOK, contentTypeText, []byte(capabilities))
+		} else {
+			x.reply(http.StatusOK, p.caCertType, p.caCert)
+		}
+	case "":
+		x.refuse(http.StatusBadRequest, "no operation= in the query: use operation=GetCACaps, GetCACert or PKIOperation")
+	default:
+		x.refuse(http.StatusBadRequest, "this operation is not offered: use operation=GetCACaps, GetCACert or PKIOperation")
+	}
+}
+
+// pkiMessage returns the bytes of a PKIOperation. On a refusal it has answered and ok is false.
+func (x *exchange) pkiMessage(message string) (b []byte, ok bool) {
+	if x.r.Method == http.MethodGet {
+		b, err := decodeMessage(message)
+		if err != nil {
+			x.refuse(http.StatusBadRequest, err.Error())
+			return nil, false
+		}
+		return b, true
+	}
+	// A body that is announced as too long is not read at all, one that turns out so not to its end; the connection is
+	// closed either way, so what is still on its way is nobody's next request.
+	const tooLarge = "the message is larger than 1 MiB"
+	if x.r.ContentLength > maxBody {
+		x.w.Header().Set("Connection", "close")
+		x.refuse(http.StatusRequestEntityTooLarge, tooLarge)
+		return nil, false
+	}
+	b, err := io.ReadAll(http.MaxBytesReader(x.w, x.r.Body, maxBody))
+	var limit *http.MaxBytesError
+	switch {
+	case errors.As(err, &limit):
+		x.refuse(http.StatusRequestEntityTooLarge, tooLarge)
+		return nil, false
+	case err != nil:
+		x.err = err
+		x.refuse(http.StatusBadRequest, "the message was cut off")
+		return nil, false
+	}
+	return b, true
+}
+
+// refuse answers with an HTTP error: a status and one line of text that says what to do.
+func (x *exchange) refuse(status int, reason string) {
+	x.outcome, x.reason = "refused", reason
+	if status == http.StatusInternalServerError {
+		x.outcome = "error"
+	}
+	x.reply(status, contentTypeText, []byte(reason+"\n"))
+}
+
+// retryLater answers 503, at a time of its own for each client, so that those refused together do not return together.
+func (x *exchange) retryLater(reason string) {
+	x.w.Header().Set("Retry-After", strconv.Itoa(5+mrand.IntN(11)))
+	x.refuse(http.StatusServiceUnavailable, reason)
+	x.outcome = "busy"
+}
+
+// reply writes the whole answer: few headers and the body in one write, never chunked, because small clients read an
+// answer with a fixed buffer. net/http's Date is suppressed for the same reason; no SCEP client has a use for it.
+func (x *exchange) reply(status int, contentType string, body []byte) {
+	h := x.w.Header()
+	h["Date"] = nil
+	h.Set("Content-Type", contentType)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	x.status = status
+	x.w.WriteHeader(status)
+	if _, err := x.w.Write(body); err != nil && x.r.Method != http.MethodHead && x.err == nil {
+		x.err = err // the answer may not have arrived; a client that sends the request again gets it again
+	}
+}
+
+// logLine writes the one line of an exchange. It holds nothing of the envelope's content, so no challenge.
+func (s *Server) logLine(x *exchange, took time.Duration) {
+	attrs := []slog.Attr{
+		slog.String("request", x.id),
+		slog.String("source", x.source.String()),
+		slog.String("outcome", x.outcome),
+		slog.Int("status", x.status),
+		slog.Duration("took", took),
+	}
+	add := func(name, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(name, value))
+		}
+	}
+	if x.profile != nil {
+		add("profile", x.profile.Name)
+	}
+	add("operation", x.operation)
+	add("transaction", x.transaction)
+	add("serial", x.serial)
+	add("reason", x.reason)
+	if x.err != nil {
+		add("error", x.err.Error())
+	}
+	level := slog.LevelInfo
+	if x.outcome == "error" {
+		level = slog.LevelError
+	}
+	s.log.LogAttrs(x.r.Context(), level, "scep", attrs...)
+}

@@ -1,0 +1,316 @@
+package scep
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/challenge"
+	"signet.internal/appliance/challenge/phc"
+	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
+	"signet.internal/appliance/store"
+)
+
+const secret = "corp-demo-challenge"
+
+// service is the real thing but for the TPM: keys in software, Pebble in a temporary directory, HTTP on loopback.
+type service struct {
+	t      *testing.T
+	url    string // http://127.0.0.1:port of the plain listener
+	server *Server
+	engine *enroll.Engine
+	store  *store.Store
+	log    *logBuffer
+	ca, ra map[string]*x509.Certificate // by profile
+	raKey  *rsa.PrivateKey
+
+	mu    sync.Mutex
+	posts []exchanged // PKIOperations seen, oldest first
+}
+
+// exchanged is a PKIOperation as it went over the wire.
+type exchanged struct {
+	method, uri   string
+	body          []byte
+	status        int
+	reply         []byte
+	header        http.Header
+	requestHeader http.Header
+}
+
+// logBuffer collects the log; a challenge in it fails the test that looks.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// newService starts a service with the profiles corp (RSA CA, default) and modern (ECDSA CA), both on plain HTTP, and tlsonly. wrap
+// may stand between the listener and the handler; adjust may change the configuration.
+func newService(t *testing.T, wrap func(http.Handler) http.Handler, adjust func(*Config)) *service {
+	t.Helper()
+	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}}
+	now := time.Now()
+	log := slog.New(slog.NewTextHandler(s.log, nil))
+
+	st, err := store.Open(store.Options{Dir: filepath.Join(t.TempDir(), "store")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	s.store = st
+	static, err := challenge.NewStatic(phc.Make([]byte(secret)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	policy, err := pki.NewProfile(pki.ProfileConfig{
+		Keys:     pki.KeyConfig{RSA: &pki.RSAConfig{MinBits: 2048}, ECDSA: []string{"p256"}},
+		Subject:  pki.SubjectConfig{Allow: []string{"CN", "O", "OU", "C", "L", "ST", "serialNumber"}},
+		SAN:      pki.SANConfig{DNS: []string{"*"}, IP: []string{"0.0.0.0/0"}},
+		Usage:    pki.UsageConfig{Key: []string{"digitalSignature", "keyEncipherment"}, Extended: []string{"clientAuth"}},
+		Validity: 90 * 24 * time.Hour,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	s.raKey = rsaKey(t, 2048)
+	rsaCA := crypto.Signer(rsaKey(t, 2048))
+	ecCA, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := Config{Log: log}
+	var profiles []enroll.Profile
+	for _, p := range []Profile{
+		{Name: "corp", Default: true, PlainHTTP: true, GetCACert: "ra+chain"},
+		{Name: "modern", PlainHTTP: true, Chain: true, GetCACert: "ra+ca"},
+		{Name: "tlsonly", GetCACert: "ra"},
+	} {
+		key := rsaCA
+		if p.Name == "modern" {
+			key = ecCA
+		}
+		issuer := newIssuer(t, "CN="+p.Name+" CA,O=Test", key, now)
+		der, err := issuer.IssueRA(s.raKey.Public(), now, 365*24*time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.CA, p.RA = issuer.Certificate(), parse(t, der)
+		p.RASigner, p.RADecrypter = s.raKey, s.raKey
+		s.ca[p.Name], s.ra[p.Name] = p.CA, p.RA
+		config.Profiles = append(config.Profiles, p)
+		profiles = append(profiles, enroll.Profile{Name: p.Name, Policy: policy, Issuer: issuer, Static: static})
+	}
+	engine, err := enroll.New(enroll.Config{Store: st, Profiles: profiles, Now: time.Now, TimeSource: "test", Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { engine.Close() })
+	s.engine, config.Engine = engine, engine
+	if adjust != nil {
+		adjust(&config)
+	}
+	if s.server, err = New(config); err != nil {
+		t.Fatal(err)
+	}
+	h := s.record(s.server.Handler(true))
+	if wrap != nil {
+		h = wrap(h)
+	}
+	web := httptest.NewServer(h)
+	t.Cleanup(web.Close)
+	s.url = web.URL
+	return s
+}
+
+// record keeps what passes, so that a test can send it again.
+func (s *service) record(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.Contains(r.URL.RawQuery, "operation=PKIOperation") {
+			h.ServeHTTP(w, r)
+			return
+		}
+		body := &bytes.Buffer{}
+		r.Body = io.NopCloser(io.TeeReader(r.Body, body))
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		s.mu.Lock()
+		s.posts = append(s.posts, exchanged{r.Method, r.URL.RequestURI(), body.Bytes(), rec.Code, rec.Body.Bytes(), rec.Header(), r.Header})
+		s.mu.Unlock()
+		for k, v := range rec.Header() {
+			w.Header()[k] = v
+		}
+		w.WriteHeader(rec.Code)
+		w.Write(rec.Body.Bytes())
+	})
+}
+
+// last is the newest PKIOperation.
+func (s *service) last() exchanged {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.posts) == 0 {
+		s.t.Fatal("no PKIOperation arrived")
+	}
+	return s.posts[len(s.posts)-1]
+}
+
+// records are the audit records, oldest first.
+func (s *service) records() []audit.Record {
+	s.t.Helper()
+	recs, err := s.store.Records(0, 1000)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i, j := 0, len(recs)-1; i < j; i, j = i+1, j-1 {
+		recs[i], recs[j] = recs[j], recs[i]
+	}
+	return recs
+}
+
+// checkReplayed sends a recorded PKIOperation again: it must be answered with the same certificate, and nothing new may be issued.
+func (s *service) checkReplayed(e exchanged, profile string, want *x509.Certificate) {
+	s.t.Helper()
+	issued := s.outcomes("success")
+	before := s.openReply(e)
+	r, err := http.NewRequest(e.method, s.url+e.uri, bytes.NewReader(e.body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	resp.Body.Close()
+	again := s.openReply(s.last())
+	if again.status != "0" || again.transaction != before.transaction || !bytes.Equal(again.recipient, before.recipient) {
+		s.t.Errorf("sent again: pkiStatus %s, transaction %q", again.status, again.transaction)
+	}
+	if bytes.Equal(again.sender, before.sender) {
+		s.t.Error("two replies with the same senderNonce")
+	}
+	if got := s.outcomes("success"); got != issued {
+		s.t.Errorf("%d certificates issued after the same request came again, %d before", got, issued)
+	}
+	if n := strings.Count(s.log.String(), "outcome=replayed"); n != 1 {
+		s.t.Errorf("%d replays in the log:\n%s", n, s.log)
+	}
+	if !strings.Contains(s.log.String(), "serial="+hex.EncodeToString(want.SerialNumber.Bytes())) {
+		s.t.Errorf("serial %x is not in the log", want.SerialNumber)
+	}
+}
+
+// outcomes counts audit records of an outcome.
+func (s *service) outcomes(outcome audit.Outcome) (n int) {
+	for _, r := range s.records() {
+		if r.Outcome == outcome {
+			n++
+		}
+	}
+	return n
+}
+
+// checkRecord wants exactly one audit record of an outcome, and returns it.
+func (s *service) checkRecord(outcome audit.Outcome, profile string) audit.Record {
+	s.t.Helper()
+	var found []audit.Record
+	for _, r := range s.records() {
+		if r.Outcome == outcome && r.Profile == profile {
+			found = append(found, r)
+		}
+	}
+	if len(found) != 1 {
+		s.t.Fatalf("%d audit records with outcome %s of profile %s", len(found), outcome, profile)
+	}
+	return found[0]
+}
+
+// checkLog fails where a challenge got into the log.
+func (s *service) checkLog() {
+	s.t.Helper()
+	for _, word := range []string{secret, "wrong-challenge"} {
+		if strings.Contains(s.log.String(), word) {
+			s.t.Errorf("the log holds the challenge %q:\n%s", word, s.log)
+		}
+	}
+}
+
+// newIssuer makes a root CA.
+func newIssuer(t *testing.T, dn string, key crypto.Signer, now time.Time) *pki.Issuer {
+	t.Helper()
+	subject, err := pki.ParseDN(dn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := pki.NewRoot(subject, key, now, 10*365*24*time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer, err := pki.NewIssuer(parse(t, der), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return issuer
+}
+
+func parse(t *testing.T, der []byte) *x509.Certificate {
+	t.Helper()
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, bits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+// writePEM writes certificates or a key for a client to read, and returns the file's name.
+func writePEM(t *testing.T, name, kind string, blocks ...[]byte) string {
+	t.Helper()
+	var b bytes.Buffer
+	for _, der := range blocks {
+		pem.Encode(&b, &pem.Block{Type: kind, Bytes: der})
+	}
+	if err := os.WriteFile(name, b.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
