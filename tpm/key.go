@@ -86,7 +86,7 @@ func keyTemplate(algorithm string, usage Usage, policy []byte) (tpm2.TPMTPublic,
 	return tpm2.TPMTPublic{}, fmt.Errorf("%w: %s", ErrAlgorithm, algorithm)
 }
 
-// CheckAuth says whether auth can be an authorisation value. go-tpm cuts HMAC keys off at the first
+// checkAuth says whether auth can be an authorisation value. go-tpm cuts HMAC keys off at the first
 // zero byte, so values are text.
 func checkAuth(auth []byte) error {
 	if len(auth) != 32 {

@@ -33,6 +33,7 @@ func (b Blob) Name() ([]byte, error) {
 
 // create makes an object under the SRK. auth and data travel encrypted.
 func (s *SRK) create(t transport.TPM, template tpm2.TPMTPublic, auth, data []byte) (Blob, error) {
+	s.d.unload(t)
 	sensitive := tpm2.TPMSSensitiveCreate{UserAuth: tpm2.TPM2BAuth{Buffer: auth}}
 	if data != nil {
 		sensitive.Data = tpm2.NewTPMUSensitiveCreate(&tpm2.TPM2BSensitiveData{Buffer: data})
@@ -63,7 +64,8 @@ func checkPublic(b Blob, template tpm2.TPMTPublic) (*tpm2.TPMTPublic, error) {
 }
 
 // A raw TPM has three slots for loaded objects, and so has each client of the kernel's resource
-// manager. Two stay loaded, one is free for work in between.
+// manager; a persistent object needs one while it is used. Two keys stay loaded, and one slot is
+// free for the SRK or the policy key. What needs both calls unload first.
 const maxLoaded = 2
 
 type loadedKey struct {
@@ -124,7 +126,7 @@ func (d *Device) authorised(t transport.TPM, p Policy, digest []byte, use func(*
 	if p.Key == nil {
 		return use(nil)
 	}
-	if a := d.approvals[string(digest)]; a != nil {
+	if a := d.approvals[string(digest)]; a != nil && p.holds(a) {
 		if err := use(a); !errors.Is(err, ErrMeasurement) {
 			return err
 		}

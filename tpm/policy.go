@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -94,10 +95,16 @@ func policyKeyPublic(key *rsa.PublicKey) tpm2.TPMTPublic {
 
 // approval is a PolicySignature the TPM has verified.
 type approval struct {
-	policy []byte
-	ref    string
+	PolicySignature
 	key    tpm2.TPM2BName
 	ticket tpm2.TPMTTKVerified // valid until the TPM is cleared
+}
+
+// holds says whether a comes from one of p's signatures.
+func (p Policy) holds(a *approval) bool {
+	return slices.ContainsFunc(p.Signatures, func(s PolicySignature) bool {
+		return s.Ref == a.Ref && bytes.Equal(s.Policy, a.Policy) && bytes.Equal(s.Signature, a.Signature)
+	})
 }
 
 // approve has the TPM verify the approval that fits what is measured now.
@@ -136,7 +143,7 @@ func (p Policy) verify(t transport.TPM, s PolicySignature) (*approval, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: the signature for %q is not the policy key's: %v", ErrMeasurement, s.Ref, err)
 	}
-	return &approval{policy: s.Policy, ref: s.Ref, key: key.Name, ticket: rsp.Validation}, nil
+	return &approval{PolicySignature: s, key: key.Name, ticket: rsp.Validation}, nil
 }
 
 // run brings a policy session to p's digest. a is nil where p has no Key.
@@ -147,8 +154,8 @@ func (p Policy) run(t transport.TPM, session tpm2.TPMISHPolicy, a *approval) err
 		}
 		_, err := tpm2.PolicyAuthorize{
 			PolicySession:  session,
-			ApprovedPolicy: tpm2.TPM2BDigest{Buffer: a.policy},
-			PolicyRef:      tpm2.TPM2BDigest{Buffer: []byte(a.ref)},
+			ApprovedPolicy: tpm2.TPM2BDigest{Buffer: a.Policy},
+			PolicyRef:      tpm2.TPM2BDigest{Buffer: []byte(a.Ref)},
 			KeySign:        a.key,
 			CheckTicket:    a.ticket,
 		}.Execute(t)

@@ -186,7 +186,11 @@ func (s *SRK) policySession(p Policy, a *approval, auth []byte, direction tpm2.A
 		options = append(options, tpm2.Auth(auth))
 	}
 	return tpm2.Policy(tpm2.TPMAlgSHA256, nonceSize, func(t transport.TPM, h tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
-		return p.run(t, h, a)
+		err := p.run(t, h, a)
+		if err != nil {
+			flush(t, h) // go-tpm leaves the session behind when this function returns an error
+		}
+		return err
 	}, options...)
 }
 
