@@ -1,0 +1,318 @@
+package box
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"signet.internal/appliance/handover"
+	"signet.internal/image/format"
+	"signet.internal/provision"
+)
+
+// Limits on the service.
+const (
+	serviceWatchdog = time.Minute
+	serviceStart    = 5 * time.Minute // a first start makes certificates with a slow TPM
+	serviceStop     = 10 * time.Second
+)
+
+// listenerPorts are the listeners a site can switch on (DESIGN.md §7), by name.
+func listenerPorts(l provision.Listeners) []listenerPort {
+	var on []listenerPort
+	for _, p := range []struct {
+		on bool
+		listenerPort
+	}{
+		{l.SCEP, listenerPort{"scep", 8443}},
+		{l.Console, listenerPort{"console", 9443}},
+		{l.Plain, listenerPort{"plain", 80}},
+	} {
+		if p.on {
+			on = append(on, p.listenerPort)
+		}
+	}
+	return on
+}
+
+type listenerPort struct {
+	name string
+	port uint16
+}
+
+// service is the running service and what boxinit does with what it says.
+type service struct {
+	m         *Machine
+	b         *opened
+	report    []byte // JSON handover.Boot
+	claimCode string
+	listeners []NamedFile
+	ports     []listenerPort
+
+	// Owned by the supervisor's goroutine.
+	ready  bool
+	marked bool
+}
+
+// serve brings up the network and the service. The network comes first but waits for nobody:
+// listeners take any address, and a box without a cable still says so on its screen.
+func (m *Machine) serve(b *opened) error {
+	m.say("starting the service")
+	s := &service{m: m, b: b, ports: listenerPorts(b.site.Listeners)}
+	var err error
+	if s.claimCode, err = newClaimCode(rand.Reader); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	m.startNetwork(ctx, b, s.ports)
+	if s.report, err = json.Marshal(s.bootReport()); err != nil {
+		cancel()
+		return fmt.Errorf("reporting the boot: %w", err)
+	}
+	if s.listeners, err = openListeners(s.ports); err != nil {
+		cancel()
+		return err
+	}
+	m.screen.Update(func(p *Page) { p.Boot = b.conditions })
+
+	sup, err := newSupervisor(ServiceConfig{
+		Command: func() *exec.Cmd {
+			return sandbox{uid: uidSignetd}.command(format.SignetdPath,
+				"--config", format.SiteDir, "--state", filepath.Join(stateMount, signetdDir))
+		},
+		Inherit:      s.inherit,
+		Observe:      s.observe,
+		UID:          uidSignetd,
+		NotifyPath:   m.path(filepath.Join(runDir, "notify")),
+		Log:          m.log,
+		Watchdog:     serviceWatchdog,
+		StartTimeout: serviceStart,
+		StopTimeout:  serviceStop,
+		Backoff:      defaultBackoff,
+	})
+	if err != nil {
+		cancel()
+		return err
+	}
+	go m.feedWatchdog(ctx, func() bool { return m.stopping() || sup.alive() })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := guard(func() error { sup.run(ctx); return nil }); err != nil {
+			m.halt(err)
+		}
+	}()
+	m.onStop(func() { cancel(); <-done })
+	return nil
+}
+
+// bootReport is what the service learns about this boot.
+func (s *service) bootReport() handover.Boot {
+	b := s.b
+	return handover.Boot{
+		Kind:         handover.KindBox,
+		Provisioning: b.firstBoot,
+		ClaimCode:    s.claimCode,
+		TimeSource:   "rtc",
+		TimeFloor:    b.release.BuildTime,
+		Version:      b.release.Version,
+		Epoch:        b.release.Epoch,
+		Debug:        b.release.Debug,
+		SecureBoot:   b.secureBoot,
+		PCR11:        hex.EncodeToString(b.pcr11),
+		TPM:          b.tpm,
+		Conditions:   b.conditions,
+	}
+}
+
+// openListeners binds the ports, which takes root, once: a restarted service gets them again and
+// connections wait meanwhile.
+func openListeners(ports []listenerPort) ([]NamedFile, error) {
+	var files []NamedFile
+	for _, p := range ports {
+		l, err := net.ListenTCP("tcp", &net.TCPAddr{Port: int(p.port)})
+		if err != nil {
+			return nil, fmt.Errorf("opening listener %s: %w", p.name, err)
+		}
+		f, err := l.File()
+		if err = errors.Join(err, l.Close()); err != nil {
+			return nil, fmt.Errorf("opening listener %s: %w", p.name, err)
+		}
+		files = append(files, NamedFile{Name: p.name, File: f})
+	}
+	return files, nil
+}
+
+// inherit opens what one start of the service gets besides the listeners.
+func (s *service) inherit() ([]NamedFile, func(), error) {
+	holder, err := s.b.holder.dial()
+	if err != nil {
+		return nil, nil, err
+	}
+	report, err := memoryFile(handover.FDBoot, s.report)
+	if err != nil {
+		return nil, nil, errors.Join(err, holder.Close())
+	}
+	files := append(slices.Clone(s.listeners), NamedFile{handover.FDKeys, holder}, NamedFile{handover.FDBoot, report})
+	return files, func() { holder.Close(); report.Close() }, nil
+}
+
+// readyLine is what `signet run` waits for on the serial line.
+type readyLine struct {
+	Name          string  `json:"name"`
+	Version       string  `json:"version"`
+	ClaimCode     string  `json:"claim_code"` // "" once claimed
+	TLSSHA256     string  `json:"tls_sha256"`
+	UptimeSeconds float64 `json:"uptime_seconds"`
+}
+
+// observe shows what the service says, and records the first time it is ready.
+func (s *service) observe(state ServiceState) {
+	if s.m.stopping() {
+		return
+	}
+	var wrong []handover.Condition
+	if state.Ready && s.b.firstBoot && !s.marked {
+		if err := s.b.vault.MarkInitialised(); err != nil {
+			c, _ := describe(err)
+			wrong = append(wrong, handover.Condition{What: "The box could not record that it is set up: " + c.What, Mend: c.Mend})
+		} else {
+			s.marked = true
+		}
+	}
+	if state.Retry > 0 {
+		wrong = append(wrong, s.ended(state))
+	}
+	s.m.screen.Update(func(p *Page) {
+		p.State = stateWords(state)
+		p.TLSSHA256, p.Claimed, p.ClaimCode = state.Report.TLSSHA256, state.Report.Claimed, ""
+		if state.Ready && !state.Report.Claimed {
+			p.ClaimCode = s.claimCode
+		}
+		p.Service = wrong
+		if state.Report.Condition != nil {
+			p.Service = append(p.Service, *state.Report.Condition)
+		}
+	})
+	if state.Ready && !s.ready {
+		s.announce(state)
+	}
+	s.ready = state.Ready
+}
+
+func (s *service) announce(state ServiceState) {
+	line := readyLine{
+		Name: s.b.release.Name, Version: s.b.release.Version, ClaimCode: s.claimCode,
+		TLSSHA256: state.Report.TLSSHA256, UptimeSeconds: uptime().Round(10 * time.Millisecond).Seconds(),
+	}
+	if state.Report.Claimed {
+		line.ClaimCode = ""
+	}
+	s.m.screen.machineLine("ready", line)
+}
+
+// ended describes the end of the service for the screen and puts what it said last on the serial
+// line, where whoever looks for the cause has more room.
+func (s *service) ended(state ServiceState) handover.Condition {
+	what := state.Reason
+	lines := s.m.log.take()
+	if len(lines) > 0 {
+		what += ": " + lines[len(lines)-1]
+	}
+	if !s.b.release.Debug { // a debug image shows every line when it is said
+		for _, l := range lines {
+			s.m.screen.serialLine(clean(l))
+		}
+	}
+	return handover.Condition{
+		What: "The enrollment service does not run: " + what,
+		Mend: fmt.Sprintf("It is started again by itself (attempt %d, %v after the last); if it does not come up, bake the site again with what the reason says mended.", state.Failures+1, state.Retry),
+	}
+}
+
+func stateWords(state ServiceState) string {
+	switch {
+	case state.Retry > 0:
+		return "the service is down and will be started again"
+	case state.Ready && state.Report.Status != "":
+		return "ready: " + state.Report.Status
+	case state.Ready:
+		return "ready"
+	}
+	return "starting the service"
+}
+
+// startNetwork sets the packet filter and then configures the network. Without the filter the
+// network stays down: it is part of what the box promises, and a kernel without it is a bad image.
+func (m *Machine) startNetwork(ctx context.Context, b *opened, on []listenerPort) {
+	if err := raiseLoopback(); err != nil {
+		m.note("%v", err)
+	}
+	var ports []uint16
+	for _, p := range on {
+		ports = append(ports, p.port)
+	}
+	if err := setFirewall(ports); err != nil {
+		m.note("%v", err)
+		b.conditions = append(b.conditions, handover.Condition{
+			What: "The kernel did not take the packet filter's rules, so the network stays down.",
+			Mend: "Bake the image on a base whose kernel modules include nf_tables and nft_ct, and flash it.",
+		})
+		return
+	}
+	n := &network{
+		site: b.site.Network, log: m.log, resolv: m.path("/etc/resolv.conf"),
+		observe: func(addresses []string, wrong *handover.Condition) {
+			m.screen.Update(func(p *Page) {
+				p.Addresses, p.Network = addresses, wrong
+				p.URLs = pageURLs(on, addresses, b.site.PublicHost)
+			})
+		},
+	}
+	go func() {
+		if err := guard(func() error { n.run(ctx); return nil }); err != nil {
+			m.halt(err)
+		}
+	}()
+}
+
+// pageURLs are what a person types; with an address as host, or by the site's public name while
+// there is none.
+func pageURLs(on []listenerPort, addresses []string, publicHost string) []pageURL {
+	host := publicHost
+	if len(addresses) > 0 {
+		if prefix, err := netip.ParsePrefix(firstWord(addresses[0])); err == nil {
+			host = prefix.Addr().String()
+		}
+	}
+	if host == "" {
+		return nil
+	}
+	var urls []pageURL
+	for _, p := range on {
+		switch p.name {
+		case "console":
+			urls = append(urls, pageURL{"Console", fmt.Sprintf("https://%s/", net.JoinHostPort(host, fmt.Sprint(p.port)))})
+		case "scep":
+			urls = append(urls, pageURL{"SCEP", fmt.Sprintf("https://%s/scep", net.JoinHostPort(host, fmt.Sprint(p.port)))})
+		case "plain":
+			urls = append(urls, pageURL{"Plain HTTP", fmt.Sprintf("http://%s/", host)})
+		}
+	}
+	return urls
+}
+
+func firstWord(s string) string {
+	word, _, _ := strings.Cut(s, " ")
+	return word
+}
