@@ -234,11 +234,13 @@ func (e *Engine) authenticate(ctx context.Context, r Request) (Profile, error) {
 		return Profile{}, fmt.Errorf("%w: profile %s takes no challenge password", ErrChallenge, p.Name)
 	}
 	err := p.Static.Verify(ctx, r.Source, r.Proof.Challenge)
-	if errors.Is(err, challenge.ErrWrong) {
+	switch {
+	case errors.Is(err, challenge.ErrWrong):
 		return Profile{}, ErrChallenge
-	}
-	if err != nil {
-		return Profile{}, fmt.Errorf("verifying challenge: %w", err)
+	case errors.Is(err, challenge.ErrBusy):
+		return Profile{}, fmt.Errorf("%w: %w", ErrBusy, err)
+	case err != nil:
+		return Profile{}, err
 	}
 	return p, nil
 }

@@ -163,8 +163,11 @@ func (s *Store) applyOne(batch *pebble.Batch, h head, t *transition) (head, erro
 	if err := t.apply(c); err != nil {
 		return h, err
 	}
-	for i := range c.records {
-		c.addRecord(c.records[i])
+	for _, r := range c.records {
+		if err := r.Check(); err != nil {
+			return h, err
+		}
+		c.addRecord(r)
 	}
 	for _, o := range c.ops {
 		var err error

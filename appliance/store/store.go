@@ -114,8 +114,6 @@ type Store struct {
 	failMu  sync.Mutex
 	failure error
 	failed  chan struct{}
-
-	pendingRecovery []string // serials begun by an earlier process; owned by the committer after Open
 }
 
 // head is what the committer remembers of the newest audit record and of the state, so that it need
@@ -126,6 +124,7 @@ type head struct {
 	floor       time.Time // see LastTime
 	initialised bool
 	claimed     bool
+	leftOpen    []string // serials begun by an earlier process and not yet recovered
 }
 
 // Open opens the store in o.Dir and replays what a crash left unfinished in Pebble's log. It starts
@@ -197,13 +196,7 @@ func (s *Store) load() error {
 		return fmt.Errorf("state has layout version %x, this software reads %d: boot the software that wrote it", v, schemaVersion)
 	}
 
-	if s.head, err = s.readHead(); err != nil {
-		return err
-	}
-	err = s.scan(prefixOpen, func(key, _ []byte) error {
-		s.pendingRecovery = append(s.pendingRecovery, string(key))
-		return nil
-	})
+	s.head, err = s.readHead()
 	return err
 }
 
@@ -247,7 +240,13 @@ func (s *Store) readHead() (head, error) {
 	} else if !errors.Is(err, ErrNotFound) {
 		return head{}, err
 	}
-	err = s.last(prefixUser, func(_, _ []byte) error { h.claimed = true; return nil })
+	if err := s.last(prefixUser, func(_, _ []byte) error { h.claimed = true; return nil }); err != nil {
+		return head{}, err
+	}
+	err = s.scan(prefixOpen, func(serial, _ []byte) error {
+		h.leftOpen = append(h.leftOpen, string(serial))
+		return nil
+	})
 	return h, err
 }
 

@@ -113,7 +113,7 @@ func (s *Store) Begin(i Intent, rec audit.Record) error {
 		return fmt.Errorf("beginning transaction: %w", err)
 	}
 	err = s.do(false, func(c *change) error {
-		if len(s.pendingRecovery) > 0 {
+		if len(c.head.leftOpen) > 0 {
 			return ErrRecovery
 		}
 		if _, err := c.get(key(prefixTransaction, i.Serial)); !errors.Is(err, ErrNotFound) {
@@ -229,7 +229,7 @@ func (c *change) decide(serial string, to Transaction, rec audit.Record) error {
 func (s *Store) Recover(decided time.Time, record func(Transaction) audit.Record) (int, error) {
 	n := 0
 	err := s.do(true, func(c *change) error {
-		for _, serial := range s.pendingRecovery {
+		for _, serial := range c.head.leftOpen {
 			t, err := readTransaction(c.get, serial)
 			if err != nil {
 				return err
@@ -238,7 +238,7 @@ func (s *Store) Recover(decided time.Time, record func(Transaction) audit.Record
 				return err
 			}
 		}
-		n, s.pendingRecovery = len(s.pendingRecovery), nil
+		n, c.head.leftOpen = len(c.head.leftOpen), nil
 		return nil
 	})
 	if err != nil {
