@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net/http"
 	"path"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -280,6 +281,7 @@ func parsePages(files fs.FS, a assets) (*template.Template, error) {
 			return labelled{label, cert, now}
 		},
 		"sentence": sentence,
+		"visible":  visible,
 		"tone":     outcomeTone,
 	}).ParseFS(files, "templates/*.html")
 }
@@ -298,6 +300,20 @@ func sentence(s string) string {
 		return s
 	}
 	return string(unicode.ToUpper(first)) + strings.TrimSuffix(s[n:], ".") + "."
+}
+
+// visible spells out characters that have no shape of their own, such as those that turn the writing
+// direction around: a device must not be able to look like another in the log.
+func visible(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 // expiry is what is left of a certificate, for people.
