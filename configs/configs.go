@@ -1,0 +1,19 @@
+// Package configs holds the example sites and the templates a new site is written from.
+//
+// The lists below name every file one by one: signing keys a developer has beside a site, in
+// secrets/ or demo-keys/, can therefore never end up in a program.
+package configs
+
+import "embed"
+
+// Sites holds each example site in a directory of its name, as [signet.internal/provision.Load]
+// wants it. The demo's challenges are published: never use it in production.
+//
+//go:embed demo/site.yaml demo/profiles/corp.yaml demo/profiles/modern.yaml
+var Sites embed.FS
+
+// Template holds the text/template files of a new site under template/: each is executed with Name,
+// PublicHost, Subject, DNSPattern and ChallengeHash, and written without ".tmpl".
+//
+//go:embed template/site.yaml.tmpl template/profiles/corp.yaml.tmpl
+var Template embed.FS
