@@ -134,7 +134,7 @@ func buildUKI(o Options, site *provision.Site, base *baseContent) (*kernelImage,
 	if !known {
 		return nil, fmt.Errorf("what %s measures is not known here: build the base with systemd-boot-efi 252 (Debian 12)", stubName)
 	}
-	files, err := siteFiles(o.Site)
+	files, err := siteFiles(o.Site, site.Files)
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package image
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io/fs"
 	"path"
@@ -15,31 +14,19 @@ import (
 	"signet.internal/image/format"
 )
 
-// sitePatterns are the files of a site that enter an image, and the only ones: a key, a note or a
-// version-control directory beside them stays out.
-var sitePatterns = [...]string{"site.yaml", "profiles/*.yaml", "trust/*.pem"}
-
-// siteFiles returns the files to bake, by path inside the site. A private key among them is refused.
-func siteFiles(site fs.FS) (map[string][]byte, error) {
+// siteFiles reads the files of a site that enter an image, and no others: a key, a note or a
+// version-control directory beside them stays out. A private key among them is refused.
+func siteFiles(site fs.FS, names []string) (map[string][]byte, error) {
 	files := map[string][]byte{}
-	for _, pattern := range sitePatterns {
-		names, err := fs.Glob(site, pattern)
+	for _, name := range names {
+		data, err := fs.ReadFile(site, name)
 		if err != nil {
 			return nil, fmt.Errorf("reading site: %w", err)
 		}
-		for _, name := range names {
-			data, err := fs.ReadFile(site, name)
-			if err != nil {
-				return nil, fmt.Errorf("reading site: %w", err)
-			}
-			if bytes.Contains(data, []byte("PRIVATE KEY-----")) {
-				return nil, fmt.Errorf("%s holds a private key, and an image is readable by anyone: move it out of the site's files", name)
-			}
-			files[name] = data
+		if path.Ext(name) == ".key" || strings.HasPrefix(name, "secrets/") || bytes.Contains(data, []byte("PRIVATE KEY-----")) {
+			return nil, fmt.Errorf("%s holds a private key, and anyone with the image could read it: move it out of the site's files", name)
 		}
-	}
-	if len(files) == 0 {
-		return nil, errors.New("reading site: no site.yaml")
+		files[name] = data
 	}
 	return files, nil
 }

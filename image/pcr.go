@@ -34,8 +34,8 @@ func stubVersion(stub *pe.File) (text string, major int, err error) {
 	if err != nil {
 		return "", 0, fmt.Errorf("reading stub version: %v", err)
 	}
-	text = strings.TrimSpace(strings.Trim(string(bytes.TrimRight(data, "\x00")), "#"))
-	text = strings.TrimPrefix(strings.TrimSpace(strings.Trim(text, "# ")), "LoaderInfo: ")
+	text = strings.Trim(string(bytes.TrimRight(data, "\x00")), "# ")
+	text = strings.TrimPrefix(text, "LoaderInfo: ")
 	number, ok := strings.CutPrefix(text, "systemd-stub ")
 	if !ok {
 		return "", 0, fmt.Errorf("the base's stub.efi is not a systemd-stub but %q", text)
