@@ -74,9 +74,9 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// newService starts a service with the profiles corp (RSA CA, default) and modern (ECDSA CA), both on plain HTTP, and tlsonly. wrap
-// may stand between the listener and the handler; adjust may change the configuration.
-func newService(t *testing.T, wrap func(http.Handler) http.Handler, adjust func(*Config)) *service {
+// newService starts a service with the profiles corp (RSA CA, default) and modern (ECDSA CA), both on plain HTTP, and
+// tlsonly. adjust may change the configuration.
+func newService(t *testing.T, adjust func(*Config)) *service {
 	t.Helper()
 	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}}
 	now := time.Now()
@@ -143,11 +143,7 @@ func newService(t *testing.T, wrap func(http.Handler) http.Handler, adjust func(
 	if s.server, err = New(config); err != nil {
 		t.Fatal(err)
 	}
-	h := s.record(s.server.Handler(true))
-	if wrap != nil {
-		h = wrap(h)
-	}
-	web := httptest.NewServer(h)
+	web := httptest.NewServer(s.record(s.server.Handler(true)))
 	t.Cleanup(web.Close)
 	s.url = web.URL
 	return s
