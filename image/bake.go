@@ -220,6 +220,9 @@ func newManifest(o Options, site *provision.Site, base *baseContent, uki *kernel
 		Listeners: listenerNames(site.Listeners), Files: map[string]File{}, PCR11: map[string]string{},
 		PolicyKey: hex.EncodeToString(fingerprint), DBCertificate: hex.EncodeToString(db[:]), SBOM: base.SBOM,
 	}
+	for _, p := range site.Profiles {
+		m.Profiles = append(m.Profiles, Profile{p.Name, p.Default, p.SCEP.PlainHTTP && site.Listeners.Plain})
+	}
 	for phase, value := range uki.pcr11 {
 		m.PCR11[phase] = hex.EncodeToString(value[:])
 	}

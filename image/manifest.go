@@ -29,13 +29,21 @@ type Manifest struct {
 	Kernel        string            `json:"kernel"`     // uname -r
 	Stub          string            `json:"stub"`       // e.g. "systemd-stub 252.39-1~deb12u2"
 	Cmdline       string            `json:"cmdline"`
-	SecureBoot    string            `json:"secure_boot"`    // the site's secure_boot
-	Listeners     []string          `json:"listeners"`      // names of the listeners that are on
+	SecureBoot    string            `json:"secure_boot"` // the site's secure_boot
+	Listeners     []string          `json:"listeners"`   // names of the listeners that are on
+	Profiles      []Profile         `json:"profiles"`
 	Files         map[string]File   `json:"files"`          // by file name
 	PCR11         map[string]string `json:"pcr11"`          // lower-case hex of the SHA-256 bank, by phase
 	PolicyKey     string            `json:"policy_key"`     // lower-case hex SHA-256 of the PKIX policy key
 	DBCertificate string            `json:"db_certificate"` // lower-case hex SHA-256 of the DER certificate
 	SBOM          []Component       `json:"sbom"`
+}
+
+// Profile is where a client finds one enrollment profile.
+type Profile struct {
+	Name      string `json:"name"`
+	Default   bool   `json:"default"`
+	PlainSCEP bool   `json:"plain_scep"` // served on the plain listener too
 }
 
 // File is one output of a bake.

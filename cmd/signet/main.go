@@ -91,6 +91,12 @@ func newRoot(t *terminal) *cobra.Command {
 // commands lists the subcommands, one constructor a file.
 func commands(t *terminal) []*cobra.Command {
 	return []*cobra.Command{
+		newInit(t),
+		newCheck(t),
+		newHash(t),
+		newBake(t),
+		newRun(t),
+		newStop(t),
 		newClaim(t),
 	}
 }
