@@ -1,0 +1,392 @@
+package webui
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"signet.internal/appliance/audit"
+)
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func addrN(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{100, byte(i >> 16), byte(i >> 8), byte(i)})
+}
+
+func (r reply) says(t *testing.T, status int, texts ...string) {
+	t.Helper()
+	if r.StatusCode != status {
+		t.Fatalf("status %d, want %d: %.300s", r.StatusCode, status, r.body)
+	}
+	for _, text := range texts {
+		if !strings.Contains(string(r.body), text) {
+			t.Errorf("page does not say %q", text)
+		}
+	}
+}
+
+func (r reply) saysNot(t *testing.T, texts ...string) {
+	t.Helper()
+	for _, text := range texts {
+		if strings.Contains(string(r.body), text) {
+			t.Errorf("page says %q", text)
+		}
+	}
+}
+
+// TestStatusPage: who sees what.
+func TestStatusPage(t *testing.T) {
+	box := newBox(t)
+	box.enroll(3)
+	unclaimed := box.get("/")
+	unclaimed.says(t, 200, "Claim this box", "Demo.", "Off: keys are not protected against a changed disk", "CN=Demo Devices CA", "Demo Modern CA RA",
+		"https://localhost:8443/scep/corp", "365 days left", "IBM", "7d1a", "real-time clock")
+	unclaimed.saysNot(t, "printer-3f-west", "Sign in</h2>", claimCode)
+	out := box.mustClaim()
+	anonymous := box.get("/")
+	anonymous.says(t, 200, "Sign in</h2>")
+	anonymous.saysNot(t, "Claim this box", "printer-3f-west", "alice")
+	box.get("/", bearer("sgt_garbage")).saysNot(t, "printer-3f-west")
+	signed := box.get("/", bearer(out.Token))
+	signed.says(t, 200, "printer-3f-west", "10.20.0.14", "scep_pkcsreq", "success", "&lt;script&gt;alert(1)&lt;/script&gt;")
+	signed.saysNot(t, "<script", "Sign in</h2>", "issuance_begun", "admin_claimed", "Sign out")
+	box.get("/?show=all", bearer(out.Token)).says(t, 200, "issuance_begun", "admin_claimed")
+	box.get("/?before=x", bearer(out.Token)).says(t, 422, "whole number")
+}
+
+// TestPaging walks the log page by page: every enrollment once, in order, and nothing else.
+func TestPaging(t *testing.T) {
+	box := newBox(t)
+	box.enroll(40)
+	out := box.mustClaim()
+	index := regexp.MustCompile(`record (\d+)`)
+	older := regexp.MustCompile(`href="(/\?[^"]*before=\d+)" rel="next"`)
+	for _, c := range []struct {
+		first string
+		want  func(audit.Record) bool
+	}{
+		{"/", func(r audit.Record) bool { return r.Protocol != "" && r.Outcome != audit.OutcomeBegun }},
+		{"/?show=all", func(audit.Record) bool { return true }},
+	} {
+		var want, got []string
+		for _, r := range box.records() {
+			if c.want(r) {
+				want = append(want, fmt.Sprint(r.Index))
+			}
+		}
+		path, pages := c.first, 0
+		for ; path != "" && pages < 20; pages++ {
+			page := box.get(path, bearer(out.Token))
+			for _, m := range index.FindAllStringSubmatch(string(page.body), -1) {
+				got = append(got, m[1])
+			}
+			path = ""
+			if m := older.FindStringSubmatch(string(page.body)); m != nil {
+				path = strings.ReplaceAll(m[1], "&amp;", "&")
+			}
+		}
+		if strings.Join(got, " ") != strings.Join(want, " ") {
+			t.Errorf("%s: got %v, want %v", c.first, got, want)
+		}
+		if pages < 3 {
+			t.Errorf("%s: %d pages, too few to prove anything", c.first, pages)
+		}
+	}
+}
+
+func TestAuditAPI(t *testing.T) {
+	box := newBox(t)
+	box.enroll(6)
+	out := box.mustClaim()
+	want := box.records()
+	var got []audit.Record
+	before := uint64(0)
+	for {
+		var page AuditPage
+		box.get(fmt.Sprintf("/api/v1/audit?limit=4&before=%d", before), bearer(out.Token)).decode(t, &page)
+		got = append(got, page.Records...)
+		if before = page.Next; before == 0 {
+			break
+		}
+	}
+	if len(got) != len(want) {
+		t.Fatalf("%d records by pages, %d in the log", len(got), len(want))
+	}
+	for i := range got {
+		if got[i].Index != want[i].Index || got[i].Identity != want[i].Identity {
+			t.Errorf("record %d: %+v, want %+v", i, got[i], want[i])
+		}
+	}
+	for _, query := range []string{"limit=0", "limit=501", "limit=-1", "limit=x", "before=-1", "before=1e3"} {
+		box.get("/api/v1/audit?"+query, bearer(out.Token)).checkProblem(t, 422, "input")
+	}
+}
+
+// TestClaimForm: the page's form does what the API does, and shows what it made once.
+func TestClaimForm(t *testing.T) {
+	box := newBox(t)
+	box.submit("/claim", url.Values{"code": {"AAAA"}, "user": {"alice"}}).says(t, 403, "The claim code is wrong.", `value="alice"`, `aria-invalid="true"`)
+	box.submit("/claim", url.Values{"code": {claimCode}, "user": {"<i>"}}).says(t, 422, "user name is not acceptable", "&lt;i&gt;")
+	box.submit("/claim", url.Values{"code": {claimCode}, "user": {"alice"}, "password": {"tiny"}}).says(t, 422, "fewer than 12 characters")
+	done := box.submit("/claim", url.Values{"code": {strings.ToLower(claimCode)}, "user": {"alice"}, "password": {"correct horse battery"}})
+	done.says(t, 200, "The box is yours, alice", "sgt_")
+	done.saysNot(t, "correct horse battery", "<dt>Password")
+	if done.Header.Get("Cache-Control") != "no-store" {
+		t.Error("the page with the token may be cached")
+	}
+	box.get("/", withCookie(done.cookie(t))).says(t, 200, "Sign out", "alice")
+	box.submit("/claim", url.Values{"code": {claimCode}, "user": {"bob"}}).says(t, 409, "claimed already", "Sign in</h2>")
+}
+
+func TestSessions(t *testing.T) {
+	box := newBox(t)
+	out := box.mustClaim()
+	login := url.Values{"user": {"alice"}, "password": {out.Password}}
+
+	planted := &http.Cookie{Name: sessionCookie, Value: "planted"}
+	in := box.submit("/sign-in", login, withCookie(planted))
+	in.says(t, http.StatusSeeOther)
+	cookie := in.cookie(t)
+	if in.Header.Get("Location") != "/" || !cookie.HttpOnly || !cookie.Secure || cookie.SameSite != http.SameSiteStrictMode || cookie.Path != "/" || cookie.Domain != "" || cookie.MaxAge != 8*3600 {
+		t.Errorf("sign-in answers %s and sets %+v", in.Header.Get("Location"), cookie)
+	}
+	if cookie.Value == planted.Value || len(cookie.Value) < 26 {
+		t.Errorf("session identifier %q", cookie.Value)
+	}
+	box.get("/", withCookie(planted)).saysNot(t, "Sign out")
+	box.get("/", withCookie(cookie)).says(t, 200, "Sign out")
+	if got := box.get("/api/v1/status", withCookie(cookie)); got.StatusCode != 200 {
+		t.Errorf("API by session: status %d", got.StatusCode)
+	}
+
+	other := box.submit("/sign-in", login).cookie(t)
+	if gone := box.submit("/sign-out", nil, withCookie(cookie)).cookie(t); gone.MaxAge >= 0 || gone.Value != "" {
+		t.Errorf("signing out sets %+v", gone)
+	}
+	box.get("/api/v1/status", withCookie(cookie)).checkProblem(t, 401, "bad-credential")
+	box.get("/", withCookie(other)).says(t, 200, "Sign out") // each session is its own
+
+	box.clock.pass(sessionLife - time.Second)
+	box.get("/", withCookie(other)).says(t, 200, "Sign out")
+	box.clock.pass(time.Second)
+	box.get("/api/v1/status", withCookie(other)).checkProblem(t, 401, "bad-credential")
+}
+
+func TestSessionsAreBounded(t *testing.T) {
+	clock := &fakeClock{now: start}
+	s := newSessions(clock.Now)
+	first := s.begin("alice")
+	clock.pass(time.Second)
+	second := s.begin("alice")
+	for range maxSessions - 1 {
+		clock.pass(time.Second)
+		s.begin("alice")
+	}
+	if len(s.byID) > maxSessions {
+		t.Errorf("%d sessions kept", len(s.byID))
+	}
+	if _, ok := s.user(first); ok {
+		t.Error("the oldest session is still there")
+	}
+	if _, ok := s.user(second); !ok {
+		t.Error("the second oldest went too")
+	}
+}
+
+func TestSignInRefusals(t *testing.T) {
+	box := newBox(t)
+	box.submit("/sign-in", url.Values{"user": {"alice"}, "password": {"x"}}).says(t, 403, "Claim this box")
+	out := box.mustClaim()
+	try := func(user, password, from string) reply {
+		t.Helper()
+		return box.submit("/sign-in", url.Values{"user": {user}, "password": {password}}, header("X-Test-Source", from))
+	}
+	unknown := try("nobody", out.Password, "192.0.2.1")
+	unknown.says(t, 403, "User name or password is wrong.")
+	wrong := try("alice", "secret guess", "192.0.2.1")
+	wrong.says(t, 403, "User name or password is wrong.", `value="alice"`)
+	wrong.saysNot(t, "secret guess")
+	try("alice", strings.Repeat("x", maxPassword+1), "192.0.2.1").says(t, 403)
+	try(strings.Repeat("x", 1000), "x", "192.0.2.1").says(t, 403)
+	try("alice", "", "192.0.2.1").says(t, 403)
+	limited := try("alice", out.Password, "192.0.2.1")
+	limited.says(t, 429, "Too many wrong passwords from your address")
+	if limited.Header.Get("Retry-After") != "60" {
+		t.Errorf("Retry-After %q", limited.Header.Get("Retry-After"))
+	}
+	try("alice", out.Password, "192.0.2.2").says(t, http.StatusSeeOther) // nobody else is locked out
+	for range 6 {
+		try("alice", out.Password, "192.0.2.3").says(t, http.StatusSeeOther) // right ones do not count
+	}
+	box.clock.pass(time.Minute)
+	try("alice", out.Password, "192.0.2.1").says(t, http.StatusSeeOther)
+
+	refused := 0
+	for _, r := range box.records() {
+		if r.Action == audit.LoginRefused && r.Source == "192.0.2.1" {
+			refused++
+		}
+		if strings.Contains(fmt.Sprint(r), "secret guess") || strings.Contains(fmt.Sprint(r), "nobody") {
+			t.Errorf("what was typed is in the audit log: %+v", r)
+		}
+	}
+	if refused != 5 {
+		t.Errorf("%d refused sign-ins in the audit log, want 5", refused)
+	}
+}
+
+// TestNotesAreBounded: strangers cannot fill the log, and what was not written is counted.
+func TestNotesAreBounded(t *testing.T) {
+	box := newBox(t)
+	out := box.mustClaim()
+	for i := range 2 * notesPerMinute {
+		box.post("/api/v1/claim", ClaimRequest{Code: claimCode, User: "mallory"}, header("X-Test-Source", addrN(i).String())).checkProblem(t, 409, "already-claimed")
+	}
+	if got := len(box.records()); got != 1+notesPerMinute {
+		t.Errorf("%d records, want the claim and %d refusals", got, notesPerMinute)
+	}
+	box.clock.pass(time.Minute)
+	box.post("/api/v1/claim", ClaimRequest{Code: claimCode, User: "mallory"}).checkProblem(t, 409, "already-claimed")
+	if got := box.records()[0].Reason; !strings.Contains(got, fmt.Sprintf("%d more", notesPerMinute)) {
+		t.Errorf("reason %q does not count what was left out", got)
+	}
+	if got := box.get("/api/v1/status", bearer(out.Token)); got.StatusCode != 200 {
+		t.Errorf("status %d", got.StatusCode)
+	}
+}
+
+// TestCrossOrigin: nothing another site makes a browser send changes anything.
+func TestCrossOrigin(t *testing.T) {
+	box := newBox(t)
+	form := url.Values{"code": {claimCode}, "user": {"mallory"}}
+	for _, change := range []func(*http.Request){
+		header("Sec-Fetch-Site", "cross-site"),
+		header("Sec-Fetch-Site", "same-site"),
+		func(r *http.Request) { r.Header.Del("Sec-Fetch-Site"); r.Header.Set("Origin", "https://evil.example") },
+		func(r *http.Request) { r.Header.Del("Sec-Fetch-Site"); r.Header.Set("Origin", "null") },
+	} {
+		box.submit("/claim", form, change).says(t, 403, "Another web site sent this request.")
+		box.submit("/sign-out", nil, change).says(t, 403)
+		box.post("/api/v1/claim", ClaimRequest{Code: claimCode, User: "mallory"}, change).checkProblem(t, 403, "cross-origin")
+	}
+	box.submit("/claim", form, header("Content-Type", "text/plain")).says(t, 415)
+	if box.store.Claimed() {
+		t.Error("another site claimed the box")
+	}
+}
+
+func TestSecurityHeaders(t *testing.T) {
+	box := newBox(t)
+	for _, path := range []string{"/", "/nowhere", "/api/v1/health", "/api/v1/nowhere", "/openapi.json", "/static/console.css", "/api/v1/status"} {
+		got := box.get(path)
+		csp := got.Header.Get("Content-Security-Policy")
+		for _, want := range []string{"default-src 'none'", "style-src 'self'", "form-action 'self'", "frame-ancestors 'none'", "base-uri 'none'"} {
+			if !strings.Contains(csp, want) {
+				t.Errorf("%s: policy %q lacks %s", path, csp, want)
+			}
+		}
+		if strings.Contains(csp, "unsafe") || got.Header.Get("X-Content-Type-Options") != "nosniff" || got.Header.Get("X-Frame-Options") != "DENY" {
+			t.Errorf("%s: headers %v", path, got.Header)
+		}
+		if got.Header.Get("Content-Length") == "" {
+			t.Errorf("%s: no Content-Length", path)
+		}
+	}
+	// The policy would stop inline styles and scripts: the pages must not need them, nor anyone else's.
+	page := string(box.get("/").body)
+	for _, bad := range []string{"<script", "<style", " style=", " onclick", "http-equiv", "//fonts"} {
+		if strings.Contains(page, bad) {
+			t.Errorf("page has %q", bad)
+		}
+	}
+	for _, m := range regexp.MustCompile(`(?:src|href|action)="([^"]*)"`).FindAllStringSubmatch(page, -1) {
+		if !strings.HasPrefix(m[1], "/") && !strings.HasPrefix(m[1], "#") {
+			t.Errorf("page refers to %s", m[1])
+		}
+	}
+}
+
+func TestUnknownAddresses(t *testing.T) {
+	box := newBox(t)
+	box.get("/nowhere").says(t, 404, "There is nothing at this address.", "Go to the console")
+	box.get("/static/../page.go").saysNot(t, "package webui")
+	box.get("/static/%2e%2e%2fpage.go").says(t, 404)
+	box.get("/api/v1/nowhere").checkProblem(t, 404, "not-found")
+	box.get("/api/").checkProblem(t, 404, "not-found")
+	got := box.send("DELETE", "/api/v1/claim", nil)
+	got.checkProblem(t, 405, "method")
+	if got.Header.Get("Allow") != "POST" {
+		t.Errorf("Allow %q", got.Header.Get("Allow"))
+	}
+	if got := box.send("POST", "/api/v1/status", nil); got.Header.Get("Allow") != "GET, HEAD" {
+		t.Errorf("Allow %q", got.Header.Get("Allow"))
+	}
+	if got := box.send("HEAD", "/", nil); got.StatusCode != 200 || len(got.body) != 0 {
+		t.Errorf("HEAD /: status %d, %d bytes", got.StatusCode, len(got.body))
+	}
+	if loc := box.get("//evil.example/x").Header.Get("Location"); strings.HasPrefix(loc, "//") || strings.Contains(loc, "://evil") {
+		t.Errorf("open redirect to %s", loc)
+	}
+}
+
+func TestStaticFiles(t *testing.T) {
+	box := newBox(t)
+	link := regexp.MustCompile(`href="(/static/console\.css\?v=[0-9a-f]+)"`).FindStringSubmatch(string(box.get("/").body))
+	if link == nil {
+		t.Fatal("the page has no stylesheet")
+	}
+	css := box.get(link[1])
+	css.says(t, 200, "prefers-color-scheme")
+	if got := css.Header.Get("Cache-Control"); !strings.Contains(got, "immutable") {
+		t.Errorf("Cache-Control %q", got)
+	}
+	if got := box.get("/static/console.css").Header.Get("Cache-Control"); got != "no-cache" {
+		t.Errorf("Cache-Control without version %q", got)
+	}
+	if got := box.get(link[1], header("If-None-Match", css.Header.Get("ETag"))); got.StatusCode != http.StatusNotModified {
+		t.Errorf("revalidation: status %d", got.StatusCode)
+	}
+}
+
+func TestExpiryWords(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, c := range []struct {
+		left time.Duration
+		want expiry
+	}{
+		{3650 * day, expiry{"good", "10 years left"}},
+		{365 * day, expiry{"good", "365 days left"}},
+		{30 * day, expiry{"good", "30 days left"}},
+		{30*day - time.Second, expiry{"warn", "29 days left"}},
+		{7 * day, expiry{"warn", "7 days left"}},
+		{7*day - time.Second, expiry{"bad", "6 days left"}},
+		{47 * time.Hour, expiry{"bad", "47 hours left"}},
+		{61 * time.Second, expiry{"bad", "1 minute left"}},
+		{0, expiry{"bad", "expired 0 minutes ago"}},
+		{-3 * day, expiry{"bad", "expired 3 days ago"}},
+	} {
+		if got := expiryOf(start.Add(c.left), start); got != c.want {
+			t.Errorf("%v left: %+v, want %+v", c.left, got, c.want)
+		}
+	}
+}
+
+func TestVisible(t *testing.T) {
+	for in, want := range map[string]string{
+		"printer-3f":            "printer-3f",
+		"Müller Łódź 東京":        "Müller Łódź 東京",
+		"cam\u202egnp.exe":      `cam\u202egnp.exe`,
+		"a\x00b\nc":             `a\x00b\nc`,
+		"zero\u200bwidth\ufeff": `zero\u200bwidth\ufeff`,
+	} {
+		if got := visible(in); got != want {
+			t.Errorf("visible(%q) = %q, want %q", in, got, want)
+		}
+	}
+}

@@ -1,0 +1,348 @@
+package webui
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/store"
+)
+
+// pathOf makes a request path of a pattern.
+func pathOf(rt route) string {
+	return strings.NewReplacer("{$}", "", "{file}", "console.css").Replace(rt.pattern)
+}
+
+// claimAs stores a first user of userRole with a token of tokenRole, and returns the token.
+func (b *testBox) claimAs(userRole, tokenRole role) string {
+	b.t.Helper()
+	token, hash := newToken()
+	err := b.store.Claim(
+		store.User{Name: "alice", Role: userRole.String(), Created: start},
+		store.Token{Hash: hash, Name: "test", User: "alice", Role: tokenRole.String(), Created: start, Expires: start.Add(time.Hour)},
+		audit.Record{Time: start, TimeSource: "rtc", Action: audit.AdminClaimed, Actor: "alice", Outcome: audit.OutcomeSuccess})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return token
+}
+
+// TestRoles calls every route as everyone. Allowed means that the route itself answered, whatever
+// it thought of an empty request.
+func TestRoles(t *testing.T) {
+	type caller struct {
+		name   string
+		role   role
+		status int // of a route above the caller's role
+		kind   string
+		as     func(*testing.T) (*testBox, []func(*http.Request))
+	}
+	signed := func(user, token role) func(*testing.T) (*testBox, []func(*http.Request)) {
+		return func(t *testing.T) (*testBox, []func(*http.Request)) {
+			box := newBox(t)
+			return box, []func(*http.Request){bearer(box.claimAs(user, token))}
+		}
+	}
+	with := func(change ...func(*http.Request)) func(*testing.T) (*testBox, []func(*http.Request)) {
+		return func(t *testing.T) (*testBox, []func(*http.Request)) {
+			box := newBox(t)
+			box.claimAs(administrator, administrator)
+			return box, change
+		}
+	}
+	unknown, _ := newToken()
+	callers := []caller{
+		{"nobody", anonymous, 401, "unauthenticated", with()},
+		{"garbage token", anonymous, 401, "bad-credential", with(bearer("sgt_garbage"))},
+		{"unknown token", anonymous, 401, "bad-credential", with(bearer(unknown))},
+		{"empty token", anonymous, 401, "bad-credential", with(bearer(""))},
+		{"basic", anonymous, 401, "bad-credential", with(func(r *http.Request) { r.SetBasicAuth("alice", "x") })},
+		{"garbage cookie", anonymous, 401, "bad-credential", with(header("Cookie", sessionCookie+"=garbage"))},
+		{"expired token", anonymous, 401, "bad-credential", func(t *testing.T) (*testBox, []func(*http.Request)) {
+			box := newBox(t)
+			token := box.claimAs(administrator, administrator)
+			box.clock.pass(time.Hour)
+			return box, []func(*http.Request){bearer(token)}
+		}},
+		{"auditor", auditor, 403, "role", signed(auditor, auditor)},
+		{"operator", operator, 403, "role", signed(operator, operator)},
+		{"administrator", administrator, 403, "role", signed(administrator, administrator)},
+		{"administrator with an auditor's token", auditor, 403, "role", signed(administrator, auditor)},
+		{"auditor with an old administrator's token", auditor, 403, "role", signed(auditor, administrator)},
+	}
+	for _, who := range callers {
+		t.Run(who.name, func(t *testing.T) {
+			box, change := who.as(t)
+			routes := append(routeTable(),
+				route{http.MethodGet, "/test/operator", operator, nil, answer},
+				route{http.MethodGet, "/test/administrator", administrator, nil, answer})
+			box.console.routes = routes
+			box.Config.Handler = box.console.handler()
+			for _, rt := range routes {
+				got := box.send(rt.method, pathOf(rt), nil, change...)
+				name := rt.method + " " + rt.pattern
+				denied := got.StatusCode == 401 || got.StatusCode == 403
+				if allowed := who.role >= rt.role; allowed == denied {
+					t.Errorf("%s: status %d, want allowed: %v", name, got.StatusCode, allowed)
+				}
+				if got.StatusCode == 404 || got.StatusCode == 405 || got.StatusCode >= 500 {
+					t.Errorf("%s: status %d, the route did not answer: %s", name, got.StatusCode, got.body)
+				}
+				if denied && got.StatusCode != who.status {
+					t.Errorf("%s: status %d, want %d", name, got.StatusCode, who.status)
+				}
+				if denied && rt.op != nil {
+					got.checkProblem(t, who.status, who.kind)
+				}
+				if got.StatusCode == 401 && !strings.HasPrefix(got.Header.Get("WWW-Authenticate"), "Bearer ") {
+					t.Errorf("%s: 401 without challenge (RFC 9110 §15.5.2)", name)
+				}
+			}
+		})
+	}
+}
+
+func answer(_ *console, w http.ResponseWriter, _ *http.Request, _ principal) error {
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// openAPIDoc is as much of the document as the tests read.
+type openAPIDoc struct {
+	OpenAPI string
+	Paths   map[string]map[string]struct {
+		OperationID string `json:"operationId"`
+		Role        string `json:"x-signet-role"`
+		Security    []map[string][]string
+		RequestBody *struct {
+			Content map[string]struct{ Schema schema }
+		}
+		Responses map[string]struct {
+			Content map[string]struct{ Schema schema }
+		}
+	}
+	Components struct {
+		Schemas         map[string]schema
+		SecuritySchemes map[string]any
+	}
+}
+
+type schema struct {
+	Ref                  string `json:"$ref"`
+	Type                 string
+	Format               string
+	Properties           map[string]schema
+	Required             []string
+	Items                *schema
+	AdditionalProperties *bool `json:"additionalProperties"`
+}
+
+func (b *testBox) openAPI() openAPIDoc {
+	b.t.Helper()
+	got := b.get("/openapi.json")
+	var doc openAPIDoc
+	if err := json.Unmarshal(got.body, &doc); err != nil || got.StatusCode != 200 {
+		b.t.Fatalf("status %d: %v", got.StatusCode, err)
+	}
+	return doc
+}
+
+// TestOpenAPI holds the served document against the router, both ways.
+func TestOpenAPI(t *testing.T) {
+	box := newBox(t)
+	doc := box.openAPI()
+	if !strings.HasPrefix(doc.OpenAPI, "3.1.") {
+		t.Errorf("OpenAPI version %q", doc.OpenAPI)
+	}
+
+	var routed, described []string
+	roles := map[string]string{}
+	for _, rt := range box.console.routes {
+		if strings.HasPrefix(rt.pattern, "/api/") && rt.op == nil {
+			t.Errorf("%s %s is not described", rt.method, rt.pattern)
+		}
+		if rt.op != nil {
+			routed = append(routed, strings.ToLower(rt.method)+" "+rt.pattern)
+			roles[strings.ToLower(rt.method)+" "+rt.pattern] = rt.role.String()
+		}
+	}
+	ids := map[string]bool{}
+	for path, methods := range doc.Paths {
+		for method, op := range methods {
+			name := method + " " + path
+			described = append(described, name)
+			if op.Role != roles[name] {
+				t.Errorf("%s: role %q described, %q checked", name, op.Role, roles[name])
+			}
+			if (len(op.Security) == 0) != (op.Role == "anonymous") {
+				t.Errorf("%s: role %s with security %v", name, op.Role, op.Security)
+			}
+			if ids[op.OperationID] || op.OperationID == "" {
+				t.Errorf("%s: operationId %q is empty or used twice", name, op.OperationID)
+			}
+			ids[op.OperationID] = true
+			// The router knows it: neither "not found" nor "method not allowed".
+			if got := box.send(strings.ToUpper(method), path, nil); got.StatusCode == 404 || got.StatusCode == 405 {
+				t.Errorf("%s is described but answers %d", name, got.StatusCode)
+			}
+			for status, response := range op.Responses {
+				for mediaType, content := range response.Content {
+					doc.checkSchema(t, name+" "+status+" "+mediaType, content.Schema)
+				}
+			}
+		}
+	}
+	slices.Sort(routed)
+	slices.Sort(described)
+	if d := cmp.Diff(routed, described); d != "" {
+		t.Errorf("routes (-) and OpenAPI document (+) differ:\n%s", d)
+	}
+}
+
+// checkSchema follows every reference.
+func (d openAPIDoc) checkSchema(t *testing.T, where string, s schema) {
+	t.Helper()
+	if s.Ref != "" {
+		name := strings.TrimPrefix(s.Ref, "#/components/schemas/")
+		target, ok := d.Components.Schemas[name]
+		if !ok {
+			t.Errorf("%s: %s is not there", where, s.Ref)
+			return
+		}
+		d.checkSchema(t, where+"/"+name, target)
+		return
+	}
+	if s.Type == "" {
+		t.Errorf("%s: no type", where)
+	}
+	for name, p := range s.Properties {
+		d.checkSchema(t, where+"/"+name, p)
+	}
+	if s.Items != nil {
+		d.checkSchema(t, where+"[]", *s.Items)
+	}
+}
+
+// conform says where v, decoded JSON, is not what s describes.
+func (d openAPIDoc) conform(where string, s schema, v any) []string {
+	if s.Ref != "" {
+		return d.conform(where, d.Components.Schemas[strings.TrimPrefix(s.Ref, "#/components/schemas/")], v)
+	}
+	wrong := func(want string) []string { return []string{fmt.Sprintf("%s is %T, want %s", where, v, want)} }
+	switch s.Type {
+	case "string":
+		text, ok := v.(string)
+		if !ok {
+			return wrong("string")
+		}
+		if _, err := time.Parse(time.RFC3339, text); s.Format == "date-time" && err != nil {
+			return []string{where + ": " + err.Error()}
+		}
+	case "boolean":
+		if _, ok := v.(bool); !ok {
+			return wrong("boolean")
+		}
+	case "integer":
+		if n, ok := v.(float64); !ok || n != float64(int64(n)) {
+			return wrong("integer")
+		}
+	case "array":
+		items, ok := v.([]any)
+		if !ok {
+			return wrong("array")
+		}
+		var bad []string
+		for i, item := range items {
+			bad = append(bad, d.conform(fmt.Sprintf("%s[%d]", where, i), *s.Items, item)...)
+		}
+		return bad
+	case "object":
+		members, ok := v.(map[string]any)
+		if !ok {
+			return wrong("object")
+		}
+		var bad []string
+		for name, member := range members {
+			p, known := s.Properties[name]
+			if known {
+				bad = append(bad, d.conform(where+"."+name, p, member)...)
+			} else if s.AdditionalProperties != nil && !*s.AdditionalProperties {
+				bad = append(bad, where+"."+name+" is not described")
+			}
+		}
+		for _, name := range s.Required {
+			if _, ok := members[name]; !ok {
+				bad = append(bad, where+"."+name+" is missing")
+			}
+		}
+		return bad
+	default:
+		return []string{where + ": type " + s.Type}
+	}
+	return nil
+}
+
+// TestRepliesConform provokes replies and refusals of the API and holds each against the document:
+// the status is described, and so is the body.
+func TestRepliesConform(t *testing.T) {
+	box := newBox(t)
+	box.enroll(5)
+	doc := box.openAPI()
+	check := func(got reply) {
+		t.Helper()
+		path, method := got.Request.URL.Path, strings.ToLower(got.Request.Method)
+		name := fmt.Sprintf("%s %s %d", method, path, got.StatusCode)
+		response, ok := doc.Paths[path][method].Responses[fmt.Sprint(got.StatusCode)]
+		if !ok {
+			t.Errorf("%s: status is not described; body %s", name, got.body)
+			return
+		}
+		content, ok := response.Content[got.Header.Get("Content-Type")]
+		if !ok {
+			t.Errorf("%s: Content-Type %q is not described", name, got.Header.Get("Content-Type"))
+			return
+		}
+		if content.Schema.Type == "string" {
+			return // not JSON
+		}
+		var v any
+		if err := json.Unmarshal(got.body, &v); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, bad := range doc.conform(name, content.Schema, v) {
+			t.Error(bad)
+		}
+	}
+	check(box.get("/api/v1/health"))
+	check(box.get("/api/v1/ca-bundle"))
+	check(box.get("/openapi.json"))
+	check(box.get("/api/v1/status"))
+	check(box.get("/api/v1/audit", bearer("sgt_wrong")))
+	check(box.send("POST", "/api/v1/claim", strings.NewReader("{}")))
+	check(box.send("POST", "/api/v1/claim", strings.NewReader("{"), header("Content-Type", mediaJSON)))
+	check(box.send("POST", "/api/v1/claim", strings.NewReader(`{"code":"`+strings.Repeat("A", maxBody)+`"}`), header("Content-Type", mediaJSON)))
+	check(box.post("/api/v1/claim", ClaimRequest{Code: claimCode}))
+	check(box.post("/api/v1/claim", ClaimRequest{Code: claimCode, User: "alice"}, header("Sec-Fetch-Site", "cross-site")))
+	for range 6 {
+		check(box.post("/api/v1/claim", ClaimRequest{Code: "wrong", User: "alice"}))
+	}
+	box.clock.pass(time.Minute)
+	claimed := box.post("/api/v1/claim", ClaimRequest{Code: claimCode, User: "alice"})
+	check(claimed)
+	check(box.post("/api/v1/claim", ClaimRequest{Code: claimCode, User: "alice"}))
+	var out ClaimResponse
+	claimed.decode(t, &out)
+	check(box.get("/api/v1/status", bearer(out.Token)))
+	check(box.get("/api/v1/audit", bearer(out.Token)))
+	check(box.get("/api/v1/audit?limit=2&before=3", bearer(out.Token)))
+	check(box.get("/api/v1/audit?limit=501", bearer(out.Token)))
+	box.clock.pass(11 * 365 * 24 * time.Hour)
+	check(box.get("/api/v1/health")) // everything has expired: 503
+}
