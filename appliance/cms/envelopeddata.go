@@ -60,7 +60,10 @@ func ParseEnvelopedData(b []byte) (*EnvelopedData, error) {
 			return nil, err
 		}
 	}
-	return e, e.parseContent(content)
+	if err := e.parseContent(content); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 func (e *EnvelopedData) parseRecipient(recipients *cryptobyte.String) error {
