@@ -150,13 +150,8 @@ func runHolder() error {
 
 // openHolder opens the keys and returns what serves them.
 func openHolder() (serve func() error, err error) {
-	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
-		return nil, fmt.Errorf("forbidding core dumps: %w", err)
-	}
-	// MCL_ONFAULT: pages are locked when first used. The Go runtime reserves far more address
-	// space than it uses, and locking that would take memory the box does not have.
-	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT); err != nil {
-		return nil, fmt.Errorf("locking memory: %w", err)
+	if err := keys.HardenProcess(); err != nil {
+		return nil, err
 	}
 	device, err := tpm.OpenFile(os.NewFile(holderTPM, "/dev/tpmrm0"))
 	if err != nil {

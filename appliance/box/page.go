@@ -166,7 +166,7 @@ func cutLines(must, may []string) []string {
 	const room = pageHeight - 1
 	lines := append(must, may...)
 	if len(lines) > room {
-		lines = append(lines[:room-1:room-1], "  ... more on the console's status page")
+		lines = append(lines[:room-1:room-1], "  ... and more, which this screen has no room for")
 	}
 	return lines
 }

@@ -1,0 +1,232 @@
+package box
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"signet.internal/appliance/keys"
+	"signet.internal/provision"
+)
+
+func TestClaimCode(t *testing.T) {
+	var all []byte // every byte, in an order that starts with those refused
+	for i := range 256 {
+		all = append(all, byte(255-i))
+	}
+	seen := map[rune]int{}
+	for random := bytes.NewReader(all); ; {
+		code, err := newClaimCode(random)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(code) != 9 || code[4] != '-' {
+			t.Fatalf("code %q", code)
+		}
+		for _, r := range strings.ReplaceAll(code, "-", "") {
+			seen[r]++
+		}
+	}
+	// 240 of the 256 bytes are used: each of the 30 characters the same number of times.
+	if len(seen) != 30 {
+		t.Errorf("%d characters", len(seen))
+	}
+	for r, n := range seen {
+		if n != 8 {
+			t.Errorf("%q %d times of 240", r, n)
+		}
+	}
+	if strings.ContainsAny(claimAlphabet, "01OILU") {
+		t.Error("characters that are mistaken for others")
+	}
+}
+
+func TestLeaseCheck(t *testing.T) {
+	good := Lease{Address: netip.MustParsePrefix("10.0.2.15/24"), Gateway: netip.MustParseAddr("10.0.2.2"), DNS: []netip.Addr{netip.MustParseAddr("10.0.2.3")}, Duration: 24 * time.Hour}
+	if err := good.check(); err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Lease){
+		"no address":         func(l *Lease) { l.Address = netip.Prefix{} },
+		"loopback":           func(l *Lease) { l.Address = netip.MustParsePrefix("127.0.0.1/8") },
+		"multicast":          func(l *Lease) { l.Address = netip.MustParsePrefix("224.0.0.1/24") },
+		"broadcast":          func(l *Lease) { l.Address = netip.MustParsePrefix("255.255.255.255/24") },
+		"unspecified":        func(l *Lease) { l.Address = netip.MustParsePrefix("0.0.0.0/24") },
+		"IPv6":               func(l *Lease) { l.Address = netip.MustParsePrefix("2001:db8::1/64") },
+		"whole internet":     func(l *Lease) { l.Address = netip.MustParsePrefix("10.0.2.15/0") },
+		"far gateway":        func(l *Lease) { l.Gateway = netip.MustParseAddr("192.0.2.1") },
+		"itself as gateway":  func(l *Lease) { l.Gateway = l.Address.Addr() },
+		"loopback as server": func(l *Lease) { l.DNS = []netip.Addr{netip.MustParseAddr("127.0.0.53")} },
+		"too many servers":   func(l *Lease) { l.DNS = append(l.DNS, l.DNS[0], l.DNS[0], l.DNS[0]) },
+		"a second":           func(l *Lease) { l.Duration = time.Second },
+		"for ever":           func(l *Lease) { l.Duration = 1 << 62 },
+	} {
+		l := good
+		change(&l)
+		if err := l.check(); err == nil {
+			t.Errorf("%s: accepted %+v", name, l)
+		}
+	}
+}
+
+// What the helper makes of a server's packet survives its own check and the pipe.
+func TestProposal(t *testing.T) {
+	ack, err := dhcpv4.New(
+		dhcpv4.WithYourIP(net.IPv4(10, 0, 2, 15)), dhcpv4.WithNetmask(net.CIDRMask(24, 32)), dhcpv4.WithRouter(net.IPv4(10, 0, 2, 2)),
+		dhcpv4.WithDNS(net.IPv4(10, 0, 2, 3), net.IPv4(10, 0, 2, 4)), dhcpv4.WithLeaseTime(86400))
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, err := json.Marshal(proposalOf(ack))
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := make(chan Lease, 10)
+	readProposals(strings.NewReader(string(line)+"\n{}\nnonsense\n{}\n"), to)
+	var got []Lease
+	for l := range to {
+		got = append(got, l)
+	}
+	addr := netip.MustParseAddr
+	want := []Lease{
+		{Address: netip.MustParsePrefix("10.0.2.15/24"), Gateway: addr("10.0.2.2"), DNS: []netip.Addr{addr("10.0.2.3"), addr("10.0.2.4")}, Duration: 24 * time.Hour},
+		{}, // and nothing after a line that makes no sense
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if err := got[0].check(); err != nil {
+		t.Error(err)
+	}
+	if empty, err := dhcpv4.New(); err != nil {
+		t.Fatal(err)
+	} else if err := proposalOf(empty).check(); err == nil {
+		t.Error("an empty packet is a lease")
+	}
+}
+
+func TestWriteResolvers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	for _, servers := range []string{"10.0.2.3 10.0.2.4", ""} {
+		var list []netip.Addr
+		want := ""
+		for _, s := range strings.Fields(servers) {
+			list = append(list, netip.MustParseAddr(s))
+			want += "nameserver " + s + "\n"
+		}
+		if err := writeResolvers(path, list); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != want {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+}
+
+func TestListenersAndURLs(t *testing.T) {
+	on := listenerPorts(provision.Listeners{SCEP: true, Console: true, Plain: true})
+	want := []listenerPort{{"scep", 8443}, {"console", 9443}, {"plain", 80}}
+	if diff := cmp.Diff(want, on, cmp.AllowUnexported(listenerPort{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := listenerPorts(provision.Listeners{Console: true}); len(got) != 1 || got[0].port != 9443 {
+		t.Errorf("console alone: %v", got)
+	}
+	if got := pageURLs(on, []string{"10.0.2.15/24 on eth0 (DHCP)"}, "pki.example"); got[1].URL != "https://10.0.2.15:9443/" {
+		t.Errorf("with an address: %v", got)
+	}
+	if got := pageURLs(on, nil, "pki.example"); got[0].URL != "https://pki.example:8443/scep" {
+		t.Errorf("without an address: %v", got)
+	}
+}
+
+func TestCheckClock(t *testing.T) {
+	built := time.Date(2026, 9, 1, 0, 0, 0, 0, time.UTC)
+	if got := checkClock(built.Add(time.Hour), built); got != nil {
+		t.Errorf("good clock: %v", got)
+	}
+	got := checkClock(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC), built)
+	if len(got) != 1 || !strings.Contains(got[0].What, "2000-01-01 00:00 UTC") || got[0].Mend == "" {
+		t.Errorf("clock of 2000: %v", got)
+	}
+}
+
+func TestPowerKey(t *testing.T) {
+	event := func(kind, code uint16, value uint32) []byte {
+		b := make([]byte, inputEventSize)
+		binary.NativeEndian.PutUint16(b[16:], kind)
+		binary.NativeEndian.PutUint16(b[18:], code)
+		binary.NativeEndian.PutUint32(b[20:], value)
+		return b
+	}
+	for name, c := range map[string]struct {
+		events [][]byte
+		want   int
+	}{
+		"press and release": {[][]byte{event(1, keyPower, 1), event(0, 0, 0), event(1, keyPower, 0)}, 1},
+		"held":              {[][]byte{event(1, keyPower, 1), event(1, keyPower, 2)}, 1},
+		"another key":       {[][]byte{event(1, 30, 1)}, 0},
+		"not a key":         {[][]byte{event(3, keyPower, 1)}, 0},
+	} {
+		pressed := 0
+		watchKeys(io.NopCloser(bytes.NewReader(bytes.Join(c.events, nil))), func() { pressed++ })
+		if pressed != c.want {
+			t.Errorf("%s: %d presses, want %d", name, pressed, c.want)
+		}
+	}
+}
+
+func TestLogBufferKeepsLastLines(t *testing.T) {
+	var l logBuffer
+	var passed []string
+	l.forward(func(line string) { passed = append(passed, line) })
+	for _, part := range []string{"one\ntw", "o\n", strings.Repeat("x", 5000) + "\nrest"} {
+		if n, err := io.WriteString(&l, part); n != len(part) || err != nil {
+			t.Fatalf("%d, %v", n, err)
+		}
+	}
+	want := []string{"one", "two", strings.Repeat("x", logLine)}
+	if diff := cmp.Diff(want, l.take()); diff != "" {
+		t.Errorf("kept (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(want, passed); diff != "" {
+		t.Errorf("passed on (-want +got):\n%s", diff)
+	}
+	io.WriteString(&l, strings.Repeat("\n", 10*logLines))
+	if got := l.take(); len(got) != logLines {
+		t.Errorf("kept %d lines", len(got))
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	for name, c := range map[string]struct {
+		err                error
+		what, mend, detail string
+	}{
+		"own":    {errors.Join(errors.New("first"), &Problem{What: "w", Mend: "m", Err: errors.New("cause")}), "w", "m", "cause"},
+		"keys":   {errors.Join(&keys.Error{What: "w", Mend: "m", Err: errors.New("cause")}), "w", "m", "cause"},
+		"others": {errors.New("mounting STATE: bad"), "The box could not go on: mounting STATE: bad", mendReport, ""},
+		"panic":  {guard(func() error { panic("no") }), "the box's own software failed: no", mendReport, ""},
+	} {
+		wrong, detail := describe(c.err)
+		if wrong.What != c.what || wrong.Mend != c.mend || detail != c.detail {
+			t.Errorf("%s: %+v, %q", name, wrong, detail)
+		}
+	}
+}

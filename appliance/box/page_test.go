@@ -1,0 +1,97 @@
+package box
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"signet.internal/appliance/handover"
+)
+
+func pages() map[string]Page {
+	ready := Page{
+		Name: "demo", Version: "0.1.0", Epoch: 1, State: "ready",
+		Addresses: []string{"10.0.2.15/24 on eth0 (DHCP)"},
+		URLs:      []pageURL{{"Console", "https://10.0.2.15:9443/"}, {"SCEP", "https://10.0.2.15:8443/scep"}, {"Plain HTTP", "http://10.0.2.15/"}},
+		ClaimCode: "ABCD-EFGH", TLSSHA256: strings.Repeat("0123456789abcdef", 4),
+		SecureBoot: "off: " + unprotected,
+	}
+	claimed := ready
+	claimed.Name, claimed.Debug, claimed.ClaimCode, claimed.Claimed = "hall-7", true, "", true
+	wrong := ready
+	wrong.Name, wrong.State, wrong.ClaimCode = "hall-7", "the service is down and will be started again", ""
+	wrong.Network = &handover.Condition{What: "No network cable with a live partner is plugged in.", Mend: "Plug a network cable into the box, and check the switch's port."}
+	wrong.Service = []handover.Condition{{What: "The enrollment service does not run: exit status 1: profile \x1b[2Jcorp: \"bad\"\nregels", Mend: strings.Repeat("long mend ", 60)}}
+	halted := Page{
+		Name: "demo", Version: "0.1.0", Epoch: 1, SecureBoot: "off: " + unprotected,
+		Halted: &handover.Condition{What: "This TPM does not hold this box's keys.", Mend: "Put the disk back into its own machine."},
+		Detail: strings.Repeat("TPM_RC_INTEGRITY ", 60),
+	}
+	return map[string]Page{"starting": {State: "starting"}, "ready": ready, "claimed": claimed, "wrong": wrong, "halted": halted}
+}
+
+func TestPage(t *testing.T) {
+	for name, page := range pages() {
+		t.Run(name, func(t *testing.T) {
+			lines := page.text()
+			if len(lines) >= pageHeight {
+				t.Errorf("%d lines scroll a screen of %d", len(lines), pageHeight)
+			}
+			for _, l := range lines {
+				if len(l) > pageWidth || clean(l) != l {
+					t.Errorf("line of %d: %q", len(l), l)
+				}
+			}
+			got := strings.Join(lines, "\n") + "\n"
+			golden := filepath.Join("testdata", name+".txt")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("(-want +got; -update writes it anew):\n%s", diff)
+			}
+		})
+	}
+}
+
+// recorder is a terminal that shows what was written, one write at a time.
+type recorder struct{ writes chan string }
+
+func (r recorder) Write(p []byte) (int, error) { r.writes <- string(p); return len(p), nil }
+
+func TestScreenShowsChangesOnly(t *testing.T) {
+	monitor, serial := recorder{make(chan string, 10)}, recorder{make(chan string, 10)}
+	s := &Screen{}
+	s.addOutput(monitor, true)
+	s.addOutput(serial, false)
+	s.Update(func(p *Page) { p.State = "one" })
+	onMonitor, onSerial := <-monitor.writes, <-serial.writes
+	if !strings.HasPrefix(onMonitor, "\x1b[") || !strings.Contains(onMonitor, "one") {
+		t.Errorf("monitor got %q", onMonitor)
+	}
+	if strings.Contains(onSerial, "\x1b") || !strings.Contains(onSerial, "State        one\n") {
+		t.Errorf("serial line got %q", onSerial)
+	}
+	s.Update(func(p *Page) { p.ClaimCode = "" }) // reads the same
+	s.machineLine("ready", readyLine{Name: "demo", Version: "0.1.0", ClaimCode: "ABCD-EFGH", TLSSHA256: "00", UptimeSeconds: 1.5})
+	want := `signet: ready {"name":"demo","version":"0.1.0","claim_code":"ABCD-EFGH","tls_sha256":"00","uptime_seconds":1.5}` + "\n"
+	if got := <-serial.writes; got != want {
+		t.Errorf("serial line got %q", got)
+	}
+	s.machineLine("halted", handover.Condition{What: "w", Mend: "m"})
+	if got := <-serial.writes; got != `signet: halted {"what":"w","mend":"m"}`+"\n" {
+		t.Errorf("serial line got %q", got)
+	}
+	if len(monitor.writes) != 0 {
+		t.Errorf("monitor got %q though nothing on it changed", <-monitor.writes)
+	}
+}
