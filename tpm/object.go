@@ -13,8 +13,8 @@ import (
 // it. Whoever can change a Blob can exchange it for another object of that TPM; what is loaded is
 // therefore compared with what is expected first.
 type Blob struct {
-	Public  []byte // TPMT_PUBLIC
-	Private []byte // contents of TPM2B_PRIVATE, encrypted by the SRK
+	Public  []byte `json:"public"`  // TPMT_PUBLIC
+	Private []byte `json:"private"` // contents of TPM2B_PRIVATE, encrypted by the SRK
 }
 
 // Name is the object's TPM Name, 34 bytes: it stands for its public area, policy and attributes

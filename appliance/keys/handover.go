@@ -1,0 +1,135 @@
+package keys
+
+import (
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"golang.org/x/crypto/cryptobyte"
+
+	"signet.internal/tpm"
+)
+
+const (
+	handoverVersion = 1
+	maxHandover     = 256 << 10
+)
+
+// Handover is what a Holder needs of the vault: opened sealed keys and the authorisation values of
+// resident ones, in a form of its own (both ends come from one image). It is as secret as the keys:
+// the caller passes it on through a pipe and wipes it.
+func (v *Vault) Handover() ([]byte, error) {
+	// A fixed buffer: growing would leave copies behind.
+	b := cryptobyte.NewFixedBuilder(make([]byte, 0, maxHandover))
+	b.AddUint8(handoverVersion)
+	addString(b, v.contents.Kind)
+	addBytes(b, v.contents.SRKName)
+	var policyKey []byte
+	if v.binding.Kind == KindBox {
+		var err error
+		if policyKey, err = x509.MarshalPKIXPublicKey(v.binding.PolicyKey); err != nil {
+			return nil, fmt.Errorf("handing keys over: encoding the policy key: %w", err)
+		}
+	}
+	addBytes(b, policyKey)
+	var approvals []tpm.PolicySignature
+	for _, s := range v.binding.Signatures {
+		if s.Ref == refUse {
+			approvals = append(approvals, s)
+		}
+	}
+	b.AddUint16(uint16(len(approvals)))
+	for _, s := range approvals {
+		addBytes(b, s.Policy)
+		addBytes(b, s.Signature)
+	}
+	b.AddUint16(uint16(len(v.contents.Keys)))
+	for _, r := range v.contents.Keys {
+		addString(b, r.Name)
+		addString(b, r.Algorithm)
+		addString(b, r.Protection)
+		if r.Protection == Resident {
+			addBytes(b, r.Blob.Public)
+			addBytes(b, r.Blob.Private)
+			addBytes(b, v.auths[r.Name])
+		} else {
+			addBytes(b, v.opened[r.Name])
+		}
+	}
+	out, err := b.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("handing keys over: %w", err)
+	}
+	return out, nil
+}
+
+var errHandover = errors.New("the handover is not one of this firmware's")
+
+// handedOver is a parsed handover. Its slices point into it.
+type handedOver struct {
+	binding Binding
+	srkName []byte
+	keys    []handedKey
+}
+
+type handedKey struct {
+	spec  Spec
+	blob  tpm.Blob // resident
+	auth  []byte   // resident
+	pkcs8 []byte   // sealed
+}
+
+func parseHandover(b []byte) (*handedOver, error) {
+	s := cryptobyte.String(b)
+	var version uint8
+	var policyKey []byte
+	var count uint16
+	h := &handedOver{}
+	if !s.ReadUint8(&version) || version != handoverVersion ||
+		!readString(&s, &h.binding.Kind) || !readBytes(&s, &h.srkName) || !readBytes(&s, &policyKey) || !s.ReadUint16(&count) {
+		return nil, errHandover
+	}
+	if h.binding.Kind == KindBox {
+		key, err := x509.ParsePKIXPublicKey(policyKey)
+		if err != nil {
+			return nil, fmt.Errorf("%w: policy key: %v", errHandover, err)
+		}
+		rsaKey, ok := key.(*rsa.PublicKey)
+		if !ok {
+			return nil, fmt.Errorf("%w: the policy key is not RSA", errHandover)
+		}
+		h.binding.PolicyKey = rsaKey
+	}
+	for range count {
+		a := tpm.PolicySignature{Ref: refUse}
+		if !readBytes(&s, &a.Policy) || !readBytes(&s, &a.Signature) {
+			return nil, errHandover
+		}
+		h.binding.Signatures = append(h.binding.Signatures, a)
+	}
+	if !s.ReadUint16(&count) {
+		return nil, errHandover
+	}
+	for range count {
+		var k handedKey
+		if !readString(&s, &k.spec.Name) || !readString(&s, &k.spec.Algorithm) || !readString(&s, &k.spec.Protection) {
+			return nil, errHandover
+		}
+		ok := false
+		switch k.spec.Protection {
+		case Resident:
+			ok = readBytes(&s, &k.blob.Public) && readBytes(&s, &k.blob.Private) && readBytes(&s, &k.auth)
+		case Sealed:
+			ok = readBytes(&s, &k.pkcs8)
+		}
+		if !ok {
+			return nil, errHandover
+		}
+		h.keys = append(h.keys, k)
+	}
+	if !s.Empty() {
+		return nil, errHandover
+	}
+	return h, nil
+}

@@ -1,0 +1,256 @@
+package keys
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"sync"
+
+	"golang.org/x/crypto/cryptobyte"
+
+	"signet.internal/tpm"
+)
+
+// maxInFlight bounds the requests a holder works on, over all its clients; more are refused as busy.
+const maxInFlight = 32
+
+// Holder has the opened keys and uses them for its clients. Whoever can send it requests can use
+// every key, and take none away.
+type Holder struct {
+	keys  map[string]*heldKey
+	names []string // sorted
+	slots chan struct{}
+}
+
+type heldKey struct {
+	info Info
+	spki []byte
+	key  privateKey
+}
+
+// NewHolder makes a holder of what Vault.Handover returned. The caller wipes handover afterwards.
+func NewHolder(dev *tpm.Device, handover []byte) (*Holder, error) {
+	// Resident keys keep slices of it.
+	h, err := parseHandover(bytes.Clone(handover))
+	if err != nil {
+		return nil, err
+	}
+	srk, err := dev.OpenSRK(h.srkName)
+	if err != nil {
+		return nil, explain(err)
+	}
+	holder := &Holder{keys: make(map[string]*heldKey), slots: make(chan struct{}, maxInFlight)}
+	for _, k := range h.keys {
+		var key privateKey
+		if k.spec.Protection == Resident {
+			key, err = newResidentKey(srk, k, h.binding.usePolicy())
+		} else {
+			key, err = newSoftwareKey(k.pkcs8)
+			clear(k.pkcs8)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("key %q: %w", k.spec.Name, err)
+		}
+		spki, err := x509.MarshalPKIXPublicKey(key.public())
+		if err != nil {
+			return nil, fmt.Errorf("key %q: encoding its public key: %w", k.spec.Name, err)
+		}
+		holder.keys[k.spec.Name] = &heldKey{
+			info: Info{Name: k.spec.Name, Algorithm: k.spec.Algorithm, Protection: k.spec.Protection, Public: key.public()},
+			spki: spki,
+			key:  key,
+		}
+		holder.names = append(holder.names, k.spec.Name)
+	}
+	slices.Sort(holder.names)
+	return holder, nil
+}
+
+// Serve answers one client until it closes conn, and closes it too. A client that does not speak the
+// protocol is cut off with an error.
+func (h *Holder) Serve(conn net.Conn) error {
+	var writing sync.Mutex
+	var inFlight sync.WaitGroup
+	defer inFlight.Wait()
+	defer conn.Close()
+	reply := func(f frame) error {
+		b, err := f.encode()
+		if err != nil {
+			return err
+		}
+		writing.Lock()
+		defer writing.Unlock()
+		_, err = conn.Write(b)
+		return err
+	}
+	for {
+		request, err := readFrame(conn)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("serving keys: %w", err)
+		}
+		work, ok := h.parse(request)
+		if !ok {
+			return fmt.Errorf("serving keys: %w: operation %d", errFrame, request.code)
+		}
+		select {
+		case h.slots <- struct{}{}:
+		default:
+			if err := reply(frame{code: statusBusy, id: request.id}); err != nil {
+				return fmt.Errorf("serving keys: %w", err)
+			}
+			continue
+		}
+		inFlight.Add(1)
+		go func() {
+			defer inFlight.Done()
+			body, err := work()
+			<-h.slots
+			f := frame{id: request.id, body: body}
+			if err != nil {
+				f.code, f.body = status(err)
+			}
+			// A client that is gone is noticed by the next read.
+			_ = reply(f)
+		}()
+	}
+}
+
+// parse returns the work a request asks for, or false if it is malformed.
+func (h *Holder) parse(f frame) (work func() ([]byte, error), ok bool) {
+	switch f.code {
+	case opList:
+		return h.list, len(f.body) == 0
+	case opPublic:
+		s := cryptobyte.String(f.body)
+		var name string
+		if !readString(&s, &name) || !s.Empty() {
+			return nil, false
+		}
+		return func() ([]byte, error) {
+			k, err := h.key(name)
+			if err != nil {
+				return nil, err
+			}
+			var b cryptobyte.Builder
+			k.encode(&b)
+			return b.Bytes()
+		}, true
+	case opSign:
+		var r signRequest
+		if !r.decode(f.body) {
+			return nil, false
+		}
+		return func() ([]byte, error) { return h.sign(r) }, true
+	case opDecrypt:
+		var r decryptRequest
+		if !r.decode(f.body) {
+			return nil, false
+		}
+		return func() ([]byte, error) { return h.decrypt(r) }, true
+	}
+	return nil, false
+}
+
+func (h *Holder) key(name string) (*heldKey, error) {
+	k := h.keys[name]
+	if k == nil {
+		return nil, ErrNoKey
+	}
+	return k, nil
+}
+
+func (h *Holder) list() ([]byte, error) {
+	var b cryptobyte.Builder
+	b.AddUint16(uint16(len(h.names)))
+	for _, name := range h.names {
+		h.keys[name].encode(&b)
+	}
+	return b.Bytes()
+}
+
+func (k *heldKey) encode(b *cryptobyte.Builder) {
+	addString(b, k.info.Name)
+	addString(b, k.info.Algorithm)
+	addString(b, k.info.Protection)
+	addBytes(b, k.spki)
+}
+
+func (h *Holder) sign(r signRequest) ([]byte, error) {
+	k, err := h.key(r.name)
+	if err != nil {
+		return nil, err
+	}
+	hash, ok := hashes[r.hash]
+	if !ok || !signingHash(hash) {
+		return nil, refused("hash not for signing; use SHA-256, SHA-384 or SHA-512")
+	}
+	if len(r.digest) != hash.Size() {
+		return nil, refused(fmt.Sprintf("digest of %d bytes for %v", len(r.digest), hash))
+	}
+	return k.key.sign(r.digest, hash, r.scheme, int(r.salt))
+}
+
+func (h *Holder) decrypt(r decryptRequest) ([]byte, error) {
+	k, err := h.key(r.name)
+	if err != nil {
+		return nil, err
+	}
+	pub, ok := k.info.Public.(*rsa.PublicKey)
+	if !ok || r.name != NameRA {
+		return nil, refused("the key does not decrypt")
+	}
+	switch r.scheme {
+	case schemePKCS1v15:
+		if err := sessionKeyFits(pub, int(r.keyLength)); err != nil {
+			return nil, refused(err.Error())
+		}
+		if err := checkCiphertext(pub, r.ciphertext); err != nil {
+			return nil, err
+		}
+		return k.key.decryptSessionKey(r.ciphertext, int(r.keyLength))
+	case schemeOAEP:
+		hash, ok1 := hashes[r.hash]
+		mgfHash, ok2 := hashes[r.mgfHash]
+		if !ok1 || !ok2 {
+			return nil, refused("unknown hash")
+		}
+		if err := checkCiphertext(pub, r.ciphertext); err != nil {
+			return nil, err
+		}
+		return k.key.decryptOAEP(r.ciphertext, hash, mgfHash, r.label)
+	}
+	return nil, refused("unknown encryption scheme")
+}
+
+// refusal is an error of the client's making.
+type refusal struct{ text string }
+
+func (r *refusal) Error() string { return r.text }
+
+func refused(text string) error { return &refusal{text} }
+
+// status is how an error goes over the wire. Texts hold no secrets.
+func status(err error) (code uint8, body []byte) {
+	var r *refusal
+	switch {
+	case errors.Is(err, tpm.ErrBusy):
+		return statusBusy, nil
+	case errors.Is(err, ErrNoKey):
+		return statusNoKey, nil
+	case errors.Is(err, rsa.ErrDecryption):
+		return statusDecryption, nil
+	case errors.As(err, &r):
+		return statusRefused, []byte(r.text)
+	case errors.Is(err, tpm.ErrAlgorithm):
+		return statusRefused, []byte(err.Error())
+	}
+	return statusFailed, []byte(err.Error())
+}
