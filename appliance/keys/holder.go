@@ -80,8 +80,10 @@ func (h *Holder) Serve(conn net.Conn) error {
 	defer conn.Close()
 	reply := func(f frame) error {
 		b, err := f.encode()
-		if err != nil {
-			return err
+		if err != nil { // the list of very many keys
+			if b, err = (frame{code: statusFailed, id: f.id, body: []byte("the answer is too long")}).encode(); err != nil {
+				return err
+			}
 		}
 		writing.Lock()
 		defer writing.Unlock()
