@@ -204,7 +204,7 @@ func shutdown(t *terminal, machine *vm.Machine) error {
 	if !machine.Running() {
 		return machine.Kill()
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, shutdownPatience)
 	defer cancel()

@@ -28,8 +28,17 @@ func spawn(logPath string, extra []*os.File, argv ...string) (pid int, err error
 		return 0, fmt.Errorf("starting %s: %w", filepath.Base(argv[0]), err)
 	}
 	go cmd.Wait() // reaps; whether it runs is read from /proc, as for a machine another process started
-	return cmd.Process.Pid, nil
+	// For a moment around exec a process has no command line, and alive would take it for ended.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	err = waitFor(ctx, func() bool {
+		cmdline, err := readCmdline(cmd.Process.Pid)
+		return err != nil || len(cmdline) > 0
+	})
+	return cmd.Process.Pid, err
 }
+
+func readCmdline(pid int) ([]byte, error) { return os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) }
 
 // alive says whether pid runs and has mark, the path of the machine's sockets, on its command line:
 // the number of a process that ended may belong to another by now. A zombie has no command line.
@@ -37,7 +46,7 @@ func alive(pid int, mark string) bool {
 	if pid <= 0 || mark == "" {
 		return false
 	}
-	cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	cmdline, err := readCmdline(pid)
 	return err == nil && bytes.Contains(cmdline, []byte(mark))
 }
 
