@@ -58,7 +58,6 @@ func explain(err error) verdict {
 	retry := func(reason string) verdict { return verdict{http.StatusServiceUnavailable, "", reason, ""} }
 	var own *refusal
 	var policy *pki.PolicyError
-	var temporary interface{ Temporary() bool }
 	switch {
 	case errors.As(err, &own):
 		return failure(own.fail, own.text, "")
@@ -80,7 +79,7 @@ func explain(err error) verdict {
 			fail = badAlg
 		}
 		return failure(fail, "not allowed", ": "+policy.Error())
-	case errors.Is(err, enroll.ErrBusy), errors.Is(err, cms.ErrKeyBusy), errors.As(err, &temporary) && temporary.Temporary():
+	case errors.Is(err, enroll.ErrBusy), errors.Is(err, cms.ErrKeyBusy):
 		return retry("the box is busy: try again later")
 	case errors.Is(err, enroll.ErrClock):
 		return retry("the box does not trust its clock and issues nothing until it does: try again later")

@@ -2,9 +2,11 @@ package scep
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/rsa"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 
 	"signet.internal/appliance/cms"
@@ -97,7 +99,7 @@ func (s *Server) issue(x *exchange, req *request) ([]byte, error) {
 // fail returns the CertRep FAILURE for a verified request that gets no certificate, or nil after it has answered with
 // the HTTP error that fits better.
 func (s *Server) fail(x *exchange, req *request, err error) []byte {
-	v := explain(err)
+	v := s.explain(err)
 	x.err = err
 	if v.status == http.StatusOK {
 		body, err := s.failure(x.profile, req, v)
@@ -106,7 +108,7 @@ func (s *Server) fail(x *exchange, req *request, err error) []byte {
 			return body
 		}
 		x.err = errors.Join(x.err, err)
-		v = explain(err)
+		v = s.explain(err)
 	}
 	if v.status == http.StatusServiceUnavailable {
 		x.retryLater(v.text())
@@ -114,6 +116,14 @@ func (s *Server) fail(x *exchange, req *request, err error) []byte {
 	}
 	x.refuse(http.StatusInternalServerError, internalError+" (request "+x.id+")")
 	return nil
+}
+
+// explain is explain with the key holder's own word for busy.
+func (s *Server) explain(err error) verdict {
+	if s.isBusy(err) {
+		err = enroll.ErrBusy
+	}
+	return explain(err)
 }
 
 // count reports a refusal of a sender that is not authenticated to the audit log, where only the first of a source
@@ -183,10 +193,31 @@ func (s *Server) certificateRequest(p *profile, req *request) (*pki.Request, cms
 	if err != nil {
 		return nil, 0, fmt.Errorf("%w: %w", refuse(badMessageCheck, "the signed content is not a CMS EnvelopedData"), err)
 	}
-	der, err := envelope.Decrypt(p.RA, p.RADecrypter, s.policy)
+	key := &watchedKey{Decrypter: p.RADecrypter}
+	der, err := envelope.Decrypt(p.RA, key, s.policy)
+	if key.err != nil {
+		return nil, 0, fmt.Errorf("decrypting with the RA key: %w", key.err)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
 	csr, err := pki.ParseRequest(der)
 	return csr, envelope.ContentCipher, err
+}
+
+// watchedKey remembers that the RA key did not work. cms answers that like a message that does not decrypt, as it must
+// where the reason may lie in the message; but a client told so would give up for good because a key holder was down.
+// What lies in the message is left to cms: a bad padding is no error under PKCS1v15DecryptOptions.SessionKeyLen, and
+// everything else that is wrong with a ciphertext is rsa.ErrDecryption.
+type watchedKey struct {
+	crypto.Decrypter
+	err error
+}
+
+func (k *watchedKey) Decrypt(random io.Reader, ciphertext []byte, o crypto.DecrypterOpts) ([]byte, error) {
+	b, err := k.Decrypter.Decrypt(random, ciphertext, o)
+	if err != nil && !errors.Is(err, rsa.ErrDecryption) {
+		k.err = err
+	}
+	return b, err
 }

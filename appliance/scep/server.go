@@ -32,6 +32,10 @@ type Config struct {
 	// InFlight bounds the PKIOperations being worked on at a time, on all listeners together; one more is answered
 	// 503 before a byte of it is parsed. 0: 32, which a hardware TPM works off within a client's patience.
 	InFlight int
+
+	// IsBusy reports whether an error of an RA key says that its holder has too much to do, so that the same request may
+	// succeed later. Nil: only errors that wrap enroll.ErrBusy say so.
+	IsBusy func(error) bool
 }
 
 // Profile is one enrollment profile as SCEP sees it.
@@ -43,8 +47,8 @@ type Profile struct {
 	GetCACert string // "ra+chain", "ra+ca" (the same while every CA is a root) or "ra"
 
 	CA, RA      *x509.Certificate // RA is issued by CA and has an RSA key
-	RASigner    crypto.Signer     // both halves of the key in RA; errors of theirs that a retry
-	RADecrypter crypto.Decrypter  // mends must wrap enroll.ErrBusy
+	RASigner    crypto.Signer     // the key in RA, to sign
+	RADecrypter crypto.Decrypter  // and to decrypt; see cms.EnvelopedData.Decrypt for what it is asked
 }
 
 // Server answers SCEP requests for a set of profiles. It is safe for concurrent use.
@@ -52,6 +56,7 @@ type Server struct {
 	engine   *enroll.Engine
 	log      *slog.Logger
 	source   func(*http.Request) netip.Addr
+	isBusy   func(error) bool
 	policy   cms.Policy          // what requests may use
 	profiles map[string]*profile // by name
 	fallback *profile            // the default one; nil if there is none
@@ -81,10 +86,14 @@ func New(c Config) (*Server, error) {
 	if c.Source == nil {
 		c.Source = remoteAddr
 	}
+	if c.IsBusy == nil {
+		c.IsBusy = func(error) bool { return false }
+	}
 	s := &Server{
 		engine:   c.Engine,
 		log:      c.Log,
 		source:   c.Source,
+		isBusy:   c.IsBusy,
 		policy:   cms.DefaultPolicy(),
 		profiles: make(map[string]*profile),
 		slots:    make(chan struct{}, c.InFlight),
