@@ -1,0 +1,360 @@
+package appliance
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"signet.internal/appliance/challenge"
+	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/handover"
+	"signet.internal/appliance/keys"
+	"signet.internal/appliance/scep"
+	"signet.internal/appliance/store"
+	"signet.internal/provision"
+	"signet.internal/webui"
+)
+
+// inFlight bounds PKIOperations taken in at a time to what the TPM's queue takes: each waits for a
+// CA signature, of which a hardware TPM makes two to five a second, so that a longer queue would
+// only make clients time out.
+const inFlight = 16
+
+// upkeepInterval is how often certificates, addresses and the watchdog are looked after.
+const upkeepInterval = time.Minute
+
+// Config is a service ready to be put together: every part that touches hardware comes in as a value.
+type Config struct {
+	Site        *provision.Site
+	StateDir    string
+	Keys        *keys.Client
+	Boot        handover.Boot
+	Listeners   map[string]net.Listener // by name of the listener table; New takes them over
+	Log         *slog.Logger
+	Now         func() time.Time
+	ReadyFile   string       // "" writes none
+	Initialised func() error // called once the service is ready in a provisioning boot; nil: nobody wants to know
+}
+
+// Appliance is the running enrollment service.
+type Appliance struct {
+	config   Config
+	store    *store.Store
+	identity *identity
+	engine   *enroll.Engine
+	servers  []*server
+}
+
+// New opens the state and puts the service together; Serve runs it.
+func New(c Config) (*Appliance, error) {
+	st, err := store.Open(store.Options{Dir: filepath.Join(c.StateDir, "store")})
+	if err != nil {
+		return nil, fmt.Errorf("opening the store: %w", err)
+	}
+	a := &Appliance{config: c, store: st}
+	if err := a.assemble(); err != nil {
+		if a.engine != nil {
+			err = errors.Join(err, a.engine.Close())
+		}
+		return nil, errors.Join(err, st.Close())
+	}
+	return a, nil
+}
+
+func (a *Appliance) assemble() error {
+	c := a.config
+	var err error
+	if a.identity, err = openIdentity(c, a.store); err != nil {
+		return err
+	}
+	if a.engine, err = a.newEngine(); err != nil {
+		return err
+	}
+	scepServer, err := a.newSCEP()
+	if err != nil {
+		return err
+	}
+	console, err := a.newConsole()
+	if err != nil {
+		return err
+	}
+	handlers := map[string]http.Handler{
+		"scep":    scepServer.Handler(false),
+		"plain":   scepServer.Handler(true),
+		"console": console,
+	}
+	for name, l := range c.Listeners {
+		handler, ok := handlers[name]
+		if !ok {
+			return fmt.Errorf("no handler for listener %q", name)
+		}
+		certificate := a.identity.certificate
+		if name == "plain" {
+			certificate = nil
+		}
+		a.servers = append(a.servers, newServer(name, l, handler, certificate, c.Log))
+	}
+	return nil
+}
+
+func (a *Appliance) newEngine() (*enroll.Engine, error) {
+	var profiles []enroll.Profile
+	for _, p := range a.config.Site.Profiles {
+		static, err := challenge.NewStatic(p.SCEP.StaticHash)
+		if err != nil {
+			return nil, fmt.Errorf("profile %s: challenge: %w", p.Name, err)
+		}
+		profiles = append(profiles, enroll.Profile{
+			Name:   p.Name,
+			Policy: p.Policy,
+			Issuer: a.identity.authorities[p.Authority].issuer,
+			Static: static,
+		})
+	}
+	return enroll.New(enroll.Config{
+		Store:      a.store,
+		Profiles:   profiles,
+		Now:        a.config.Now,
+		TimeSource: a.config.Boot.TimeSource,
+		TimeFloor:  a.config.Boot.TimeFloor,
+		Log:        a.config.Log,
+		IsBusy:     func(err error) bool { return errors.Is(err, keys.ErrBusy) },
+	})
+}
+
+func (a *Appliance) newSCEP() (*scep.Server, error) {
+	var profiles []scep.Profile
+	for _, p := range a.config.Site.Profiles {
+		authority := a.identity.authorities[p.Authority]
+		profiles = append(profiles, scep.Profile{
+			Name:        p.Name,
+			Default:     p.Default,
+			PlainHTTP:   p.SCEP.PlainHTTP,
+			Chain:       p.SCEP.Chain,
+			GetCACert:   p.SCEP.GetCACert,
+			CA:          authority.issuer.Certificate(),
+			RA:          authority.ra,
+			RASigner:    a.identity.raKey,
+			RADecrypter: a.identity.raKey,
+		})
+	}
+	return scep.New(scep.Config{
+		Engine:   a.engine,
+		Profiles: profiles,
+		Log:      a.config.Log,
+		Source:   sourceOf,
+		InFlight: inFlight,
+	})
+}
+
+func (a *Appliance) newConsole() (http.Handler, error) {
+	return webui.New(webui.Config{
+		Store:      a.store,
+		Boot:       a.config.Boot,
+		Site:       a.siteForConsole,
+		ClaimCode:  a.config.Boot.ClaimCode,
+		CABundle:   a.identity.bundle,
+		Now:        a.config.Now,
+		TimeSource: a.config.Boot.TimeSource,
+		Log:        a.config.Log,
+		OnClaimed:  a.onClaimed,
+		Source:     sourceOf,
+	})
+}
+
+// Serve answers on every listener until ctx ends, then lets requests in progress finish.
+func (a *Appliance) Serve(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, a.engine.Close(), a.store.Close()) }()
+	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range a.servers {
+		g.Go(s.serve)
+		g.Go(func() error {
+			<-ctx.Done()
+			stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+			defer cancel()
+			return s.shutdown(stopping)
+		})
+	}
+	if err := a.ready(); err != nil {
+		return errors.Join(err, closeAll(a.config.Listeners))
+	}
+	g.Go(func() error { return a.upkeep(ctx) })
+	return g.Wait()
+}
+
+// ready tells whoever waits that every listener accepts and every authority can sign.
+func (a *Appliance) ready() error {
+	if a.config.Initialised != nil && a.config.Boot.Provisioning {
+		if err := a.config.Initialised(); err != nil {
+			return fmt.Errorf("recording that the state is initialised: %w", err)
+		}
+	}
+	if a.config.ReadyFile != "" {
+		if err := a.writeReadyFile(); err != nil {
+			return err
+		}
+	}
+	a.notify(daemon.SdNotifyReady)
+	a.config.Log.Info("ready", "site", a.config.Site.Name, "version", a.config.Boot.Version, "tls_sha256", a.tlsSHA256())
+	return nil
+}
+
+// notify sends state and what the screen shows to the supervisor; without one it does nothing.
+func (a *Appliance) notify(state string) {
+	claimed := "0"
+	if a.store.Claimed() {
+		claimed = "1"
+	}
+	condition := ""
+	if c := a.engine.Condition(); c != nil {
+		b, _ := json.Marshal(handover.Condition(*c)) // two strings cannot fail to encode
+		condition = string(b)
+	}
+	message := fmt.Sprintf("%s\n%s=%s\n%s=%s\n%s=%s", state,
+		handover.NotifyTLSSHA256, a.tlsSHA256(), handover.NotifyClaimed, claimed, handover.NotifyCondition, condition)
+	if _, err := daemon.SdNotify(false, message); err != nil {
+		a.config.Log.Warn("telling the supervisor", "err", err)
+	}
+}
+
+func (a *Appliance) onClaimed() {
+	a.notify("STATUS=claimed")
+	if a.config.ReadyFile != "" {
+		if err := a.writeReadyFile(); err != nil {
+			a.config.Log.Warn("rewriting the ready file", "err", err)
+		}
+	}
+}
+
+// upkeep renews certificates in time, follows the box's addresses and feeds the supervisor's
+// watchdog for as long as the store and the key holder answer.
+func (a *Appliance) upkeep(ctx context.Context) error {
+	interval := upkeepInterval
+	watchdog, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		return fmt.Errorf("reading the watchdog's interval: %w", err)
+	}
+	if watchdog > 0 {
+		interval = min(interval, watchdog/3)
+	}
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for lastTLS := a.config.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if a.config.Now().Sub(lastTLS) >= upkeepInterval {
+			lastTLS = a.config.Now()
+			if err := a.identity.refreshTLS(); err != nil {
+				a.config.Log.Error("renewing the TLS certificate", "err", err)
+			}
+		}
+		if err := a.healthy(); err != nil {
+			a.config.Log.Error("not healthy", "err", err)
+			a.notify("STATUS=not healthy") // no ping: the supervisor restarts what does not recover
+			continue
+		}
+		a.notify(daemon.SdNotifyWatchdog)
+	}
+}
+
+func (a *Appliance) healthy() error {
+	if _, err := a.config.Keys.List(); err != nil {
+		return fmt.Errorf("key holder: %w", err)
+	}
+	if err := a.store.Failure(); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	return nil
+}
+
+func (a *Appliance) tlsSHA256() string {
+	sum := sha256.Sum256(a.identity.tlsCert.Load().Leaf.Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// siteForConsole is what the console shows of the site and of its certificates.
+func (a *Appliance) siteForConsole() webui.Site {
+	site := webui.Site{
+		Name:       a.config.Site.Name,
+		Version:    a.config.Site.Version,
+		PublicHost: a.config.Site.PublicHost,
+		Demo:       a.config.Site.Demo(),
+	}
+	for _, s := range a.config.Site.Authorities {
+		authority := a.identity.authorities[s.Name]
+		site.Authorities = append(site.Authorities, webui.Authority{
+			Name: s.Name, Protection: s.Protection, CA: authority.issuer.Certificate(), RA: authority.ra,
+		})
+	}
+	for _, p := range a.config.Site.Profiles {
+		site.Profiles = append(site.Profiles, webui.Profile{
+			Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: a.scepURLs(p),
+		})
+	}
+	if c := a.engine.Condition(); c != nil {
+		site.Conditions = append(site.Conditions, handover.Condition(*c))
+	}
+	return site
+}
+
+// scepURLs are the addresses devices reach a profile at, TLS first.
+func (a *Appliance) scepURLs(p provision.Profile) []string {
+	var urls []string
+	add := func(listener, scheme string, usual int) {
+		l := a.config.Listeners[listener]
+		if l == nil {
+			return
+		}
+		host := a.config.Site.PublicHost
+		if port := l.Addr().(*net.TCPAddr).Port; port != usual {
+			host = net.JoinHostPort(host, strconv.Itoa(port))
+		}
+		urls = append(urls, scheme+"://"+host+"/scep/"+p.Name)
+	}
+	add("scep", "https", 443)
+	if p.SCEP.PlainHTTP {
+		add("plain", "http", 80)
+	}
+	return urls
+}
+
+func (a *Appliance) writeReadyFile() error {
+	bundle, err := filepath.Abs(filepath.Join(a.config.StateDir, "ca-bundle.pem"))
+	if err != nil {
+		return err
+	}
+	if err := writeWhole(bundle, a.identity.bundle(), 0o644); err != nil {
+		return err
+	}
+	r := Ready{TLSSHA256: a.tlsSHA256(), CABundle: bundle}
+	if !a.store.Claimed() {
+		r.ClaimCode = a.config.Boot.ClaimCode
+	}
+	for name, l := range a.config.Listeners {
+		switch name {
+		case "scep":
+			r.SCEP = listenerURL("https", l)
+		case "console":
+			r.Console = listenerURL("https", l)
+		case "plain":
+			r.SCEPPlain = listenerURL("http", l)
+			r.PKI, r.OCSP = r.SCEPPlain, r.SCEPPlain
+		}
+	}
+	return writeReady(a.config.ReadyFile, r)
+}

@@ -1,0 +1,148 @@
+package appliance
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/net/netutil"
+
+	"signet.internal/provision"
+)
+
+// The listener table: a listener's place in it is its offset from --listen-base.
+var listenerTable = []struct {
+	name string
+	port uint16
+}{
+	{"est", 443},
+	{"scep", 8443},
+	{"console", 9443},
+	{"plain", 80},
+	{"legacy", 7443},
+	{"legacy_scep", 7444},
+}
+
+// Bounds of one connection and of all of them. A device on a slow line sends a request of a few KiB
+// within these times; nothing else may hold memory for longer.
+const (
+	headerTimeout  = 10 * time.Second
+	readTimeout    = 30 * time.Second
+	writeTimeout   = 60 * time.Second
+	idleTimeout    = 60 * time.Second
+	maxHeaderBytes = 64 << 10 // a PKIOperation by GET carries the whole message in its request line
+	maxConnections = 512      // per listener
+)
+
+// enabled are the names of the listeners the site has on.
+func enabled(l provision.Listeners) []string {
+	var names []string
+	for name, on := range map[string]bool{"scep": l.SCEP, "console": l.Console, "plain": l.Plain} {
+		if on {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// listen opens every enabled listener: the inherited socket where there is one, else its port of the
+// table, moved to base where base is given. An inherited socket the site does not ask for is an error.
+func listen(site provision.Listeners, inherited map[string]net.Listener, base string) (map[string]net.Listener, error) {
+	want := enabled(site)
+	for name := range inherited {
+		if !slices.Contains(want, name) {
+			return nil, &mendable{fmt.Errorf("inherited a socket named %q, which the site has off", name), "turn the listener on in site.yaml or drop the socket"}
+		}
+	}
+	host, basePort := "", 0
+	if base != "" {
+		h, p, err := net.SplitHostPort(base)
+		if err == nil {
+			basePort, err = strconv.Atoi(p)
+		}
+		if err != nil || basePort < 1 || basePort+len(listenerTable) > 65536 {
+			return nil, &mendable{fmt.Errorf("--listen-base %q is not ADDRESS:PORT", base), "give for example --listen-base 127.0.0.1:20000"}
+		}
+		host = h
+	}
+	open := map[string]net.Listener{}
+	for i, entry := range listenerTable {
+		if !slices.Contains(want, entry.name) {
+			continue
+		}
+		if l := inherited[entry.name]; l != nil {
+			open[entry.name] = l
+			continue
+		}
+		port := int(entry.port)
+		if base != "" {
+			port = basePort + i
+		}
+		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
+		if err != nil {
+			return nil, &mendable{errors.Join(fmt.Errorf("opening the %s listener: %w", entry.name, err), closeAll(open)), "free the port, or move all listeners with --listen-base 127.0.0.1:20000"}
+		}
+		open[entry.name] = l
+	}
+	return open, nil
+}
+
+func closeAll(listeners map[string]net.Listener) error {
+	var err error
+	for _, l := range listeners {
+		err = errors.Join(err, l.Close())
+	}
+	return err
+}
+
+// server is one listener's HTTP server.
+type server struct {
+	name     string
+	listener net.Listener
+	http     *http.Server
+}
+
+// newServer serves handler on l, over TLS 1.3 where certificate is given.
+func newServer(name string, l net.Listener, handler http.Handler, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), log *slog.Logger) *server {
+	l = netutil.LimitListener(l, maxConnections)
+	if certificate != nil {
+		l = tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificate, NextProtos: []string{"http/1.1"}})
+	}
+	return &server{name: name, listener: l, http: &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: headerTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		// Failed handshakes and the like are noise any sender can make.
+		ErrorLog: slog.NewLogLogger(log.With("listener", name).Handler(), slog.LevelDebug),
+	}}
+}
+
+func (s *server) serve() error {
+	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving %s: %w", s.name, err)
+	}
+	return nil
+}
+
+func (s *server) shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
+
+// sourceOf is the address limits and audit records count a request under: the peer's.
+func sourceOf(r *http.Request) netip.Addr {
+	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap().WithZone("")
+}

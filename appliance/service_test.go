@@ -1,0 +1,384 @@
+package appliance_test
+
+// A green run here proves the service from HTTP to the TPM's protocol with clients nobody here
+// wrote, on swtpm. It does not prove boot policies (host keys have none) or timing on a real TPM.
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"signet.internal/appliance"
+	"signet.internal/tpm/tpmtest"
+)
+
+const demoSite = "../configs/demo"
+
+// needs returns the path of a program of this machine; without it the test fails under CI and is
+// skipped elsewhere.
+func needs(t *testing.T, program, debianPackage string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("%s is missing: apt-get install %s", program, debianPackage)
+		}
+		t.Skipf("%s is missing: apt-get install %s", program, debianPackage)
+	}
+	return path
+}
+
+// service is one run of the whole service on loopback.
+type service struct {
+	ready  appliance.Ready
+	state  string
+	client *http.Client
+	stop   func() error
+}
+
+// freeBase finds room for the six listeners.
+func freeBase(t *testing.T) string {
+	t.Helper()
+	for range 50 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		base := l.Addr().(*net.TCPAddr).Port
+		l.Close()
+		free := base+6 < 65536
+		for i := range 6 {
+			if p, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+i)); err == nil {
+				p.Close()
+			} else {
+				free = false
+			}
+		}
+		if free {
+			return fmt.Sprintf("127.0.0.1:%d", base)
+		}
+	}
+	t.Fatal("no six free ports in a row")
+	return ""
+}
+
+// start runs the demo site on the TPM at spec with the given state directory.
+func start(t *testing.T, spec, state string) *service {
+	t.Helper()
+	o := appliance.Options{
+		ConfigDir:  demoSite,
+		StateDir:   state,
+		TPM:        spec,
+		ListenBase: freeBase(t),
+		ReadyFile:  filepath.Join(t.TempDir(), "ready.json"),
+		Log:        slog.New(slog.NewTextHandler(t.Output(), nil)),
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- appliance.Run(ctx, o) }()
+	s := &service{state: state}
+	stopped := false
+	s.stop = func() error {
+		if stopped {
+			return nil
+		}
+		stopped = true
+		cancel()
+		return <-done
+	}
+	t.Cleanup(func() {
+		if err := s.stop(); err != nil {
+			t.Errorf("stopping the service: %v", err)
+		}
+	})
+	for {
+		select {
+		case err := <-done:
+			done <- err
+			t.Fatalf("the service ended before it was ready: %v", err)
+		case <-time.After(50 * time.Millisecond):
+		}
+		b, err := os.ReadFile(o.ReadyFile)
+		if err != nil {
+			continue
+		}
+		if err := json.Unmarshal(b, &s.ready); err != nil {
+			t.Fatalf("ready file: %v\n%s", err, b)
+		}
+		break
+	}
+	pool := x509.NewCertPool()
+	bundle, err := os.ReadFile(s.ready.CABundle)
+	if err != nil || !pool.AppendCertsFromPEM(bundle) {
+		t.Fatalf("CA bundle: %v", err)
+	}
+	s.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	return s
+}
+
+// api calls the admin API and decodes its answer into out.
+func (s *service) api(t *testing.T, method, path, token string, in, out any) int {
+	t.Helper()
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequest(method, s.ready.Console+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out != nil && resp.StatusCode < 300 {
+		if err := json.Unmarshal(b, out); err != nil {
+			t.Fatalf("%s %s: %v\n%s", method, path, err, b)
+		}
+	}
+	return resp.StatusCode
+}
+
+func (s *service) claim(t *testing.T) (token string) {
+	t.Helper()
+	var out struct{ Token string }
+	if code := s.api(t, "POST", "/api/v1/claim", "", map[string]string{"code": s.ready.ClaimCode, "user": "ada"}, &out); code >= 300 {
+		t.Fatalf("claim: HTTP %d", code)
+	}
+	return out.Token
+}
+
+// run executes a program in dir and returns everything it printed.
+func run(t *testing.T, dir, program string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.Command(program, args...)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func mustRun(t *testing.T, dir, program string, args ...string) string {
+	t.Helper()
+	out, err := run(t, dir, program, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// enrollStrongSwan enrolls cn by strongSwan's pki and returns the PEM certificate's path.
+func enrollStrongSwan(t *testing.T, dir, url, cn, challenge string) (string, error) {
+	t.Helper()
+	pki := needs(t, "pki", "strongswan-pki")
+	mustRun(t, dir, pki, "--scepca", "--url", url, "--caout", "ca.crt", "--raout", "ra.crt", "--outform", "pem", "--force")
+	key, err := exec.Command(pki, "--gen", "--type", "rsa", "--size", "2048", "--outform", "pem").Output()
+	if err != nil {
+		t.Fatalf("pki --gen: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, cn+".key"), key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(pki, "--scep", "--url", url, "--in", cn+".key", "--dn", "C=CH, CN="+cn, "--san", cn,
+		"--password", challenge, "--cacert-enc", "ra.crt", "--cacert-sig", "ra.crt", "--cacert", "ca.crt", "--outform", "pem")
+	cmd.Dir = dir
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return stderr.String(), err
+	}
+	path := filepath.Join(dir, cn+".crt")
+	return path, os.WriteFile(path, out, 0o600)
+}
+
+type auditPage struct {
+	Records []struct {
+		Index                                              uint64
+		Action, Actor, Source, Profile, Identity, Serial   string
+		Outcome, Reason, Protocol, Transaction, TimeSource string `json:",omitempty"`
+	}
+}
+
+func TestServiceEnrollsRealClients(t *testing.T) {
+	needs(t, "pki", "strongswan-pki")
+	openssl := needs(t, "openssl", "openssl")
+	swtpm := tpmtest.Start(t)
+	state := t.TempDir()
+	s := start(t, swtpm, state)
+	token := s.claim(t)
+
+	for _, profile := range []struct{ name, challenge string }{
+		{"corp", "corp-demo-challenge"},
+		{"modern", "modern-demo-challenge"},
+	} {
+		t.Run("strongSwan enrolls at "+profile.name, func(t *testing.T) {
+			dir := t.TempDir()
+			cn := profile.name + "-device.example.com"
+			crt, err := enrollStrongSwan(t, dir, s.ready.SCEPPlain+"/scep/"+profile.name, cn, profile.challenge)
+			if err != nil {
+				t.Fatalf("pki --scep: %v\n%s", err, crt)
+			}
+			out := mustRun(t, dir, openssl, "verify", "-x509_strict", "-CAfile", "ca.crt", crt)
+			if !strings.Contains(out, ": OK") {
+				t.Errorf("openssl verify: %s", out)
+			}
+			mustRun(t, dir, openssl, "verify", "-CAfile", s.ready.CABundle, crt)
+			serial := strings.ToLower(strings.TrimPrefix(strings.TrimSpace(mustRun(t, dir, openssl, "x509", "-in", crt, "-noout", "-serial")), "serial="))
+			var page auditPage
+			s.api(t, "GET", "/api/v1/audit", token, nil, &page)
+			found := false
+			for _, r := range page.Records {
+				found = found || (r.Identity == cn && strings.TrimLeft(r.Serial, "0") == strings.TrimLeft(serial, "0") && r.Profile == profile.name)
+			}
+			if !found {
+				t.Errorf("no audit record of %s with serial %s in %+v", cn, serial, page.Records)
+			}
+		})
+	}
+
+	t.Run("a wrong challenge is a clean failure and a record", func(t *testing.T) {
+		out, err := enrollStrongSwan(t, t.TempDir(), s.ready.SCEPPlain+"/scep/corp", "mallory.example.com", "guess")
+		if err == nil {
+			t.Fatal("a wrong challenge got a certificate")
+		}
+		if !strings.Contains(out, "FAILURE") && !strings.Contains(strings.ToLower(out), "fail") {
+			t.Errorf("strongSwan does not report a SCEP failure:\n%s", out)
+		}
+		var page auditPage
+		s.api(t, "GET", "/api/v1/audit", token, nil, &page)
+		found := false
+		for _, r := range page.Records {
+			found = found || (r.Outcome != "success" && strings.Contains(r.Reason, "challenge"))
+		}
+		if !found {
+			t.Errorf("no audit record of the refusal in %+v", page.Records)
+		}
+	})
+
+	t.Run("bad input gets one clear answer", func(t *testing.T) {
+		random := make([]byte, 700)
+		rand.Read(random)
+		post := func(body io.Reader) (int, string) {
+			resp, err := s.client.Post(s.ready.SCEPPlain+"/scep?operation=PKIOperation", "application/x-pki-message", body)
+			if err != nil {
+				t.Fatalf("POST: %v", err)
+			}
+			defer resp.Body.Close()
+			b, _ := io.ReadAll(resp.Body)
+			return resp.StatusCode, string(b)
+		}
+		if code, body := post(bytes.NewReader(random)); code != http.StatusBadRequest || body == "" {
+			t.Errorf("random bytes: HTTP %d %q", code, body)
+		}
+		if code, body := post(bytes.NewReader(nil)); code != http.StatusBadRequest || body == "" {
+			t.Errorf("empty body: HTTP %d %q", code, body)
+		}
+		if code := hugePost(t, s.ready.SCEPPlain+"/scep?operation=PKIOperation"); code != http.StatusRequestEntityTooLarge {
+			t.Errorf("100 MB: HTTP %d", code)
+		}
+		if code := s.api(t, "GET", "/api/v1/status", "", nil, nil); code != http.StatusUnauthorized {
+			t.Errorf("status without a token: HTTP %d", code)
+		}
+	})
+
+	t.Run("after a restart it is the same box", func(t *testing.T) {
+		before, err := os.ReadFile(s.ready.CABundle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var was, is auditPage
+		s.api(t, "GET", "/api/v1/audit", token, nil, &was)
+		if err := s.stop(); err != nil {
+			t.Fatal(err)
+		}
+		again := start(t, swtpm, state)
+		after, err := os.ReadFile(again.ready.CABundle)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(before, after) {
+			t.Error("the authorities changed over a restart")
+		}
+		if again.ready.TLSSHA256 != s.ready.TLSSHA256 {
+			t.Error("the TLS certificate changed over a restart")
+		}
+		if again.ready.ClaimCode != "" {
+			t.Error("a claimed box still shows a claim code")
+		}
+		again.api(t, "GET", "/api/v1/audit", token, nil, &is)
+		if len(was.Records) == 0 || len(is.Records) < len(was.Records) {
+			t.Errorf("records before the restart %d, after %d", len(was.Records), len(is.Records))
+		}
+		if err := again.stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	t.Run("an empty state directory with provisioned keys is refused", func(t *testing.T) {
+		if err := os.RemoveAll(filepath.Join(state, "store")); err != nil {
+			t.Fatal(err)
+		}
+		o := appliance.Options{ConfigDir: demoSite, StateDir: state, TPM: swtpm, ListenBase: freeBase(t), Log: slog.New(slog.DiscardHandler)}
+		err := appliance.Run(t.Context(), o)
+		if err == nil || !strings.Contains(err.Error(), "state") {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// hugePost sends up to 100 MB and returns the status the server answered with, also when it answered
+// before it had read everything.
+func hugePost(t *testing.T, url string) int {
+	t.Helper()
+	out, err := exec.Command(needs(t, "curl", "curl"), "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "60",
+		"-H", "Expect:", "--data-binary", "@"+hugeFile(t), url).Output()
+	var code int
+	fmt.Sscan(string(out), &code)
+	if code == 0 {
+		t.Fatalf("curl: %v %q", err, out)
+	}
+	return code
+}
+
+func hugeFile(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "huge")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(100 << 20); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
