@@ -1,0 +1,252 @@
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"errors"
+	"math/big"
+	"net"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestPolicyRefusals(t *testing.T) {
+	issuer := newAuthority(t, newKey(t, "ecdsa-p256"))
+	device := newKey(t, "ecdsa-p256")
+	strict := newProfile(t, ProfileConfig{
+		Keys:    KeyConfig{ECDSA: []string{"p256"}},
+		Subject: SubjectConfig{Allow: []string{"CN"}},
+		SAN: SANConfig{DNS: []string{"*.example.com"}, Email: []string{"*@example.com"}, IP: []string{"10.0.0.0/8"},
+			URI: []string{"urn:dev:*"}},
+		Usage:    UsageConfig{Key: []string{"digitalSignature"}, Extended: []string{"clientAuth"}},
+		Validity: time.Hour,
+	})
+	cn := pkix.Name{CommonName: "dev"}
+	uri := func(s string) []*url.URL {
+		u, err := url.Parse(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []*url.URL{u}
+	}
+	extension := func(oid asn1.ObjectIdentifier, value string) []pkix.Extension {
+		return []pkix.Extension{{Id: oid, Value: []byte(value)}}
+	}
+	tests := []struct {
+		name        string
+		request     x509.CertificateRequest
+		rule, value string // of the refusal; "" for none
+	}{
+		{"all allowed", x509.CertificateRequest{Subject: cn, DNSNames: []string{"A.Example.COM", "x.y.example.com"},
+			EmailAddresses: []string{"me@example.com"}, IPAddresses: []net.IP{net.IPv4(10, 1, 2, 3)}, URIs: uri("urn:dev:7")}, "", ""},
+		{"names without a subject", x509.CertificateRequest{DNSNames: []string{"a.example.com"}}, "", ""},
+		{"neither subject nor name", x509.CertificateRequest{}, "subject.allow", "empty subject"},
+		{"attribute", x509.CertificateRequest{Subject: pkix.Name{CommonName: "dev", Organization: []string{"Evil Corp"}}}, "subject.allow", "O=Evil Corp"},
+		{"dns elsewhere", x509.CertificateRequest{Subject: cn, DNSNames: []string{"a.example.com", "bank.com"}}, "san.dns", "bank.com"},
+		{"dns that only ends alike", x509.CertificateRequest{Subject: cn, DNSNames: []string{"evilexample.com"}}, "san.dns", "evilexample.com"},
+		{"dns the domain itself", x509.CertificateRequest{Subject: cn, DNSNames: []string{"example.com"}}, "san.dns", "example.com"},
+		{"dns wildcard", x509.CertificateRequest{Subject: cn, DNSNames: []string{"*.example.com"}}, "san.dns", "*.example.com"},
+		{"dns empty label", x509.CertificateRequest{Subject: cn, DNSNames: []string{"a..example.com"}}, "san.dns", "a..example.com"},
+		{"dns with a slash", x509.CertificateRequest{Subject: cn, DNSNames: []string{"a/.example.com"}}, "san.dns", "a/.example.com"},
+		{"email elsewhere", x509.CertificateRequest{Subject: cn, EmailAddresses: []string{"me@evil.com"}}, "san.email", "me@evil.com"},
+		{"email twice", x509.CertificateRequest{Subject: cn, EmailAddresses: []string{"me@evil.com,x@example.com"}}, "san.email", "me@evil.com,x@example.com"},
+		{"ip elsewhere", x509.CertificateRequest{Subject: cn, IPAddresses: []net.IP{net.IPv4(192, 0, 2, 1)}}, "san.ip", "192.0.2.1"},
+		{"ip in IPv6", x509.CertificateRequest{Subject: cn, IPAddresses: []net.IP{net.ParseIP("2001:db8::1")}}, "san.ip", "2001:db8::1"},
+		{"uri elsewhere", x509.CertificateRequest{Subject: cn, URIs: uri("https://evil/")}, "san.uri", "https://evil/"},
+		{"upn without a rule", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidSubjectAltName,
+			"\x30\x18\xa0\x16\x06\x0a\x2b\x06\x01\x04\x01\x82\x37\x14\x02\x03\xa0\x08\x0c\x06me@e.x")}, "san.upn", "me@e.x"},
+		{"registeredID", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidSubjectAltName, "\x30\x04\x88\x02\x2a\x03")}, "san", "registeredID"},
+		{"hardware name", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidSubjectAltName,
+			"\x30\x10\xa0\x0e\x06\x08\x2b\x06\x01\x05\x05\x07\x08\x04\xa0\x02\x05\x00")}, "san", "otherName:1.3.6.1.5.5.7.8.4"},
+		{"wants to be a CA", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidBasicConstraints, "\x30\x03\x01\x01\xff")}, "usage.key", "certificate authority"},
+		{"wants to be none", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidBasicConstraints, "\x30\x00")}, "", ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := issuer.Prepare(strict, goRequest(t, device, tt.request), now)
+			if tt.rule == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			var refused *PolicyError
+			if !errors.As(err, &refused) || refused.Rule != tt.rule || !strings.Contains(refused.Value, tt.value) {
+				t.Errorf("error %v, want rule %s and value %s", err, tt.rule, tt.value)
+			}
+		})
+	}
+}
+
+func TestKeyPolicy(t *testing.T) {
+	big2048 := newKey(t, "rsa-2048").Public().(*rsa.PublicKey)
+	rsaOnly := newProfile(t, withKeys(KeyConfig{RSA: &RSAConfig{MinBits: 3072}}))
+	ecOnly := newProfile(t, withKeys(KeyConfig{ECDSA: []string{"p384"}}))
+	both := newProfile(t, permissive())
+	edKey, _, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p521, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name    string
+		profile *Profile
+		key     any
+		rule    string
+	}{
+		{"RSA long enough", both, big2048, ""},
+		{"RSA too short", rsaOnly, big2048, "keys.rsa.min_bits"},
+		{"RSA not allowed", ecOnly, big2048, "keys.rsa"},
+		{"ECDSA not allowed", rsaOnly, newKey(t, "ecdsa-p384").Public(), "keys.ecdsa"},
+		{"curve allowed", ecOnly, newKey(t, "ecdsa-p384").Public(), ""},
+		{"curve not allowed", ecOnly, newKey(t, "ecdsa-p256").Public(), "keys.ecdsa"},
+		{"P-521", both, p521.Public(), "keys.ecdsa"},
+		{"Ed25519", both, edKey, "keys"},
+		{"exponent 3", both, &rsa.PublicKey{N: big2048.N, E: 3}, "keys.rsa"},
+		{"even exponent", both, &rsa.PublicKey{N: big2048.N, E: 65538}, "keys.rsa"},
+		{"small factor", both, &rsa.PublicKey{N: new(big.Int).Mul(big2048.N, big.NewInt(751)), E: 65537}, "keys.rsa"},
+		{"ROCA", both, &rsa.PublicKey{N: rocaModulus(t), E: 65537}, "keys.rsa"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := tt.profile.checkKey(tt.key)
+			var refused *PolicyError
+			if got := errors.As(err, &refused); got != (tt.rule != "") || got && refused.Rule != tt.rule {
+				t.Errorf("error %v, want rule %q", err, tt.rule)
+			}
+		})
+	}
+}
+
+func withKeys(k KeyConfig) ProfileConfig {
+	c := permissive()
+	c.Keys = k
+	return c
+}
+
+// rocaModulus makes a modulus of the structure the defective library gave its primes:
+// p = k·M + 65537^a mod M, with M the product of the primes to 167.
+func rocaModulus(t *testing.T) *big.Int {
+	t.Helper()
+	m := big.NewInt(1)
+	for p := int64(2); p <= 167; p++ {
+		if big.NewInt(p).ProbablyPrime(0) {
+			m.Mul(m, big.NewInt(p))
+		}
+	}
+	prime := func(a int64) *big.Int {
+		base := new(big.Int).Exp(big.NewInt(65537), big.NewInt(a), m)
+		k := new(big.Int).Lsh(big.NewInt(1), uint(1025-m.BitLen()))
+		for {
+			p := new(big.Int).Add(new(big.Int).Mul(k, m), base)
+			if p.ProbablyPrime(20) {
+				return p
+			}
+			k.Add(k, big.NewInt(1))
+		}
+	}
+	return new(big.Int).Mul(prime(1001), prime(2003))
+}
+
+// TestSoundKeysAreNotROCA makes sure that the fingerprint is not one of ordinary keys.
+func TestSoundKeysAreNotROCA(t *testing.T) {
+	for range 2000 {
+		n := make([]byte, 256)
+		rand.Read(n)
+		n[0] |= 0x80
+		n[255] |= 1
+		if hasROCAFingerprint(new(big.Int).SetBytes(n)) {
+			t.Fatalf("random modulus %x", n)
+		}
+	}
+}
+
+// TestUsagesFitTheKey checks that an ECDSA key gets no keyEncipherment (RFC 5480 §3) and that a
+// profile without a fitting usage refuses the key.
+func TestUsagesFitTheKey(t *testing.T) {
+	issuer := newAuthority(t, newKey(t, "ecdsa-p256"))
+	request := goRequest(t, newKey(t, "ecdsa-p256"), x509.CertificateRequest{DNSNames: []string{"a.example.com"}})
+	prepared, err := issuer.Prepare(newProfile(t, permissive()), request, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := issuer.Issue(prepared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := parse(t, der)
+	if cert.KeyUsage != x509.KeyUsageDigitalSignature {
+		t.Errorf("key usage %b", cert.KeyUsage)
+	}
+	if !cert.Extensions[len(cert.Extensions)-1].Critical || len(cert.Subject.Names) != 0 {
+		t.Error("subjectAltName is not critical though the subject is empty")
+	}
+	c := permissive()
+	c.Usage.Key = []string{"keyEncipherment"}
+	var refused *PolicyError
+	if _, err := issuer.Prepare(newProfile(t, c), request, now); !errors.As(err, &refused) || refused.Rule != "usage.key" {
+		t.Errorf("a key for which no usage is left: %v", err)
+	}
+}
+
+func TestNewProfileFindsEverything(t *testing.T) {
+	_, err := NewProfile(ProfileConfig{
+		Keys:    KeyConfig{RSA: &RSAConfig{MinBits: 1024}, ECDSA: []string{"p256", "p521", "p256"}},
+		Subject: SubjectConfig{Allow: []string{"CN", "Nickname", "2.5.4.3"}},
+		SAN: SANConfig{DNS: []string{"*example.com", "a b"}, Email: []string{"*"}, IP: []string{"10.0.0.1/8", "ten"},
+			UPN: []string{"nobody"}},
+		Usage:    UsageConfig{Key: []string{"keyCertSign"}, Extended: []string{"clientAuth", "anything", "2.5.29.37.0"}},
+		Validity: time.Second,
+	})
+	var errs ConfigErrors
+	if !errors.As(err, &errs) {
+		t.Fatalf("error %v", err)
+	}
+	got := map[string]bool{}
+	for _, e := range errs {
+		got[e.Field] = true
+		if e.What == "" || e.Mend == "" {
+			t.Errorf("%s says nothing", e.Field)
+		}
+	}
+	want := map[string]bool{}
+	for _, field := range []string{"keys.rsa.min_bits", "keys.ecdsa[1]", "keys.ecdsa[2]", "subject.allow[1]", "subject.allow[2]",
+		"san.dns[0]", "san.dns[1]", "san.ip[0]", "san.ip[1]", "san.upn[0]", "usage.key[0]", "usage.extended[1]", "usage.extended[2]", "validity"} {
+		want[field] = true
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := NewProfile(ProfileConfig{Validity: time.Hour}); err == nil {
+		t.Error("an empty profile is accepted")
+	}
+}
+
+func TestMatches(t *testing.T) {
+	tests := []struct {
+		pattern, s string
+		want       bool
+	}{
+		{"*", "", true}, {"*", "anything", true}, {"a", "a", true}, {"a", "ab", false},
+		{"*.example.com", "a.b.example.com", true}, {"*.example.com", ".example.com", true}, {"*.example.com", "example.com", false},
+		{"a*a", "a", false}, {"a*a", "aa", true}, {"a*b*c", "a-b-b-c", true}, {"a*b*c", "a-c", false}, {"*b*", "abc", true},
+	}
+	for _, tt := range tests {
+		if got := matches(tt.pattern, tt.s); got != tt.want {
+			t.Errorf("matches(%q, %q) = %t", tt.pattern, tt.s, got)
+		}
+	}
+}
