@@ -34,8 +34,9 @@ type opened struct {
 	release    format.Release
 	site       *provision.Site
 	disk       *disk
-	vault      *keys.Vault
-	firstBoot  bool // the service never became ready in an earlier boot
+	vault      *keys.Vault // nil once its secrets are handed over and nothing is left to record
+	storage    *os.File    // KEYS, open as long as vault is
+	firstBoot  bool        // the service never became ready in an earlier boot
 	holder     *holder
 	secureBoot string
 	pcr11      []byte // after leave-initrd
@@ -136,8 +137,8 @@ func (m *Machine) enterInitrd(b *opened) error {
 		}
 	}
 	return &Problem{
-		What: "This machine has no TPM 2.0 that the box can use.",
-		Mend: "Switch the TPM on in the firmware setup (TPM, PTT, fTPM or Security Device), or fit a TPM 2.0 module.",
+		What: "this machine has no TPM 2.0 that the box can use",
+		Mend: "switch the TPM on in the firmware setup (TPM, PTT, fTPM or Security Device), or fit a TPM 2.0 module",
 	}
 }
 
@@ -165,7 +166,7 @@ func (m *Machine) leaveInitrd(b *opened) error {
 		b.pcr11, err = b.device.ReadPCR(format.BootPCR)
 	}
 	if err != nil {
-		return &Problem{What: "The TPM did not take the measurement that closes the keys, so the box does not go on.", Mend: "Switch the box off and on; if it comes back, the TPM is failing.", Err: err}
+		return &Problem{What: "the TPM did not take the measurement that closes the keys, so the box does not go on", Mend: "switch the box off and on; if it comes back, the TPM is failing", Err: err}
 	}
 	return nil
 }
@@ -177,7 +178,7 @@ func (m *Machine) readImage(b *opened) error {
 		err = json.Unmarshal(data, &b.release)
 	}
 	if err != nil {
-		return &Problem{What: "The image does not say which release it is.", Mend: "Bake the image again and flash it.", Err: err}
+		return &Problem{What: "the image does not say which release it is", Mend: "bake the image again and flash it", Err: err}
 	}
 	m.screen.Update(func(p *Page) {
 		p.Name, p.Version, p.Epoch, p.Debug = b.release.Name, b.release.Version, b.release.Epoch, b.release.Debug
@@ -188,7 +189,7 @@ func (m *Machine) readImage(b *opened) error {
 		quietKernel(m.path("/proc/sys/kernel/printk"))
 	}
 	if b.site, err = provision.Load(os.DirFS(m.path(format.SiteDir))); err != nil {
-		return &Problem{What: "The site in this image cannot be used.", Mend: "Run `signet check` on the site, bake it again and flash the image.", Err: err}
+		return &Problem{What: "the site in this image cannot be used", Mend: "run `signet check` on the site, bake it again and flash the image", Err: err}
 	}
 	return nil
 }
@@ -222,10 +223,10 @@ func checkClock(now, built time.Time) []handover.Condition {
 	if !now.Before(built) {
 		return nil
 	}
-	return []handover.Condition{{
-		What: fmt.Sprintf("The machine's clock says %s, before this image was made; no certificate is issued.", now.UTC().Format("2006-01-02 15:04 MST")),
-		Mend: "Set the clock in the firmware setup, in UTC, and start again; if it forgets, replace its battery.",
-	}}
+	return []handover.Condition{shown(
+		fmt.Sprintf("the machine's clock says %s, before this image was made; no certificate is issued", now.UTC().Format("2006-01-02 15:04 MST")),
+		"set the clock in the firmware setup, in UTC, and start again; if it forgets, replace its battery",
+	)}
 }
 
 // waitDisk finds the box's disk, giving its controller time.
@@ -241,7 +242,7 @@ func (m *Machine) waitDisk() (*disk, error) {
 // policy is what the image brings to open the keys with.
 func (m *Machine) policy(epoch uint32) (keys.Binding, error) {
 	broken := func(err error) (keys.Binding, error) {
-		return keys.Binding{}, &Problem{What: "The image carries no usable approval by the site's policy key.", Mend: "Bake the image again with the site's keys and flash it.", Err: err}
+		return keys.Binding{}, &Problem{What: "the image carries no usable approval by the site's policy key", Mend: "bake the image again with the site's keys and flash it", Err: err}
 	}
 	data, err := os.ReadFile(m.path(format.PCRPublicKeyFile))
 	if err != nil {
@@ -298,6 +299,7 @@ func (m *Machine) openKeys(b *opened) error {
 	}
 	b.vault, err = keys.Open(b.device, storage, b.site.Name, keySpecs(b.site), binding)
 	if err == nil {
+		b.storage = storage
 		b.firstBoot = !b.vault.Initialised()
 		return nil
 	}
@@ -319,7 +321,7 @@ func (m *Machine) provision(b *opened, binding keys.Binding) error {
 		return err
 	}
 	m.say("first boot: giving the whole disk to the box")
-	if err := b.disk.grow(); err != nil {
+	if err := b.disk.growState(); err != nil {
 		return err
 	}
 	m.say("first boot: creating keys in the TPM, which may take minutes")
@@ -327,9 +329,11 @@ func (m *Machine) provision(b *opened, binding keys.Binding) error {
 	if err != nil {
 		return fmt.Errorf("opening KEYS: %w", err)
 	}
-	b.firstBoot = true
-	b.vault, err = keys.Provision(b.device, storage, b.site.Name, keySpecs(b.site), binding)
-	return err
+	if b.vault, err = keys.Provision(b.device, storage, b.site.Name, keySpecs(b.site), binding); err != nil {
+		return errors.Join(err, storage.Close())
+	}
+	b.storage, b.firstBoot = storage, true
+	return nil
 }
 
 // openRecords opens STATE, formatting it where this box never had records.
@@ -355,9 +359,17 @@ func (m *Machine) openRecords(b *opened) error {
 	return ownRecords(m.path(stateMount))
 }
 
+// closeVault wipes boxinit's copy of the secrets.
+func (b *opened) closeVault() {
+	b.vault.Close()
+	b.storage.Close()
+	b.vault, b.storage = nil, nil
+}
+
 func (m *Machine) inspectDir() string { return m.path(filepath.Join(runDir, "inspect")) }
 
-// handOver starts the key holder with what was opened. From here on boxinit has no key.
+// handOver starts the key holder with what was opened, and forgets it here: at once in every boot
+// but a first one, where the vault has yet to record that the service became ready.
 func (m *Machine) handOver(b *opened) error {
 	secrets, err := b.vault.Handover()
 	if err != nil {
@@ -380,13 +392,16 @@ func (m *Machine) handOver(b *opened) error {
 		return err
 	}
 	b.tpm.SRKName = hex.EncodeToString(b.vault.SRKName())
+	if !b.firstBoot {
+		b.closeVault()
+	}
 	m.onStop(func() { b.holder.stop(5 * time.Second) })
 	go func() {
 		<-b.holder.ended
 		if !m.stopping() {
 			m.halt(&Problem{
-				What: "The key holder ended; its keys cannot be opened again in this boot.",
-				Mend: "Switch the box off and on.",
+				What: "the key holder ended; its keys cannot be opened again in this boot",
+				Mend: "switch the box off and on",
 				Err:  b.holder.err,
 			})
 		}

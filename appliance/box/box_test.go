@@ -219,10 +219,10 @@ func TestDescribe(t *testing.T) {
 		err                error
 		what, mend, detail string
 	}{
-		"own":    {errors.Join(errors.New("first"), &Problem{What: "w", Mend: "m", Err: errors.New("cause")}), "w", "m", "cause"},
-		"keys":   {errors.Join(&keys.Error{What: "w", Mend: "m", Err: errors.New("cause")}), "w", "m", "cause"},
-		"others": {errors.New("mounting STATE: bad"), "The box could not go on: mounting STATE: bad", mendReport, ""},
-		"panic":  {guard(func() error { panic("no") }), "the box's own software failed: no", mendReport, ""},
+		"own":    {errors.Join(errors.New("first"), &Problem{What: "w", Mend: "m", Err: errors.New("cause")}), "W.", "M.", "cause"},
+		"keys":   {errors.Join(&keys.Error{What: "w", Mend: "m", Err: errors.New("cause")}), "W.", "M.", "cause"},
+		"others": {errors.New("mounting STATE: bad"), "The box could not go on: mounting STATE: bad.", sentence(mendReport), ""},
+		"panic":  {guard(func() error { panic("no") }), "The box's own software failed: no.", sentence(mendReport), ""},
 	} {
 		wrong, detail := describe(c.err)
 		if wrong.What != c.what || wrong.Mend != c.mend || detail != c.detail {

@@ -14,7 +14,7 @@ import (
 func (m *Machine) checkCmdline() error {
 	want, err := os.ReadFile(m.path(format.CmdlineFile))
 	if err != nil {
-		return &Problem{What: "the image does not say which command line it was built for", Mend: "Bake the image again and flash it.", Err: err}
+		return &Problem{What: "the image does not say which command line it was built for", Mend: "bake the image again and flash it", Err: err}
 	}
 	got, err := os.ReadFile(m.path("/proc/cmdline"))
 	if err != nil {
@@ -29,7 +29,7 @@ func compareCmdline(got, want string) error {
 	}
 	return &Problem{
 		What: "the kernel was started with another command line than the image's, so no keys are opened",
-		Mend: "Remove files below loader/entries on the ESP (or flash the image again) and start the box without editing the boot entry.",
+		Mend: "remove files below loader/entries on the ESP (or flash the image again) and start the box without editing the boot entry",
 		Err:  fmt.Errorf("started with %q, built for %q", got, want),
 	}
 }

@@ -55,9 +55,9 @@ func (m *Machine) findDisk() (*disk, error) {
 func theOne(candidates []*disk, booted bool) (*disk, error) {
 	switch {
 	case len(candidates) == 0 && booted:
-		return nil, &Problem{What: "the disk the box was started from is not there any more", Mend: "Check the disk and its cable; the kernel may lack this machine's disk controller."}
+		return nil, &Problem{What: "the disk the box was started from is not there any more", Mend: "check the disk and its cable; the kernel may lack this machine's disk controller"}
 	case len(candidates) == 0:
-		return nil, &Problem{What: "no disk with a KEYS partition was found", Mend: "Flash the image to this machine's disk; the kernel may lack this machine's disk controller."}
+		return nil, &Problem{What: "no disk with a KEYS partition was found", Mend: "flash the image to this machine's disk; the kernel may lack this machine's disk controller"}
 	case len(candidates) > 1:
 		var names []string
 		for _, d := range candidates {
@@ -65,15 +65,15 @@ func theOne(candidates []*disk, booted bool) (*disk, error) {
 		}
 		return nil, &Problem{
 			What: "more than one disk holds this box: " + strings.Join(names, ", "),
-			Mend: "Unplug the disks that are not this box's (a copy or the installation stick) and start again.",
+			Mend: "unplug the disks that are not this box's (a copy or the installation stick) and start again",
 		}
 	}
 	d := candidates[0]
 	if d.keys == nil || d.state == nil {
-		return nil, &Problem{What: "the disk " + d.node + " has no KEYS and STATE partitions", Mend: "Flash the whole image to the disk, not only its ESP."}
+		return nil, &Problem{What: "the disk " + d.node + " has no KEYS and STATE partitions", Mend: "flash the whole image to the disk, not only its ESP"}
 	}
 	if d.keys.Size != format.KEYSSize {
-		return nil, &Problem{What: "the KEYS partition of " + d.node + " has another size than this image's", Mend: "Flash the image again; clear the TPM first if this machine's keys are to be given up."}
+		return nil, &Problem{What: "the KEYS partition of " + d.node + " has another size than this image's", Mend: "flash the image again; clear the TPM first if this machine's keys are to be given up"}
 	}
 	return d, nil
 }
@@ -146,7 +146,7 @@ func (d *disk) grown() (last uint64, more bool, err error) {
 	}
 	for _, p := range d.table.Partitions {
 		if p.Type != gpt.Unused && p.Start > d.state.Start {
-			return 0, false, &Problem{What: "another partition lies behind STATE on " + d.node, Mend: "Flash the whole image to a disk of its own."}
+			return 0, false, &Problem{What: "another partition lies behind STATE on " + d.node, Mend: "flash the whole image to a disk of its own"}
 		}
 	}
 	const perMiB = format.MiB / format.SectorSize
@@ -199,6 +199,18 @@ func (d *disk) repair() error {
 	defer f.Close()
 	if err := d.table.Write(f, size); err != nil {
 		return fmt.Errorf("repairing partition table of %s: %w", d.node, err)
+	}
+	return d.reread()
+}
+
+// growState grows STATE, if it can, and shows the kernel.
+func (d *disk) growState() error {
+	_, more, err := d.grown()
+	if err != nil || !more {
+		return err
+	}
+	if err := d.grow(); err != nil {
+		return err
 	}
 	return d.reread()
 }

@@ -129,7 +129,7 @@ func TestFindDisk(t *testing.T) {
 // checkMend holds that a refusal says what to do.
 func checkMend(t *testing.T, err error) {
 	t.Helper()
-	if wrong, _ := describe(err); wrong.What == "" || wrong.Mend == "" || wrong.Mend == mendReport {
+	if wrong, _ := describe(err); wrong.What == "" || wrong.Mend == "" || wrong.Mend == sentence(mendReport) {
 		t.Errorf("refusal without a mend of its own: %+v", wrong)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,3 +150,7 @@ func missing(t *testing.T, why string) {
 	}
 	t.Skip(why)
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+func ownerOf(info os.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }

@@ -51,14 +51,15 @@ func raiseLoopback() error {
 // run configures the first interface with a cable, and the next where DHCP gets no answer, until
 // ctx ends.
 func (n *network) run(ctx context.Context) {
-	noCable := &handover.Condition{What: "No network cable with a live partner is plugged in.", Mend: "Plug a network cable into the box, and check the switch's port."}
+	noCable := shown("no network cable with a live partner is plugged in", "plug a network cable into the box, and check the switch's port")
 	for turn := 0; ctx.Err() == nil; turn++ {
 		links, err := connected()
 		if err != nil {
-			n.observe(nil, &handover.Condition{What: "The network cannot be configured: " + err.Error(), Mend: mendReport})
+			wrong := shown("the network cannot be configured: "+err.Error(), mendReport)
+			n.observe(nil, &wrong)
 		} else if len(links) == 0 {
 			if turn > 2 { // a card needs seconds to find its partner
-				n.observe(nil, noCable)
+				n.observe(nil, &noCable)
 			}
 		} else {
 			link := links[turn%len(links)]
@@ -66,21 +67,20 @@ func (n *network) run(ctx context.Context) {
 			n.forget(link)
 			if err != nil {
 				fmt.Fprintf(n.log, "network: %s: %v\n", link.Attrs().Name, err)
-				n.observe(nil, n.wrong(link, err))
+				n.observe(nil, networkWrong(link, err))
 			}
 		}
 		sleep(ctx, carrierPoll)
 	}
 }
 
-func (n *network) wrong(link netlink.Link, err error) *handover.Condition {
+func networkWrong(link netlink.Link, err error) *handover.Condition {
+	name := link.Attrs().Name
+	wrong := shown("the network on "+name+" failed: "+err.Error(), "check the cable and the site's network settings; the box tries again by itself")
 	if errors.Is(err, errNoLease) {
-		return &handover.Condition{
-			What: "No DHCP server answered on " + link.Attrs().Name + ".",
-			Mend: "Check the cable and the DHCP server, or bake the site with a fixed address.",
-		}
+		wrong = shown("no DHCP server answered on "+name, "check the cable and the DHCP server, or bake the site with a fixed address")
 	}
-	return &handover.Condition{What: "The network on " + link.Attrs().Name + " failed: " + err.Error(), Mend: "The box tries again by itself; check the cable and the site's network settings."}
+	return &wrong
 }
 
 // serve keeps link configured until its cable is pulled (nil) or something fails.

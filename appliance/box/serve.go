@@ -59,9 +59,7 @@ type service struct {
 	listeners []NamedFile
 	ports     []listenerPort
 
-	// Owned by the supervisor's goroutine.
-	ready  bool
-	marked bool
+	ready bool // owned, as b.vault now is, by the supervisor's goroutine
 }
 
 // serve brings up the network and the service. The network comes first but waits for nobody:
@@ -182,12 +180,12 @@ func (s *service) observe(state ServiceState) {
 		return
 	}
 	var wrong []handover.Condition
-	if state.Ready && s.b.firstBoot && !s.marked {
+	if state.Ready && s.b.vault != nil {
 		if err := s.b.vault.MarkInitialised(); err != nil {
 			c, _ := describe(err)
-			wrong = append(wrong, handover.Condition{What: "The box could not record that it is set up: " + c.What, Mend: c.Mend})
+			wrong = append(wrong, shown("the box could not record that it is set up: "+c.What, c.Mend))
 		} else {
-			s.marked = true
+			s.b.closeVault()
 		}
 	}
 	if state.Retry > 0 {
@@ -234,10 +232,8 @@ func (s *service) ended(state ServiceState) handover.Condition {
 			s.m.screen.serialLine(clean(l))
 		}
 	}
-	return handover.Condition{
-		What: "The enrollment service does not run: " + what,
-		Mend: fmt.Sprintf("It is started again by itself (attempt %d, %v after the last); if it does not come up, bake the site again with what the reason says mended.", state.Failures+1, state.Retry),
-	}
+	return shown("the enrollment service does not run: "+what,
+		fmt.Sprintf("it is started again by itself (attempt %d, %v after the last); if it does not come up, mend what the reason says, bake again and flash", state.Failures+1, state.Retry))
 }
 
 func stateWords(state ServiceState) string {
@@ -264,10 +260,8 @@ func (m *Machine) startNetwork(ctx context.Context, b *opened, on []listenerPort
 	}
 	if err := setFirewall(ports); err != nil {
 		m.note("%v", err)
-		b.conditions = append(b.conditions, handover.Condition{
-			What: "The kernel did not take the packet filter's rules, so the network stays down.",
-			Mend: "Bake the image on a base whose kernel modules include nf_tables and nft_ct, and flash it.",
-		})
+		b.conditions = append(b.conditions, shown("the kernel did not take the packet filter's rules, so the network stays down",
+			"bake the image on a base whose kernel modules include nf_tables and nft_ct, and flash it"))
 		return
 	}
 	n := &network{

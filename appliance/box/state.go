@@ -44,7 +44,7 @@ func decideState(provisioned, initialised bool, content stateContent) (formatIt 
 	case !provisioned:
 		return false, &Problem{
 			What: "the disk holds the records of a box whose keys are gone from the disk and the TPM",
-			Mend: "Put the disk back into its own machine; to give those records up, flash the image again.",
+			Mend: "put the disk back into its own machine; to give those records up, flash the image again",
 		}
 	case content == stateRecords:
 		return false, nil
@@ -53,12 +53,12 @@ func decideState(provisioned, initialised bool, content stateContent) (formatIt 
 	case content == stateDamaged:
 		return false, &Problem{
 			What: "the filesystem with the box's records is damaged beyond automatic repair",
-			Mend: "Copy the disk, run e2fsck on the copy of STATE on another machine, and put the repaired disk back.",
+			Mend: "copy the disk, run e2fsck on the copy of STATE on another machine, and put the repaired disk back",
 		}
 	default:
 		return false, &Problem{
 			What: "the box's keys are here but its records are not: the STATE partition is empty",
-			Mend: "Put the box's own disk back; to start over, clear the TPM in the firmware setup and flash the image again.",
+			Mend: "put the box's own disk back; to start over, clear the TPM in the firmware setup and flash the image again",
 		}
 	}
 }
