@@ -35,6 +35,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -91,6 +92,8 @@ type Options struct {
 
 	// Log takes what Pebble has to say; nil discards it.
 	Log *slog.Logger
+
+	memTable uint64 // bytes, 0 for memTableBytes; tests make it small to have it flushed often
 }
 
 // Store is an open store. Its methods may be called concurrently.
@@ -151,13 +154,14 @@ func Open(o Options) (*Store, error) {
 		FormatMajorVersion:          formatVersion,
 		ErrorIfNotExists:            o.MustExist,
 		CacheSize:                   cacheBytes,
-		MemTableSize:                memTableBytes,
+		MemTableSize:                cmp.Or(o.memTable, memTableBytes),
 		MemTableStopWritesThreshold: 4,
 		MaxOpenFiles:                maxOpenFiles,
 		Logger:                      pebbleLog{s},
 		EventListener:               &pebble.EventListener{}, // Pebble logs every background job without one
 	}
-	opts.EventListener.BackgroundError = func(err error) { s.log.Error("store: background work", "error", err) }
+	// Pebble would repeat a flush or compaction that fails at once and for ever, until writes stall.
+	opts.EventListener.BackgroundError = func(err error) { s.fail(fmt.Errorf("background work: %w", err)) }
 	err := s.guard(func() error {
 		db, err := pebble.Open(s.dir, opts)
 		if err != nil {
@@ -250,9 +254,9 @@ func (s *Store) readHead() (head, error) {
 	return h, err
 }
 
-// Close waits for queued transitions, then closes Pebble. After a failure (see ErrFailed) Pebble is
-// left as it is, since its locks may be held by the write that failed: the directory stays locked
-// until the process ends.
+// Close waits for queued transitions, then closes Pebble. After a failure (see ErrFailed) it returns
+// the failure and closes Pebble behind the caller's back, because the write that failed may hold
+// Pebble's locks for good: the directory may then stay locked until the process ends.
 func (s *Store) Close() error {
 	s.queueMu.Lock()
 	if s.closed {
@@ -263,13 +267,14 @@ func (s *Store) Close() error {
 	s.queued.Signal()
 	s.queueMu.Unlock()
 	<-s.done
-	if err := s.Failure(); err != nil {
-		return err
-	}
 	s.durable.Lock()
 	defer s.durable.Unlock()
 	db := s.db
 	s.db = nil
+	if err := s.Failure(); err != nil {
+		go s.guard(db.Close) // the failure is already the answer
+		return err
+	}
 	if err := s.guard(db.Close); err != nil {
 		return fmt.Errorf("closing store: %w", err)
 	}

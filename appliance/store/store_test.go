@@ -19,9 +19,12 @@ import (
 
 var epoch = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 
+// smallMemTable has a memtable flushed after a few large values.
+const smallMemTable = 64 << 10
+
 func open(t testing.TB, fs vfs.FS) *Store {
 	t.Helper()
-	s, err := Open(Options{Dir: "state", FS: fs})
+	s, err := Open(Options{Dir: "state", FS: fs, memTable: smallMemTable})
 	if err != nil {
 		t.Fatal(err)
 	}
