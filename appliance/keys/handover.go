@@ -20,6 +20,9 @@ const (
 // resident ones, in a form of its own (both ends come from one image). It is as secret as the keys:
 // the caller passes it on through a pipe and wipes it.
 func (v *Vault) Handover() ([]byte, error) {
+	if v.closed {
+		return nil, errClosed
+	}
 	// A fixed buffer: growing would leave copies behind.
 	b := cryptobyte.NewFixedBuilder(make([]byte, 0, maxHandover))
 	b.AddUint8(handoverVersion)

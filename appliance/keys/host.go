@@ -7,61 +7,69 @@ import (
 	"signet.internal/tpm"
 )
 
-// Host is a key holder inside the calling process, for a development host: the same code as on the
-// box, without a boot policy on the keys.
+// Host is all of it in one process, for a development host: TPM, vault, holder and a client of it.
+// Its keys are tied to the TPM but to no measured boot, and a box refuses them.
 type Host struct {
-	Vault  *Vault
 	Client *Client
+	Vault  *Vault
 	Info   tpm.Info
 
-	device *tpm.Device
+	dev    *tpm.Device
+	served chan error
 }
 
-// OpenHost opens the TPM named by spec (see tpm.Open) and the keys in st, and makes the keys first
-// when TPM and st are both new.
+// OpenHost opens the keys of a host in the TPM that spec names (see tpm.Open), or makes them if TPM
+// and st are both blank. The caller closes st after the Host.
 func OpenHost(spec string, st Storage, site string, specs []Spec) (*Host, error) {
 	dev, err := tpm.Open(spec)
 	if err != nil {
-		return nil, err
+		return nil, &Error{
+			What: "the TPM cannot be opened",
+			Mend: "start swtpm or name a TPM device that this user may open, and have no other program hold it",
+			Err:  err,
+		}
 	}
-	h, err := openHost(dev, st, site, specs)
-	if err != nil {
+	h := &Host{dev: dev, served: make(chan error, 1)}
+	if err := h.open(st, site, specs); err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}
 	return h, nil
 }
 
-func openHost(dev *tpm.Device, st Storage, site string, specs []Spec) (*Host, error) {
-	if found := dev.Preflight(); len(found) > 0 {
-		return nil, &Error{What: found[0].What, Mend: found[0].Mend}
+func (h *Host) open(st Storage, site string, specs []Spec) error {
+	var err error
+	if h.Info, err = h.dev.Info(); err != nil {
+		return explain(err)
 	}
 	binding := Binding{Kind: KindHost}
-	vault, err := Open(dev, st, site, specs, binding)
+	h.Vault, err = Open(h.dev, st, site, specs, binding)
 	if errors.Is(err, ErrNotProvisioned) {
-		vault, err = Provision(dev, st, site, specs, binding)
+		h.Vault, err = Provision(h.dev, st, site, specs, binding)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	secret, err := vault.Handover()
+	handover, err := h.Vault.Handover()
 	if err != nil {
-		return nil, err
+		h.Vault.Close()
+		return err
 	}
-	holder, err := NewHolder(dev, secret)
-	clear(secret)
+	defer clear(handover)
+	holder, err := NewHolder(h.dev, handover)
 	if err != nil {
-		return nil, err
-	}
-	info, err := dev.Info()
-	if err != nil {
-		return nil, err
+		h.Vault.Close()
+		return err
 	}
 	ours, theirs := net.Pipe()
-	go holder.Serve(theirs)
-	return &Host{Vault: vault, Client: NewClient(ours), Info: info, device: dev}, nil
+	go func() { h.served <- holder.Serve(theirs) }()
+	h.Client = NewClient(ours)
+	return nil
 }
 
-// Close ends the holder and closes the TPM.
+// Close ends holder and client, forgets the secrets and closes the TPM.
 func (h *Host) Close() error {
-	return errors.Join(h.Client.Close(), h.device.Close())
+	h.Client.Close()
+	err := <-h.served
+	h.Vault.Close()
+	return errors.Join(err, h.dev.Close())
 }

@@ -16,6 +16,7 @@ type Vault struct {
 	contents  *contents
 	binding   Binding
 	repaired  bool
+	closed    bool
 
 	diskKey []byte
 	macKey  []byte
@@ -252,7 +253,7 @@ func (v *Vault) open(srk *tpm.SRK, payload []byte) error {
 	return nil
 }
 
-// DiskKey is the 32-byte key of the state partition. The caller wipes it.
+// DiskKey is the 32-byte key of the state partition; nothing once closed. The caller wipes it.
 func (v *Vault) DiskKey() []byte { return bytes.Clone(v.diskKey) }
 
 // SRKName is the TPM Name of the storage root key the keys hang from.
@@ -272,6 +273,9 @@ func (v *Vault) MarkInitialised() error {
 	if v.contents.Initialised {
 		return nil
 	}
+	if v.closed {
+		return errClosed
+	}
 	changed := *v.contents
 	changed.Initialised = true
 	payload, err := changed.encode(v.macKey)
@@ -285,10 +289,14 @@ func (v *Vault) MarkInitialised() error {
 	return nil
 }
 
-// Close forgets the secrets.
+var errClosed = errors.New("the vault is closed")
+
+// Close forgets the secrets. What was handed over stays usable.
 func (v *Vault) Close() {
+	v.closed = true
 	clear(v.diskKey)
 	clear(v.macKey)
+	v.diskKey = nil
 	for _, m := range []map[string][]byte{v.auths, v.opened} {
 		for _, secret := range m {
 			clear(secret)

@@ -5,6 +5,7 @@
 package tpmtest
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
@@ -28,8 +29,9 @@ type Machine struct {
 	t   testing.TB
 	dir string // short: socket paths end at 108 bytes
 
-	mu  sync.Mutex
-	cmd *exec.Cmd // nil while off
+	mu       sync.Mutex
+	cmd      *exec.Cmd // nil while off
+	messages bytes.Buffer
 }
 
 // New runs a fresh software TPM until the test ends. Without swtpm the test is skipped, or fails
@@ -49,6 +51,9 @@ func New(t testing.TB) *Machine {
 	m := &Machine{t: t, dir: dir}
 	t.Cleanup(func() {
 		m.PowerCut()
+		if t.Failed() {
+			t.Logf("swtpm said: %s", &m.messages)
+		}
 		os.RemoveAll(dir)
 	})
 	m.PowerOn()
@@ -83,18 +88,20 @@ func (m *Machine) PowerOn() {
 	os.Remove(m.socket())
 	cmd := exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+m.dir,
 		"--server", "type=unixio,path="+m.socket(), "--flags", "not-need-init,startup-clear")
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = &m.messages
 	if err := cmd.Start(); err != nil {
 		m.t.Fatal(err)
 	}
 	m.cmd = cmd
-	for range 500 {
-		if _, err := os.Stat(m.socket()); err == nil {
+	// The socket's file is there before swtpm listens on it.
+	for range 1000 {
+		if conn, err := net.Dial("unix", m.socket()); err == nil {
+			conn.Close()
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	m.t.Fatal("swtpm did not make its socket within five seconds")
+	m.t.Fatal("swtpm does not listen on its socket")
 }
 
 // Reboot is a power cut and a boot.
@@ -102,6 +109,34 @@ func (m *Machine) Reboot() {
 	m.t.Helper()
 	m.PowerCut()
 	m.PowerOn()
+}
+
+// UndefineNV removes an NV index as the owner without a password can, with any program and on any
+// operating system. No other client may hold the TPM.
+func (m *Machine) UndefineNV(index uint32) {
+	m.t.Helper()
+	conn, err := net.Dial("unix", m.socket())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer conn.Close()
+	// TPM2_NV_UndefineSpace (TPM 2.0 Part 3 §31.4) with an empty password.
+	const sessions, size, nvUndefineSpace, owner, password = 0x8002, 31, 0x122, 0x40000001, 0x40000009
+	cmd := binary.BigEndian.AppendUint16(nil, sessions)
+	for _, v := range []uint32{size, nvUndefineSpace, owner, index, 9, password} {
+		cmd = binary.BigEndian.AppendUint32(cmd, v)
+	}
+	cmd = append(cmd, 0, 0, 1, 0, 0) // empty nonce, continueSession, empty password
+	if _, err := conn.Write(cmd); err != nil {
+		m.t.Fatal(err)
+	}
+	rsp, err := frame(conn)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if code := binary.BigEndian.Uint32(rsp[6:]); code != 0 {
+		m.t.Fatalf("undefining NV index %#x: TPM response code %#x", index, code)
+	}
 }
 
 // Fault is what happens to one command.
