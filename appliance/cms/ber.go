@@ -32,7 +32,7 @@ func normalise(b []byte) ([]byte, error) {
 	if end != len(b) {
 		return nil, malformed("%d bytes after the end", len(b)-end)
 	}
-	if !r.changed {
+	if r.changes == 0 {
 		return b, nil
 	}
 	out := make([]byte, 0, size)
@@ -45,18 +45,19 @@ func normalise(b []byte) ([]byte, error) {
 	return out, nil
 }
 
-// berReader walks one BER element and notes how to write it again: pieces, in order.
+// berReader walks one BER element and notes how to write it again: pieces, in order, of which an element that stays as it is
+// takes at most one.
 type berReader struct {
 	in       []byte
 	pieces   []berPiece
-	elements int
-	changed  bool // the output differs from the input
+	elements int // read so far
+	changes  int // headers that the output has otherwise
 }
 
 // berPiece is an optional header followed by input bytes that are copied unchanged.
 type berPiece struct {
 	from, to  int32
-	length    int32 // content length in the header, known once the element has been walked
+	length    int32 // content length in the header
 	tag       byte
 	hasHeader bool
 }
@@ -77,29 +78,35 @@ func (r *berReader) element(pos, end, depth int) (next, size int, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	content := pos + h.size
+	content, before := pos+h.size, r.changes
+	if h.indefinite || !h.minimal || h.tag == tagOctetStringPieces {
+		r.changes++
+	}
+	i := len(r.pieces)
 	switch {
 	case h.tag == tagOctetStringPieces:
-		r.changed = true
-		i := r.open(tagOctetString)
+		r.open(tagOctetString)
 		next, size, err = r.contents(h, content, end, depth, r.stringPiece)
-		return next, r.close(i, size), err
 	case h.tag&bitConstructed != 0:
-		if h.indefinite || !h.minimal {
-			r.changed = true
-		}
-		i := r.open(h.tag)
+		r.open(h.tag)
 		next, size, err = r.contents(h, content, end, depth, r.element)
-		return next, r.close(i, size), err
-	case !h.minimal:
-		r.changed = true
-		i := r.open(h.tag)
-		r.copy(content, content+h.length)
-		return content + h.length, r.close(i, h.length), nil
 	default:
-		r.copy(pos, content+h.length)
-		return content + h.length, h.size + h.length, nil
+		next, size = content+h.length, h.length
+		if !h.minimal {
+			r.open(h.tag)
+			r.copy(content, next)
+		}
 	}
+	if err != nil {
+		return 0, 0, err
+	}
+	if r.changes == before {
+		r.pieces = r.pieces[:i]
+		r.copy(pos, next)
+		return next, next - pos, nil
+	}
+	r.pieces[i].length = int32(size)
+	return next, headerSize(size) + size, nil
 }
 
 // stringPiece walks a piece of a constructed OCTET STRING, which may again be in pieces (X.690 §8.7.3). Its size is that of
@@ -193,15 +200,9 @@ func (r *berReader) header(pos, end, depth int) (berHeader, error) {
 	return h, nil
 }
 
-// open notes a header to write; close sets its content length and returns the size of the whole element.
-func (r *berReader) open(tag byte) int {
+// open notes a header to write; its length is filled in once the content has been walked.
+func (r *berReader) open(tag byte) {
 	r.pieces = append(r.pieces, berPiece{tag: tag, hasHeader: true})
-	return len(r.pieces) - 1
-}
-
-func (r *berReader) close(i, length int) int {
-	r.pieces[i].length = int32(length)
-	return headerSize(length) + length
 }
 
 // copy notes input bytes to write unchanged, joined to the last piece where nothing was left out in between. The first

@@ -184,8 +184,8 @@ func TestDecryptRefuses(t *testing.T) {
 		{"no recipients", envelope{recipients: [][]byte{}}, everything, ErrNoRecipient},
 		{"too many recipients", envelope{recipients: [][]byte{bytes.Repeat(element(0xa1), maxRecipients+1)}}, everything, ErrMalformed},
 		{"recipient version 1", envelope{version: 1}, everything, ErrMalformed},
-		{"short IV", envelope{algorithm: encodeAlgorithm(ciphers[2].oid, element(4, testIV[:8]))}, everything, ErrMalformed},
-		{"no IV", envelope{algorithm: encodeAlgorithm(ciphers[2].oid)}, everything, ErrMalformed},
+		{"short IV", envelope{algorithm: encodeAlgorithm(infoOfCipher(AES128CBC).oid, element(4, testIV[:8]))}, everything, ErrMalformed},
+		{"no IV", envelope{algorithm: encodeAlgorithm(infoOfCipher(AES128CBC).oid)}, everything, ErrMalformed},
 		{"content in wrong pieces", envelope{encrypted: element(byte(tagExplicit0), element(12, testIV))}, everything, ErrMalformed},
 		{"content twice", envelope{encrypted: bytes.Repeat(element(byte(tagImplicit0), testIV), 2)}, everything, ErrMalformed},
 	} {
