@@ -58,7 +58,11 @@ func parseDocument(file string, content []byte) (*document, ast.Node) {
 	var body ast.Node
 	for i, doc := range parsed.Docs {
 		if i > 0 {
-			d.failf(lineOfNode(doc), "remove the line --- and what follows", "more than one YAML document")
+			line := 0
+			if doc.Start != nil {
+				line = doc.Start.Position.Line
+			}
+			d.failf(line, "remove the line --- and what follows", "more than one YAML document")
 			break
 		}
 		body = doc.Body
@@ -378,33 +382,41 @@ func unknownMend(key string, known []string) string {
 
 // nearest returns the one of list that key is probably a slip of, or "".
 func nearest(key string, list []string) string {
+	if len(key) > 64 {
+		return ""
+	}
 	best, bestDistance := "", 3
 	for _, candidate := range list {
 		d := editDistance(strings.ToLower(key), strings.ToLower(candidate))
-		if d < bestDistance && d*2 <= len(candidate) {
+		if d < bestDistance && d*3 <= len(candidate) {
 			best, bestDistance = candidate, d
 		}
 	}
 	return best
 }
 
-// editDistance counts insertions, deletions and substitutions (Levenshtein).
+// editDistance counts insertions, deletions, substitutions and swaps of neighbours (the optimal
+// string alignment distance).
 func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range rows[0] {
+		rows[0][j] = j
 	}
 	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
 		for j := 1; j <= len(b); j++ {
-			substitute := diagonal
+			substitute := rows[i-1][j-1]
 			if a[i-1] != b[j-1] {
 				substitute++
 			}
-			diagonal = row[j]
-			row[j] = min(substitute, row[j]+1, row[j-1]+1)
+			rows[i][j] = min(substitute, rows[i-1][j]+1, rows[i][j-1]+1)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
 		}
 	}
-	return row[len(b)]
+	return rows[len(a)][len(b)]
 }

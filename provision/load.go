@@ -45,6 +45,7 @@ type loader struct {
 
 func load(fsys fs.FS, now time.Time) (*Site, error) {
 	l := &loader{fsys: fsys, now: now}
+	l.site.Listeners = Listeners{SCEP: true, Console: true, Plain: true}
 	l.readSite()
 	l.readProfiles()
 	l.readTrust()
@@ -218,9 +219,8 @@ func address(o *object, field, text string) netip.Addr {
 	return a
 }
 
-// readListeners reads what is on; a listener that is not written is on.
+// readListeners reads what is off: every listener is on otherwise.
 func (l *loader) readListeners(o *object) {
-	l.site.Listeners = Listeners{SCEP: true, Console: true, Plain: true}
 	for name, on := range map[string]*bool{"scep": &l.site.Listeners.SCEP, "console": &l.site.Listeners.Console, "plain": &l.site.Listeners.Plain} {
 		listener := o.object(name, "on")
 		listener.require("on", "write on: true or on: false")

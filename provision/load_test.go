@@ -1,0 +1,427 @@
+package provision
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/big"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"signet.internal/appliance/challenge/phc"
+)
+
+const testHash = "$argon2id$v=19$m=65536,t=3,p=1$Zq6FVRCIczoWwwe626BLIA$YtCMCv/Wq1+tyeyIr1An6riI9uL58n7YveG0GBy3jls"
+
+const goodSite = `# a comment
+name: plant-7
+version: 1.2.3
+epoch: 4
+public_host: pki.example.com
+secure_boot: none
+network: {dhcp: true}
+listeners:
+  scep: {on: true}
+  plain: {on: true}
+authorities:
+  - {name: devices, mode: root, subject: "CN=Devices,O=Plant 7", key: {algorithm: rsa-2048}}
+  - name: modern
+    mode: root
+    subject: "CN=Modern"
+    key: {algorithm: ecdsa-p384, protection: sealed}
+ra: {algorithm: rsa-3072, validity: 1d12h}
+`
+
+const goodProfile = `name: corp
+default: true
+authority: devices
+keys: {rsa: {min_bits: 2048}, ecdsa: [p256]}
+subject: {allow: [CN, O]}
+san: {dns: ["*.example.com"], ip: ["10.0.0.0/8"]}
+usage: {key: [digitalSignature], extended: [clientAuth]}
+validity: 90d
+scep:
+  plain_http: true
+  reply: {chain: true, getcacert: ra+ca}
+  challenges:
+    static: {hash: "` + testHash + `"}
+`
+
+// files is a site by path.
+type files map[string]string
+
+func good() files { return files{"site.yaml": goodSite, "profiles/corp.yaml": goodProfile} }
+
+func (f files) fs() fs.FS {
+	m := fstest.MapFS{}
+	for name, content := range f {
+		m[name] = &fstest.MapFile{Data: []byte(content)}
+	}
+	return m
+}
+
+func TestLoad(t *testing.T) {
+	f := good()
+	f["trust/ca.pem"] = "Our CA\n" + certificatePEM(t, time.Now().Add(time.Hour))
+	f["README.md"], f["secrets/policy.key"] = "not ours", "not read"
+	site, err := Load(f.fs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if site.Profiles[0].Policy == nil || len(site.Authorities[0].Subject) == 0 {
+		t.Error("profile or subject was not compiled")
+	}
+	site.Profiles[0].Policy, site.Authorities[0].Subject, site.Authorities[1].Subject = nil, nil, nil
+	want := &Site{
+		Name: "plant-7", Version: "1.2.3", Epoch: 4, PublicHost: "pki.example.com", SecureBoot: "none",
+		Network:   Network{DHCP: true},
+		Listeners: Listeners{SCEP: true, Console: true, Plain: true},
+		Authorities: []Authority{
+			{Name: "devices", SubjectText: "CN=Devices,O=Plant 7", Algorithm: "rsa-2048", Protection: "resident"},
+			{Name: "modern", SubjectText: "CN=Modern", Algorithm: "ecdsa-p384", Protection: "sealed"},
+		},
+		RA: RA{Algorithm: "rsa-3072", Protection: "sealed", Validity: 36 * time.Hour},
+		Profiles: []Profile{{Name: "corp", Default: true, Authority: "devices",
+			SCEP: SCEP{PlainHTTP: true, Chain: true, GetCACert: "ra+ca", StaticHash: testHash}}},
+		Files: []string{"profiles/corp.yaml", "site.yaml", "trust/ca.pem"},
+	}
+	ignoreConfig := cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".config" || p.Last().String() == ".Policy" }, cmp.Ignore())
+	if diff := cmp.Diff(want, site, ignoreConfig, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Error(diff)
+	}
+	wantKeys := []KeySpec{
+		{"authority/devices", "rsa-2048", "resident"}, {"authority/modern", "ecdsa-p384", "sealed"},
+		{"audit", "ecdsa-p256", "resident"}, {"attestation", "ecdsa-p256", "resident"}, {"tls-ca", "ecdsa-p256", "resident"},
+		{"ra", "rsa-3072", "sealed"}, {"tls", "ecdsa-p256", "sealed"},
+	}
+	if diff := cmp.Diff(wantKeys, site.Keys()); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestStaticNetwork(t *testing.T) {
+	f := good()
+	f["site.yaml"] = strings.Replace(goodSite, "{dhcp: true}", "{address: 192.0.2.10/24, gateway: 192.0.2.1, dns: [192.0.2.53, '2001:db8::53']}", 1)
+	site, err := Load(f.fs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := site.Network
+	if n.DHCP || n.Address.String() != "192.0.2.10/24" || n.Gateway.String() != "192.0.2.1" || fmt.Sprint(n.DNS) != "[192.0.2.53 2001:db8::53]" {
+		t.Errorf("network %+v", n)
+	}
+}
+
+// TestProblems changes one thing of a sound site at a time. Each change has to give exactly the
+// problems listed, at their lines.
+func TestProblems(t *testing.T) {
+	site := func(old, new string) files {
+		f := good()
+		if !strings.Contains(goodSite, old) {
+			t.Fatalf("the site has no %q", old)
+		}
+		f["site.yaml"] = strings.Replace(goodSite, old, new, 1)
+		return f
+	}
+	profile := func(old, new string) files {
+		f := good()
+		if !strings.Contains(goodProfile, old) {
+			t.Fatalf("the profile has no %q", old)
+		}
+		f["profiles/corp.yaml"] = strings.Replace(goodProfile, old, new, 1)
+		return f
+	}
+	with := func(name, content string) files {
+		f := good()
+		f[name] = content
+		return f
+	}
+	without := func(name string) files {
+		f := good()
+		delete(f, name)
+		return f
+	}
+	valid, expired := certificatePEM(t, time.Now().Add(time.Hour)), certificatePEM(t, time.Now().Add(-time.Hour))
+	second := strings.Count(valid, "\n") + 1 // line of what follows valid in a file
+	scepPart := goodProfile[strings.Index(goodProfile, "scep:"):]
+	tests := []struct {
+		name string
+		site files
+		want string // a line "place: part of what — part of mend" for each problem
+	}{
+		{"no site", without("site.yaml"), "site.yaml: there is no site.yaml — signet init"},
+		{"empty site", with("site.yaml", ""), "site.yaml: empty — signet init"},
+		{"only comments", with("site.yaml", "# nothing\n"), "site.yaml: empty — signet init"},
+		{"a list", with("site.yaml", "- a\n"), "site.yaml:1: the document is not a set of fields — name, version"},
+		{"not YAML", site("name: plant-7", "name: [plant-7"), "site.yaml:3: not YAML — correct the YAML"},
+		{"larger than a site", with("site.yaml", goodSite+strings.Repeat("#", maxFile)), "site.yaml: larger than 1 MiB — smaller"},
+
+		{"unknown field", site("version: 1.2.3", "version: 1.2.3\ncolour: red"), "site.yaml:4: unknown field colour — remove it; known here are name"},
+		{"slip of a field", site("public_host", "publichost"), "site.yaml:1: field public_host is missing — write\nsite.yaml:5: unknown field publichost — did you mean public_host?"},
+		{"unknown inner field", site("algorithm: rsa-2048}", "algorithm: rsa-2048, bits: 7}"), "site.yaml:12: unknown field authorities[0].key.bits — remove it"},
+		{"later issue's field", site("ra:", "time: {ntp: []}\nra:"), "site.yaml:17: unknown field time — remove it"},
+		{"twice", site("epoch: 4", "epoch: 4\nepoch: 5"), "site.yaml:5: field epoch is there twice — keep one"},
+		{"no value", site("epoch: 4", "epoch:"), "site.yaml:4: field epoch has no value — write a value"},
+		{"anchor", site("name: plant-7", "name: &n plant-7"), "site.yaml:2: YAML anchors — quotes"},
+		{"alias and anchor", site("name: plant-7\nversion: 1.2.3", "name: &n plant-7\nversion: *n"), "site.yaml:2: YAML anchors — quotes\nsite.yaml:3: YAML aliases — quotes"},
+		{"tag", site("name: plant-7", "name: !!str plant-7"), "site.yaml:2: YAML tags — quotes"},
+		{"merge", site("{dhcp: true}", "\n  <<: {dhcp: true}"), "site.yaml:8: YAML merge keys — quotes"},
+		{"two documents", site("ra:", "---\nra:"), "site.yaml:17: more than one YAML document — remove"},
+
+		{"name", site("plant-7", "Plant 7"), "site.yaml:2: \"Plant 7\" cannot be a name — lower-case letters"},
+		{"version as number", site("1.2.3", "1.2"), "site.yaml:3: version is a float, not text — in quotes"},
+		{"version", site("1.2.3", "v1.2.3"), "site.yaml:3: not a version — MAJOR.MINOR.PATCH"},
+		{"epoch as text", site("epoch: 4", "epoch: four"), "site.yaml:4: not a whole number — from 1"},
+		{"epoch zero", site("epoch: 4", "epoch: 0"), "site.yaml:4: 0 is outside — from 1"},
+		{"epoch negative", site("epoch: 4", "epoch: -1"), "site.yaml:4: -1 is outside — from 1"},
+		{"epoch huge", site("epoch: 4", "epoch: 99999999999999999999"), "site.yaml:4: epoch — write a number from 1"},
+		{"public_host with port", site("pki.example.com", "pki.example.com:443"), "site.yaml:5: is neither — without scheme or port"},
+		{"no public_host", site("public_host: pki.example.com\n", ""), "site.yaml:1: field public_host is missing — address devices reach"},
+		{"secure_boot", site("secure_boot: none", "secure_boot: own-keys"), "site.yaml:6: \"own-keys\" cannot be — write none"},
+		{"network as text", site("{dhcp: true}", "dhcp"), "site.yaml:7: network is not a set of fields — dhcp, address"},
+		{"dhcp as text", site("dhcp: true", "dhcp: \"yes\""), "site.yaml:7: not true or false — true or false\nsite.yaml:7: network.address is missing — 192.0.2.10/24\nsite.yaml:7: network.gateway is missing — router"},
+		{"dhcp and address", site("dhcp: true", "dhcp: true, address: 192.0.2.10/24"), "site.yaml:7: means nothing while dhcp — remove"},
+		{"neither dhcp nor address", site("dhcp: true", "dhcp: false"), "site.yaml:7: address is missing — 192.0.2.10/24\nsite.yaml:7: gateway is missing — router"},
+		{"address without length", site("dhcp: true", "address: 192.0.2.10, gateway: 192.0.2.1"), "site.yaml:7: not an address with a length — network's length"},
+		{"address of the network", site("dhcp: true", "address: 192.0.2.0/24, gateway: 192.0.2.1"), "site.yaml:7: not a host's address — own address"},
+		{"gateway elsewhere", site("dhcp: true", "address: 192.0.2.10/24, gateway: 198.51.100.1"), "site.yaml:7: not another address in 192.0.2.0/24 — router"},
+		{"dns", site("dhcp: true", "address: 192.0.2.10/24, gateway: 192.0.2.1, dns: [192.0.2.53, ns]"), "site.yaml:7: network.dns[1]: \"ns\" is not a host's address — 192.0.2.1"},
+
+		{"legacy listener", site("  scep: {on: true}", "  legacy: {on: true}"), "site.yaml:9: unknown field listeners.legacy — scep, console, plain"},
+		{"listener without on", site("scep: {on: true}", "scep: {}"), "site.yaml:9: listeners.scep.on is missing — on: true"},
+		{"nothing to enroll at", site("  scep: {on: true}\n  plain: {on: true}", "  scep: {on: false}\n  plain: {on: false}"),
+			"site.yaml:8: no listener is on — scep: {on: true}\nprofiles/corp.yaml:10: listener plain is off — turn on"},
+		{"no console", site("scep: {on: true}", "console: {on: false}"), "site.yaml:9: nobody can claim — on: true"},
+		{"plain off", site("plain: {on: true}", "plain: {on: false}"), "profiles/corp.yaml:10: listener plain is off — turn on"},
+
+		{"no authority", with("site.yaml", goodSite[:strings.Index(goodSite, "authorities:")]+"authorities: []\n"+goodSite[strings.Index(goodSite, "ra:"):]),
+			"site.yaml:11: list is empty — at least one"},
+		{"authorities as a mapping", with("site.yaml", goodSite[:strings.Index(goodSite, "authorities:")]+"authorities: {name: a}\n"+goodSite[strings.Index(goodSite, "ra:"):]),
+			"site.yaml:11: not a list — begins with -"},
+		{"authority twice", site("name: modern", "name: devices"), "site.yaml:13: authority devices is there twice — name of its own"},
+		{"subject", site("CN=Modern", "Modern"), "site.yaml:15: is not an attribute — CN=Plant 7"},
+		{"subordinate", site("mode: root\n", "mode: subordinate\n"), "site.yaml:14: \"subordinate\" cannot be — write root"},
+		{"algorithm", site("ecdsa-p384", "ecdsa-p386"), "site.yaml:16: \"ecdsa-p386\" cannot be — did you mean ecdsa-p384?"},
+		{"protection", site("sealed", "none"), "site.yaml:16: \"none\" cannot be — resident or sealed"},
+		{"no algorithm", site("{algorithm: rsa-2048}", "{}"), "site.yaml:12: authorities[0].key.algorithm is missing — rsa-2048"},
+		{"ECDSA RA", site("rsa-3072", "ecdsa-p256"), "site.yaml:17: \"ecdsa-p256\" cannot be — rsa-2048"},
+		{"RA validity", site("1d12h", "1h"), "site.yaml:17: not a usable validity — 1d to 3650d"},
+		{"duration", site("1d12h", "1year"), "site.yaml:17: \"1year\" is not a duration — 90d"},
+
+		{"no profile", without("profiles/corp.yaml"), "profiles: there is no profile — signet init"},
+		{"stray file", with("profiles/corp.yaml~", ""), "profiles/corp.yaml~: only files named *.yaml — remove it"},
+		{"empty profile", with("profiles/x.yaml", "\n"), "profiles/x.yaml: empty — signet init"},
+		{"two defaults", with("profiles/zz.yaml", strings.Replace(goodProfile, "name: corp", "name: zz", 1)), "profiles/zz.yaml:2: both corp and zz are the default — one of them"},
+		{"no default", profile("default: true", "default: false"), "profiles: no profile is the default — default: true"},
+		{"same name twice", with("profiles/zz.yaml", strings.Replace(goodProfile, "default: true", "default: false", 1)), "profiles/zz.yaml:1: profile corp is there twice — name of its own"},
+		{"reserved name", profile("name: corp", "name: certsrv"), "profiles/corp.yaml:1: old SCEP clients — another name"},
+		{"dangling authority", profile("authority: devices", "authority: device"), "profiles/corp.yaml:3: no authority \"device\" — did you mean devices?"},
+		{"missing fields", profile("validity: 90d\n", ""), "profiles/corp.yaml:1: field validity is missing — 90d"},
+		{"key size", profile("2048", "1024"), "profiles/corp.yaml:4: 1024 is outside 2048 to 4096 — 2048"},
+		{"curve", profile("[p256]", "[p256, secp256k1]"), "profiles/corp.yaml:4: keys.ecdsa[1]: curve — p256 or p384"},
+		{"subject attribute", profile("[CN, O]", "[CN, Nick]"), "profiles/corp.yaml:5: subject.allow[1] — short name"},
+		{"pattern", profile("*.example.com", "*example.com"), "profiles/corp.yaml:6: san.dns[0]: \"*example.com\" also matches — \"*.example.com\""},
+		{"unquoted pattern", profile("\"*.example.com\"", "*.example.com"), "profiles/corp.yaml:6: YAML aliases — in quotes"},
+		{"network", profile("10.0.0.0/8", "10.0.0.1/8"), "profiles/corp.yaml:6: san.ip[0] — 10.0.0.0/8"},
+		{"usage", profile("[digitalSignature]", "[certSign]"), "profiles/corp.yaml:7: usage.key[0] — digitalSignature"},
+		{"any usage", profile("[clientAuth]", "[2.5.29.37.0]"), "profiles/corp.yaml:7: usage.extended[0] — purposes"},
+		{"list of numbers", profile("[clientAuth]", "[1]"), "profiles/corp.yaml:7: usage.extended[0] is a integer, not text — in quotes"},
+		{"validity", profile("validity: 90d", "validity: 5s"), "profiles/corp.yaml:8: validity — 10m to 7300d"},
+		{"two at once", profile("keys: {rsa: {min_bits: 2048}, ecdsa: [p256]}\nsubject: {allow: [CN, O]}", "keys: {}\nsubject: {allow: [Nick]}"),
+			"profiles/corp.yaml:4: keys: no kind of key — rsa\nprofiles/corp.yaml:5: subject.allow[0] — short name"},
+		{"no scep", profile(scepPart, ""), "profiles/corp.yaml:1: profile corp has no challenge — signet hash"},
+		{"no challenges", profile(scepPart, "scep:\n  plain_http: true\n"), "profiles/corp.yaml:9: profile corp has no challenge — signet hash"},
+		{"no static", profile(scepPart, "scep:\n  challenges: {}\n"), "profiles/corp.yaml:10: profile corp has no challenge — signet hash"},
+		{"no hash", profile("hash: \""+testHash+"\"", ""), "profiles/corp.yaml:13: profile corp has no challenge — signet hash"},
+		{"hash without value", profile("\""+testHash+"\"", ""), "profiles/corp.yaml:13: hash has no value — write a value"},
+		{"challenge in clear", profile(testHash, "sesame"), "profiles/corp.yaml:13: not an argon2id hash — signet hash"},
+		{"weak hash", profile("m=65536", "m=1024"), "profiles/corp.yaml:13: m=1024 is outside — signet hash"},
+		{"costly hash", profile("m=65536", "m=4000000"), "profiles/corp.yaml:13: m=4000000 is outside — signet hash"},
+		{"getcacert", profile("ra+ca}", "all}"), "profiles/corp.yaml:11: \"all\" cannot be — ra+chain or ra+ca or ra"},
+		{"another issue's challenge", profile("static:", "one_time: {}\n    static:"), "profiles/corp.yaml:13: unknown field scep.challenges.one_time — static"},
+
+		{"expired bundle", with("trust/ca.pem", "# old\n"+expired), "trust/ca.pem:2: expired on — replace"},
+		{"one of two expired", with("trust/ca.pem", valid+expired), fmt.Sprintf("trust/ca.pem:%d: expired on — replace", second)},
+		{"private key", with("trust/ca.pem", valid+pemBlock("EC PRIVATE KEY", []byte("x"))), fmt.Sprintf("trust/ca.pem:%d: a private key — remove it", second)},
+		{"empty bundle", with("trust/ca.pem", "nothing\n"), "trust/ca.pem: no certificate — put the PEM"},
+		{"something else", with("trust/ca.pem", pemBlock("X509 CRL", []byte("x"))), "trust/ca.pem:1: a X509 CRL — remove\ntrust/ca.pem: no certificate — put the PEM"},
+		{"broken certificate", with("trust/ca.pem", pemBlock("CERTIFICATE", []byte("x"))), "trust/ca.pem:1: cannot be read — replace"},
+		{"broken PEM", with("trust/ca.pem", "-----BEGIN CERTIFICATE-----\n!!\n"), "trust/ca.pem: block that cannot be read — restore"},
+		{"stray file in trust", with("trust/notes.txt", ""), "trust/notes.txt: only files named *.pem — remove it"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			site, err := Load(tt.site.fs())
+			if site != nil {
+				t.Error("a site with problems is returned")
+			}
+			checkProblems(t, err, tt.want)
+		})
+	}
+}
+
+// checkProblems holds an error against lines "place: part of what — part of mend", in any order.
+func checkProblems(t *testing.T, err error, want string) {
+	t.Helper()
+	var problems Problems
+	if !errors.As(err, &problems) {
+		t.Fatalf("error %v", err)
+	}
+	wanted := strings.Split(want, "\n")
+	if len(wanted) != len(problems) {
+		t.Errorf("%d problems, want %d:\n%v", len(problems), len(wanted), problems)
+	}
+	for _, w := range wanted {
+		place, rest, _ := strings.Cut(w, ": ")
+		what, mend, _ := strings.Cut(rest, " — ")
+		found := false
+		for _, p := range problems {
+			at := p.File
+			if p.Line > 0 {
+				at = fmt.Sprintf("%s:%d", p.File, p.Line)
+			}
+			found = found || at == place && strings.Contains(p.What, what) && strings.Contains(p.Mend, mend)
+		}
+		if !found {
+			t.Errorf("no problem %q in\n%v", w, problems)
+		}
+	}
+}
+
+// TestProblemsAllAtOnce checks that one pass finds the problems of every file, in order.
+func TestProblemsAllAtOnce(t *testing.T) {
+	f := files{
+		"site.yaml":          strings.NewReplacer("epoch: 4", "epoch: none", "rsa-3072", "rsa-1024").Replace(goodSite),
+		"profiles/corp.yaml": strings.NewReplacer("authority: devices", "authority: nobody", "90d", "soon").Replace(goodProfile),
+		"trust/x.pem":        "",
+	}
+	_, err := Load(f.fs())
+	var problems Problems
+	if !errors.As(err, &problems) {
+		t.Fatalf("error %v", err)
+	}
+	var places []string
+	for _, p := range problems {
+		places = append(places, fmt.Sprintf("%s:%d", p.File, p.Line))
+	}
+	want := []string{"site.yaml:4", "site.yaml:17", "profiles/corp.yaml:3", "profiles/corp.yaml:8", "trust/x.pem:0"}
+	if diff := cmp.Diff(want, places); diff != "" {
+		t.Errorf("%s\n%v", diff, err)
+	}
+	if first := problems[0].String(); !strings.HasPrefix(first, "site.yaml:4: epoch: not a whole number — write") {
+		t.Errorf("a problem reads %q", first)
+	}
+}
+
+// TestLoadBakedIgnoresTheClock: on a box an expired bundle must not stop everything else.
+func TestLoadBakedIgnoresTheClock(t *testing.T) {
+	f := good()
+	f["trust/ca.pem"] = certificatePEM(t, time.Now().Add(-time.Hour))
+	if _, err := Load(f.fs()); err == nil {
+		t.Fatal("Load takes an expired bundle")
+	}
+	if _, err := LoadBaked(f.fs()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWeaknesses(t *testing.T) {
+	f := good()
+	f["site.yaml"] = strings.Replace(goodSite, "name: plant-7", "name: demo", 1)
+	f["profiles/corp.yaml"] = strings.Replace(goodProfile, "*.example.com", "*", 1)
+	site, err := Load(f.fs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	weak := strings.Join(site.Weaknesses(), "\n")
+	for _, want := range []string{"demo site", "secure_boot", "authority modern: its key is sealed", "plain_http", "any DNS name"} {
+		if !strings.Contains(weak, want) {
+			t.Errorf("nothing about %q in\n%s", want, weak)
+		}
+	}
+	if !site.Demo() {
+		t.Error("not taken for the demo site")
+	}
+}
+
+func TestDurations(t *testing.T) {
+	tests := map[string]time.Duration{
+		"90d": 90 * 24 * time.Hour, "12h": 12 * time.Hour, "1d12h": 36 * time.Hour, "1d2h3m4s": 26*time.Hour + 3*time.Minute + 4*time.Second, "0s": 0,
+	}
+	for text, want := range tests {
+		if got, err := parseDuration(text); err != nil || got != want {
+			t.Errorf("%q is %s (%v), want %s", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"", "90", "d", "1.5h", "-1d", "1y", "1h1d", "1d1d", "1d 1h", "999999999d", "99999999999999999999d"} {
+		if got, err := parseDuration(text); err == nil {
+			t.Errorf("%q is %s", text, got)
+		}
+	}
+}
+
+func TestHashSecret(t *testing.T) {
+	a, errA := HashSecret([]byte("sesame"))
+	b, errB := HashSecret([]byte("sesame"))
+	if errA != nil || errB != nil || a == b {
+		t.Fatalf("two hashes of one secret: %q %q, %v %v", a, b, errA, errB)
+	}
+	hash, err := phc.Parse(a)
+	if err != nil || !hash.Matches([]byte("sesame")) || hash.Matches([]byte("sesam")) {
+		t.Errorf("%q does not verify: %v", a, err)
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add(goodSite, goodProfile)
+	f.Add("name: [*a, &b c]\n---\n", "<<: {}\n? a\n: b\n")
+	f.Fuzz(func(t *testing.T, site, profile string) {
+		loaded, err := Load(files{"site.yaml": site, "profiles/corp.yaml": profile}.fs())
+		var problems Problems
+		if err != nil && !errors.As(err, &problems) {
+			t.Errorf("error %v is not Problems", err)
+		}
+		if (err == nil) != (loaded != nil) {
+			t.Error("neither or both of site and error")
+		}
+		for _, p := range problems {
+			if p.File == "" || p.What == "" || p.Mend == "" {
+				t.Errorf("problem %+v says too little", p)
+			}
+		}
+	})
+}
+
+func certificatePEM(t testing.TB, notAfter time.Time) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Trusted"}, NotBefore: notAfter.Add(-time.Hour), NotAfter: notAfter}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pemBlock("CERTIFICATE", der)
+}
+
+func pemBlock(kind string, der []byte) string {
+	var b bytes.Buffer
+	if err := pem.Encode(&b, &pem.Block{Type: kind, Bytes: der}); err != nil {
+		return ""
+	}
+	return b.String()
+}
