@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -155,6 +156,17 @@ func TestClaimGuessing(t *testing.T) {
 	box.clock.pass(55 * time.Second)
 	if got := guess(claimCode, "192.0.2.9"); got.StatusCode != http.StatusOK {
 		t.Errorf("after the minute: status %d %s", got.StatusCode, got.body)
+	}
+}
+
+// TestRightCodesDoNotCount: whoever has the code is not locked out by what fails after it.
+func TestRightCodesDoNotCount(t *testing.T) {
+	box := newBox(t)
+	r := httptest.NewRequest("POST", "/api/v1/claim", nil)
+	for range 10 {
+		if err := box.console.checkCode(r, ClaimRequest{Code: claimCode}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

@@ -114,6 +114,30 @@ func answer(_ *console, w http.ResponseWriter, _ *http.Request, _ principal) err
 	return nil
 }
 
+// TestRouteRoles pins who may do what, so that a role in the table changes only on purpose.
+func TestRouteRoles(t *testing.T) {
+	want := map[string]string{
+		"GET /{$}":              "anonymous",
+		"POST /claim":           "anonymous",
+		"POST /sign-in":         "anonymous",
+		"POST /sign-out":        "anonymous",
+		"GET /static/{file}":    "anonymous",
+		"GET /openapi.json":     "anonymous",
+		"GET /api/v1/health":    "anonymous",
+		"GET /api/v1/ca-bundle": "anonymous",
+		"POST /api/v1/claim":    "anonymous",
+		"GET /api/v1/status":    "auditor",
+		"GET /api/v1/audit":     "auditor",
+	}
+	got := map[string]string{}
+	for _, rt := range routeTable() {
+		got[rt.method+" "+rt.pattern] = rt.role.String()
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("roles (-want +got):\n%s", d)
+	}
+}
+
 // openAPIDoc is as much of the document as the tests read.
 type openAPIDoc struct {
 	OpenAPI string

@@ -181,7 +181,7 @@ func (c *apiClient) unreachable(err error) error {
 			"compare the box's clock with this machine's, and check --ca-bundle")
 	case errors.As(err, &verify):
 		return refuse(fmt.Errorf("verifying the certificate of %s: %v", c.base, verify.Err), "check --ca-bundle")
-	case errors.As(err, &header):
+	case errors.As(err, &header) || errors.Is(err, http.ErrSchemeMismatch):
 		return refuse(fmt.Errorf("%s does not speak TLS", c.base), "check the port: it is the console's, not the plain listener's")
 	case errors.As(err, &network) && network.Timeout():
 		return refuse(fmt.Errorf("%s did not answer in time", c.base), "check address and port, and that the box is running")
