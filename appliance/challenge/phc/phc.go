@@ -112,7 +112,7 @@ func cost(text, prefix string, least, most uint32) (uint32, error) {
 
 func decode(text string, least int) ([]byte, error) {
 	b, err := base64.RawStdEncoding.Strict().DecodeString(text)
-	if err != nil {
+	if err != nil || strings.ContainsAny(text, "\r\n") { // which encoding/base64 skips
 		return nil, errors.New("not base64 without padding")
 	}
 	if len(b) < least || len(b) > maxBytes {
