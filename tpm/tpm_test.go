@@ -138,6 +138,57 @@ func TestPreflightFindings(t *testing.T) {
 	}
 }
 
+// A TPM that others' wrong passwords have locked is a finding, and the keys here work all the same.
+func TestLockedTPM(t *testing.T) {
+	d := open(t, tpmtest.Start(t))
+	srk := makeSRK(t, d)
+	key, _ := makeKey(t, srk, "ecdsa-p256", UsageSign, Policy{Auth: true})
+	template := sealTemplate(nil)
+	template.ObjectAttributes.NoDA, template.ObjectAttributes.UserWithAuth = false, true
+	info, err := d.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = d.do(func(tp transport.TPM) error {
+		b, err := srk.create(tp, template, []byte("right"), []byte("secret"))
+		if err != nil {
+			return err
+		}
+		pub, err := tpm2.Unmarshal[tpm2.TPMTPublic](b.Public)
+		if err != nil {
+			return err
+		}
+		name, err := tpm2.ObjectName(pub)
+		if err != nil {
+			return err
+		}
+		h, err := srk.load(tp, b, *name)
+		if err != nil {
+			return err
+		}
+		defer flush(tp, h)
+		for range info.MaxAuthFail {
+			_, err := tpm2.Unseal{ItemHandle: tpm2.AuthHandle{Handle: h, Name: *name, Auth: tpm2.PasswordAuth([]byte("wrong"))}}.Execute(tp)
+			if !errors.Is(err, tpm2.TPMRCAuthFail) {
+				return fmt.Errorf("wrong password: %w", err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := d.Preflight()
+	want := fmt.Sprintf("the TPM is locked after %d wrong passwords", info.MaxAuthFail)
+	if len(found) != 1 || found[0].What != want || found[0].Mend == "" {
+		t.Errorf("findings %+v, want: %s", found, want)
+	}
+	digest := sha256.Sum256(nil)
+	if _, err := key.Sign(digest[:], crypto.SHA256, SchemeECDSA); err != nil {
+		t.Errorf("signing while locked: %v", err)
+	}
+}
+
 // persistOther puts a key made with another template at SRKHandle.
 func persistOther(tp transport.TPM) error {
 	rsp, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.RSASRKTemplate)}.Execute(tp)
