@@ -144,7 +144,7 @@ func (c *console) checkSignIn(ctx context.Context, name, password string) error 
 	}
 	user, err := c.cfg.Store.User(name)
 	if errors.Is(err, store.ErrNotFound) {
-		user = store.User{}
+		user.PasswordHash = nobodysHash
 	} else if err != nil {
 		return fmt.Errorf("looking up user: %w", err)
 	}

@@ -243,6 +243,7 @@ func TestHealth(t *testing.T) {
 		{"all well", func(*Config) {}, 0, 200, Health{"ok", true}},
 		{"a condition", func(c *Config) { c.Boot.Conditions = []handover.Condition{{What: "x", Mend: "y"}} }, 0, 200, Health{"degraded", true}},
 		{"no authority", func(c *Config) { c.Site = func() Site { return Site{} } }, 0, 503, Health{"degraded", false}},
+		{"engine stopped", func(c *Config) { c.Site = func() Site { s := demoSite(t); s.Stopped = true; return s } }, 0, 503, Health{"degraded", false}},
 		{"clock before the floor", func(c *Config) { c.Boot.TimeFloor = start.Add(time.Second) }, 0, 503, Health{"degraded", false}},
 		{"RA about to expire", func(*Config) {}, 360 * 24 * time.Hour, 200, Health{"degraded", true}},
 		{"RA expired", func(*Config) {}, 366 * 24 * time.Hour, 503, Health{"degraded", false}},

@@ -3,26 +3,16 @@ package webui
 import (
 	"context"
 	"crypto/rand"
-	"crypto/subtle"
-	"encoding/base64"
-	"errors"
 	"fmt"
 	"strings"
 	"unicode/utf8"
 
-	"golang.org/x/crypto/argon2"
+	"signet.internal/appliance/challenge/phc"
 )
 
-// Cost of a password hash (RFC 9106 §4, second recommendation, one lane): 64 MiB, three passes.
-// Every hash in the store was made here, so any other parameters are a damaged record.
-const (
-	hashPrefix = "$argon2id$v=19$m=65536,t=3,p=1$"
-	hashTime   = 3
-	hashMemory = 64 << 10 // KiB
-	hashLanes  = 1
-	saltSize   = 16
-	hashSize   = 32
-)
+// nobodysHash stands for a user who does not exist: verifying it costs what verifying any other
+// costs, and no password derives to all zeros.
+const nobodysHash = "$argon2id$v=19$m=65536,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 const (
 	minPassword = 12  // characters
@@ -40,69 +30,45 @@ func newHasher() *hasher {
 	return &hasher{running: make(chan struct{}, 1), waiting: make(chan struct{}, maxWaiting)}
 }
 
-// derive returns errBusy when too many wait already, or the context's error.
-func (h *hasher) derive(ctx context.Context, password string, salt []byte) ([]byte, error) {
+// run calls f when its turn comes. It returns errBusy when too many wait already, or the context's
+// error.
+func (h *hasher) run(ctx context.Context, f func()) error {
 	select {
 	case h.waiting <- struct{}{}:
 		defer func() { <-h.waiting }()
 	default:
-		return nil, errBusy
+		return errBusy
 	}
 	select {
 	case h.running <- struct{}{}:
 		defer func() { <-h.running }()
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
-	return argon2.IDKey([]byte(password), salt, hashTime, hashMemory, hashLanes, hashSize), nil
-}
-
-// hash returns the PHC string of password under a fresh salt.
-func (h *hasher) hash(ctx context.Context, password string) (string, error) {
-	salt := make([]byte, saltSize)
-	rand.Read(salt)
-	sum, err := h.derive(ctx, password, salt)
-	if err != nil {
-		return "", err
-	}
-	b64 := base64.RawStdEncoding
-	return hashPrefix + b64.EncodeToString(salt) + "$" + b64.EncodeToString(sum), nil
-}
-
-// verify returns nil for the right password and errWrongPassword for any other. An empty hash
-// stands for a user who does not exist: it takes as long, and no password derives to all zeros.
-func (h *hasher) verify(ctx context.Context, hash, password string) error {
-	salt, want := make([]byte, saltSize), make([]byte, hashSize)
-	if hash != "" {
-		var err error
-		if salt, want, err = parseHash(hash); err != nil {
-			return err
-		}
-	}
-	got, err := h.derive(ctx, password, salt)
-	if err != nil {
-		return err
-	}
-	if subtle.ConstantTimeCompare(got, want) != 1 {
-		return errWrongPassword
-	}
+	f()
 	return nil
 }
 
-func parseHash(s string) (salt, sum []byte, err error) {
-	rest, ok := strings.CutPrefix(s, hashPrefix)
-	saltText, sumText, ok2 := strings.Cut(rest, "$")
-	if !ok || !ok2 {
-		return nil, nil, errors.New("stored password hash is not one this box made")
+// hash returns the hash of password under a fresh salt.
+func (h *hasher) hash(ctx context.Context, password string) (text string, err error) {
+	err = h.run(ctx, func() { text = phc.Make([]byte(password)) })
+	return text, err
+}
+
+// verify returns nil for the right password and errWrongPassword for any other.
+func (h *hasher) verify(ctx context.Context, text, password string) error {
+	hash, err := phc.Parse(text)
+	if err != nil {
+		return fmt.Errorf("stored password hash: %w", err)
 	}
-	b64 := base64.RawStdEncoding.Strict()
-	if salt, err = b64.DecodeString(saltText); err != nil {
-		return nil, nil, fmt.Errorf("stored password hash: %w", err)
+	var right bool
+	if err := h.run(ctx, func() { right = hash.Matches([]byte(password)) }); err != nil {
+		return err
 	}
-	if sum, err = b64.DecodeString(sumText); err != nil || len(sum) != hashSize {
-		return nil, nil, errors.New("stored password hash is damaged")
+	if !right {
+		return errWrongPassword
 	}
-	return salt, sum, nil
+	return nil
 }
 
 // checkPassword refuses what is too short to withstand guessing or too long to be a password.

@@ -101,6 +101,9 @@ func TestRoles(t *testing.T) {
 				if denied && rt.op != nil {
 					got.checkProblem(t, who.status, who.kind)
 				}
+				if last := box.records()[0]; denied && got.Request.Header.Get("Authorization") != "" && got.StatusCode == 401 && last.Action != audit.LoginRefused {
+					t.Errorf("%s: a bad token is not in the audit log; its newest record is %+v", name, last)
+				}
 				if got.StatusCode == 401 && !strings.HasPrefix(got.Header.Get("WWW-Authenticate"), "Bearer ") {
 					t.Errorf("%s: 401 without challenge (RFC 9110 §15.5.2)", name)
 				}

@@ -87,17 +87,12 @@ func (c *console) status() (Status, error) {
 		Authorities: []AuthorityStatus{},
 		Profiles:    []ProfileStatus{},
 		Conditions:  append([]handover.Condition{}, boot.Conditions...),
-		Ready:       len(site.Authorities) > 0 && !now.Before(boot.TimeFloor),
+		Ready:       !site.Stopped && len(site.Authorities) > 0 && !now.Before(boot.TimeFloor),
 	}
 	for _, condition := range site.Conditions {
 		if !slices.Contains(s.Conditions, condition) {
 			s.Conditions = append(s.Conditions, condition)
 		}
-	}
-	if now.Before(boot.TimeFloor) {
-		s.Conditions = append(s.Conditions, handover.Condition{
-			What: fmt.Sprintf("The clock says %s, which is before %s, the latest time this box can vouch for; it signs nothing.", stamp(now), stamp(boot.TimeFloor)),
-			Mend: "Set the clock in the firmware set-up and start the box again."})
 	}
 	for _, a := range site.Authorities {
 		as := AuthorityStatus{Name: a.Name, Protection: a.Protection}

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"signet.internal/appliance/audit"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/store"
 )
@@ -45,6 +46,7 @@ type Site struct {
 	Authorities []Authority
 	Profiles    []Profile
 	Conditions  []handover.Condition // what needs a person now, beyond the boot report's
+	Stopped     bool                 // nothing is issued now; one of Conditions says why
 }
 
 // Authority is one CA of the box and its registration authority.
@@ -157,6 +159,8 @@ func (c *console) serve(rt route) http.Handler {
 			err = nil // a stale credential does not close what is open to everyone
 		case err == nil && who.role < rt.role:
 			err = errRole
+		case errors.Is(err, errBadCredential) && r.Header.Get("Authorization") != "":
+			c.note(r, audit.LoginRefused, "unknown or expired token")
 		}
 		if err == nil {
 			err = rt.serve(c, w, r, who)
