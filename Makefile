@@ -1,0 +1,97 @@
+# make run boots the demo, make test proves it. The rest are their parts.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+GO ?= go
+export CGO_ENABLED := 0
+GOBUILD := $(GO) build -trimpath -buildvcs=false -ldflags='-s -w -buildid='
+
+# What programs and base are made from; a change of anything else rebuilds nothing.
+sources = go.mod go.sum $(shell find $(1) -type f ! -name '*_test.go' ! -path '*/testdata/*' ! -path '*/secrets/*')
+SOURCES := $(call sources,appliance cmd configs image provision tpm webui)
+BASE_SOURCES := $(call sources,appliance cmd/boxinit cmd/signetd configs/modules.txt image/base.go image/format image/mkbase provision tpm webui)
+DEMO := $(shell find configs/demo -type f ! -path '*/secrets/*' 2>/dev/null)
+
+BASE := build/base/base.json
+KEYS := configs/demo/secrets/policy.key
+IMAGE := build/demo/manifest.json
+
+# Debian packages by what needs them: program or file, then package. The kernel is not among them: it
+# is downloaded and unpacked below build/, never installed.
+RUN_PARTS := qemu-system-x86_64:qemu-system-x86 swtpm:swtpm /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf
+TEST_PARTS := $(RUN_PARTS) pki:strongswan-pki scepclient:scep getcert:certmonger openssl:openssl \
+	/usr/lib/systemd/boot/efi/linuxx64.efi.stub:systemd-boot-efi sbverify:sbsigntool mtype:mtools \
+	/sbin/fsck.vfat:dosfstools /sbin/mke2fs:e2fsprogs tpm2_getcap:tpm2-tools chromium:chromium \
+	/etc/ssl/certs/ca-certificates.crt:ca-certificates dbus-run-session:dbus git:git
+
+# Optional arguments of signet run; make run FRESH=1 is make run ARGS=--fresh.
+ARGS ?= $(if $(FRESH),--fresh)
+
+.PHONY: build image run test size clean run-parts test-parts lists help
+
+build: bin/signet bin/signetd $(BASE) $(KEYS) ## bin/signet, bin/signetd, build/base and the demo's signing keys
+
+image: $(IMAGE) ## the demo site baked into build/demo
+
+run: run-parts ## boot the demo and stay; Ctrl-C shuts it down (FRESH=1 starts over)
+	@$(MAKE) --no-print-directory image
+	@bin/signet run build/demo $(ARGS)
+
+test: test-parts ## all tests: unit, store, TPM, real clients, real boots
+	@$(MAKE) --no-print-directory image
+	$(GO) vet ./...
+	$(GO) test ./...
+
+size: image ## size of the image's parts
+	@ls -lL --block-size=K build/base build/demo/signet.efi | awk '$$5 ~ /K$$/ {printf "%9s  %s\n", $$5, $$NF}'
+	@du -k build/demo/signet.img | awk '{printf "%8sK  %s (written part)\n", $$1, $$2}'
+
+clean: ## remove what was built and the demo's machine; signing keys stay
+	rm -rf bin build
+
+bin/signet bin/signetd: bin/%: $(SOURCES)
+	@echo "building $@"
+	@$(GOBUILD) -o $@ ./cmd/$*
+
+$(BASE): $(BASE_SOURCES) | lists
+	@$(GO) run ./image/mkbase -o build/base -work build -modules configs/modules.txt
+	@touch $@
+
+# Boxes are bound to these keys: they are made once and never replaced or removed.
+$(KEYS): | bin/signet
+	@bin/signet init --keys-only configs/demo
+
+$(IMAGE): bin/signet $(BASE) $(KEYS) $(DEMO)
+	@bin/signet bake configs/demo -o build/demo --base build/base
+
+# install-missing PARTS, WHY: installs the packages of absent parts, as root or by sudo.
+define install-missing
+	@missing=(); for part in $(1); do \
+		if [[ $$part == /* ]]; then [[ -e $${part%%:*} ]] || missing+=("$${part##*:}"); \
+		else command -v "$${part%%:*}" >/dev/null || missing+=("$${part##*:}"); fi; done; \
+	if (( $${#missing[@]} )); then \
+		echo "installing $${missing[*]}: $(2)"; \
+		sudo=; if (( EUID != 0 )); then sudo=sudo; \
+			command -v sudo >/dev/null || { echo "not root and no sudo: install $${missing[*]} by hand" >&2; exit 1; }; fi; \
+		$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null \
+			|| { echo "could not install $${missing[*]}: is there a network, and is this Debian 12?" >&2; exit 1; }; fi
+endef
+
+run-parts:
+	$(call install-missing,$(RUN_PARTS),make run boots the image with them)
+
+test-parts:
+	$(call install-missing,$(TEST_PARTS),make test needs them)
+
+# The base's packages are found in apt's lists; a fresh machine or container may have none.
+lists:
+	@if ! apt-cache show linux-image-amd64 >/dev/null 2>&1; then \
+		echo "fetching Debian's package lists: the base is made from Debian packages"; \
+		sudo=; if (( EUID != 0 )); then sudo=sudo; fi; \
+		$$sudo apt-get update -qq || { echo "could not fetch the package lists: is there a network?" >&2; exit 1; }; fi
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
