@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
@@ -113,4 +114,42 @@ func (f *faultFile) SyncData() error { return f.fs.do("sync "+f.name, f.File.Syn
 func (f *faultFile) SyncTo(length int64) (full bool, err error) {
 	err = f.fs.do("sync "+f.name, func() (err error) { full, err = f.File.SyncTo(length); return err })
 	return full, err
+}
+
+// countingFS counts syncs of files without holding up anything.
+type countingFS struct {
+	vfs.FS
+	syncs atomic.Int64
+}
+
+func (f *countingFS) Create(name string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	return f.counting(f.FS.Create(name, c))
+}
+
+func (f *countingFS) ReuseForWrite(from, to string, c vfs.DiskWriteCategory) (vfs.File, error) {
+	return f.counting(f.FS.ReuseForWrite(from, to, c))
+}
+
+func (f *countingFS) counting(file vfs.File, err error) (vfs.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &countingFile{file, &f.syncs}, nil
+}
+
+func (f *countingFS) Unwrap() vfs.FS { return f.FS }
+
+type countingFile struct {
+	vfs.File
+	syncs *atomic.Int64
+}
+
+func (f *countingFile) Sync() error {
+	f.syncs.Add(1)
+	return f.File.Sync()
+}
+
+func (f *countingFile) SyncData() error {
+	f.syncs.Add(1)
+	return f.File.SyncData()
 }
