@@ -61,7 +61,9 @@ func (m *Machine) boot() error {
 
 // startTerminal mounts what the screen needs and shows the first page.
 func (m *Machine) startTerminal() error {
-	var failed error
+	// The archive's own root directory may be closed to all but root, and everything the children
+	// execute and read is below it.
+	failed := os.Chmod("/", 0o755)
 	for _, k := range earlyMounts {
 		if err := mountKernel(k); err != nil && k.target != "/sys/kernel/security" {
 			failed = errors.Join(failed, err)

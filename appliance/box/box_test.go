@@ -202,14 +202,18 @@ func TestLogBufferKeepsLastLines(t *testing.T) {
 		}
 	}
 	want := []string{"one", "two", strings.Repeat("x", logLine)}
-	if diff := cmp.Diff(want, l.take()); diff != "" {
+	kept, forwarded := l.take()
+	if !forwarded {
+		t.Error("lines were passed on, and it says not")
+	}
+	if diff := cmp.Diff(want, kept); diff != "" {
 		t.Errorf("kept (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(want, passed); diff != "" {
 		t.Errorf("passed on (-want +got):\n%s", diff)
 	}
 	io.WriteString(&l, strings.Repeat("\n", 10*logLines))
-	if got := l.take(); len(got) != logLines {
+	if got, _ := l.take(); len(got) != logLines {
 		t.Errorf("kept %d lines", len(got))
 	}
 }

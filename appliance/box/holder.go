@@ -89,7 +89,7 @@ func startHolder(box sandbox, socket string, device *os.File, log io.Writer, sec
 	statusEnd.Close()
 	if err := h.handOver(secretsIn, secrets, statusOut); err != nil {
 		h.stop(time.Second)
-		return nil, fmt.Errorf("starting the key holder: %w", err)
+		return nil, fmt.Errorf("starting the key holder: %w (%s)", err, exitWords(h.err))
 	}
 	return h, nil
 }

@@ -58,11 +58,10 @@ func (l *logBuffer) forward(next func(line string)) {
 	l.next = next
 }
 
-// take returns the lines kept and forgets them.
-func (l *logBuffer) take() []string {
+// take returns the lines kept and forgets them, and says whether somebody got them already.
+func (l *logBuffer) take() (lines []string, forwarded bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	lines := l.lines
-	l.lines = nil
-	return lines
+	lines, l.lines = l.lines, nil
+	return lines, l.next != nil
 }

@@ -87,6 +87,18 @@ func (m *Machine) note(format string, args ...any) {
 	m.screen.serialLine("boxinit: " + clean(fmt.Sprintf(format, args...)))
 }
 
+// dumpLog puts what boxinit's children said last on the serial line, where whoever looks for a cause
+// has more room than on the screen.
+func (m *Machine) dumpLog() (last string) {
+	lines, forwarded := m.log.take()
+	for _, last = range lines {
+		if !forwarded {
+			m.screen.serialLine(clean(last))
+		}
+	}
+	return last
+}
+
 // Run boots and never returns: PID 1 must not end. Whatever happens, a person sees why on the
 // screen and the power button works.
 func (m *Machine) Run() {
@@ -107,6 +119,7 @@ func (m *Machine) halt(err error) {
 		return
 	}
 	wrong, detail := describe(err)
+	m.dumpLog()
 	m.screen.Update(func(p *Page) {
 		p.State, p.Halted, p.Detail = "stopped", &wrong, detail
 	})

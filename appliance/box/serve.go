@@ -219,18 +219,11 @@ func (s *service) announce(state ServiceState) {
 	s.m.screen.machineLine("ready", line)
 }
 
-// ended describes the end of the service for the screen and puts what it said last on the serial
-// line, where whoever looks for the cause has more room.
+// ended describes the end of the service for the screen.
 func (s *service) ended(state ServiceState) handover.Condition {
 	what := state.Reason
-	lines := s.m.log.take()
-	if len(lines) > 0 {
-		what += ": " + lines[len(lines)-1]
-	}
-	if !s.b.release.Debug { // a debug image shows every line when it is said
-		for _, l := range lines {
-			s.m.screen.serialLine(clean(l))
-		}
+	if last := s.m.dumpLog(); last != "" {
+		what += ": " + last
 	}
 	return shown("the enrollment service does not run: "+what,
 		fmt.Sprintf("it is started again by itself (attempt %d, %v after the last); if it does not come up, mend what the reason says, bake again and flash", state.Failures+1, state.Retry))

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"signet.internal/image/format"
 )
 
 // Where STATE is mounted and what in it belongs to signetd.
@@ -83,7 +85,7 @@ func OpenState(device, target string) error {
 
 // FormatState makes an empty filesystem on device; everything on it is lost.
 func FormatState(device string) error {
-	return runTool("mke2fs", "-t", "ext4", "-q", "-F", "-b", "4096", "-L", "state", "-m", "0",
+	return runTool(format.MkfsPath, "-t", "ext4", "-q", "-F", "-b", "4096", "-L", "state", "-m", "0",
 		"-O", "metadata_csum,64bit", "-E", "lazy_itable_init=1,lazy_journal_init=1,discard", device)
 }
 
@@ -92,7 +94,7 @@ var errDamaged = errors.New("e2fsck could not repair the filesystem")
 
 // checkFilesystem repairs what can be repaired without asking (e2fsck -p, exit codes of e2fsck(8)).
 func checkFilesystem(device string) error {
-	err := runTool("e2fsck", "-p", device)
+	err := runTool(format.FsckPath, "-p", device)
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
@@ -168,16 +170,16 @@ func ownRecords(target string) error {
 const toolTimeout = 30 * time.Minute
 
 // runTool runs one of the tools in the image; its output is in the error.
-func runTool(name string, args ...string) error {
+func runTool(path string, args ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), toolTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/sbin/"+name, args...)
+	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = []string{"PATH=/sbin:/bin"}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
 		said := strings.Join(strings.Fields(out.String()), " ")
-		return fmt.Errorf("%s: %w: %s", name, err, said[:min(len(said), 400)])
+		return fmt.Errorf("%s: %w: %s", filepath.Base(path), err, said[:min(len(said), 400)])
 	}
 	return nil
 }
