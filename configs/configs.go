@@ -6,7 +6,7 @@ package configs
 
 import "embed"
 
-// Sites holds each example site in a directory of its name, as [signet.internal/provision.Load]
+// Sites holds each example site in a directory of its name, as provision.Load
 // wants it. The demo's challenges are published: never use it in production.
 //
 //go:embed demo/site.yaml demo/profiles/corp.yaml demo/profiles/modern.yaml

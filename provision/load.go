@@ -268,6 +268,11 @@ func (l *loader) readAuthorities(o *object) {
 				a.failf("subject", `write a subject such as "CN=Plant 7 Devices CA,O=Example"`, "%v", err)
 			}
 			authority.Subject, authority.SubjectText = raw, text
+			for _, other := range l.site.Authorities {
+				if err == nil && bytes.Equal(other.Subject, raw) {
+					a.failf("subject", "give each authority a subject of its own: devices tell them apart by it", "authorities %s and %s have the same", other.Name, authority.Name)
+				}
+			}
 		}
 		key := a.object("key", "algorithm", "protection")
 		key.require("algorithm", "write algorithm: rsa-2048 or ecdsa-p256")

@@ -212,6 +212,7 @@ func TestProblems(t *testing.T) {
 			"site.yaml:11: not a list — begins with -"},
 		{"authority twice", site("name: modern", "name: devices"), "site.yaml:13: authority devices is there twice — name of its own"},
 		{"subject", site("CN=Modern", "Modern"), "site.yaml:15: is not an attribute — CN=Plant 7"},
+		{"same subject", site("CN=Modern", "CN=Devices, O=Plant 7"), "site.yaml:15: authorities devices and modern have the same — subject of its own"},
 		{"subordinate", site("mode: root\n", "mode: subordinate\n"), "site.yaml:14: \"subordinate\" cannot be — write root"},
 		{"algorithm", site("ecdsa-p384", "ecdsa-p386"), "site.yaml:16: \"ecdsa-p386\" cannot be — did you mean ecdsa-p384?"},
 		{"protection", site("sealed", "none"), "site.yaml:16: \"none\" cannot be — resident or sealed"},

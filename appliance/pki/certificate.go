@@ -32,7 +32,7 @@ const backdate = 10 * time.Minute
 
 // certificate is everything a TBSCertificate says (RFC 5280 §4.1.2).
 type certificate struct {
-	serial              []byte // big-endian, 16 to 19 octets, first bit clear
+	serial              []byte // big-endian, 19 octets, first bit clear
 	algorithm           signing
 	issuer, subject     []byte // DER Name
 	notBefore, notAfter time.Time
@@ -80,15 +80,15 @@ func (s signing) identifier(b *cryptobyte.Builder) {
 	})
 }
 
-// newSerial draws 16 to 19 random octets: at least 127 random bits, positive, at most 20 octets in
-// DER (RFC 5280 §4.1.2.2).
+// newSerial draws 19 random octets: about 150 random bits, positive, at most 20 octets in DER (RFC
+// 5280 §4.1.2.2). The first octet is at least 0x10, so that every way of writing the number in hex
+// gives the same digits.
 func newSerial() []byte {
 	serial := make([]byte, 19)
 	for {
 		rand.Read(serial) // never fails (crypto/rand)
 		serial[0] &= 0x7f
-		// A leading zero octet would vanish in DER; fewer than 16 octets left is a broken generator.
-		if serial[0] != 0 {
+		if serial[0] >= 0x10 {
 			return serial
 		}
 	}

@@ -206,7 +206,7 @@ func TestIssueAgainstOpenSSL(t *testing.T) {
 			if !bytes.Equal(cert.RawSubject, request.RawSubject) {
 				t.Error("subject changed")
 			}
-			if fmt.Sprintf("%x", cert.SerialNumber) != strings.TrimLeft(prepared.Serial(), "0") {
+			if fmt.Sprintf("%x", cert.SerialNumber) != prepared.Serial() {
 				t.Errorf("serial %x, prepared %s", cert.SerialNumber, prepared.Serial())
 			}
 			if !cert.NotBefore.Equal(now.Add(-10*time.Minute)) || !cert.NotAfter.Equal(now.Add(90*24*time.Hour)) {
@@ -390,12 +390,24 @@ func TestValidityIsCapped(t *testing.T) {
 	}
 }
 
+// TestDatesBeyond2049 checks that a root that outlives UTCTime is still read right.
+func TestDatesBeyond2049(t *testing.T) {
+	const validity = 30 * 365 * 24 * time.Hour
+	der, err := NewRoot(mustDN(t, "CN=Long"), newKey(t, "ecdsa-p384"), now, validity)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cert := parse(t, der); !cert.NotAfter.Equal(now.Add(validity)) || !cert.IsCA {
+		t.Errorf("ends %s", cert.NotAfter)
+	}
+}
+
 func TestSerials(t *testing.T) {
 	seen := map[string]bool{}
 	for range 2000 {
 		serial := newSerial()
 		n := new(big.Int).SetBytes(serial)
-		if len(n.Bytes()) < 16 || len(n.Bytes()) > 19 || n.Sign() <= 0 || serial[0]&0x80 != 0 || seen[string(serial)] {
+		if len(n.Bytes()) < 16 || len(n.Bytes()) > 19 || serial[0]&0x80 != 0 || fmt.Sprintf("%x", n) != fmt.Sprintf("%x", serial) || seen[string(serial)] {
 			t.Fatalf("serial %x", serial)
 		}
 		seen[string(serial)] = true

@@ -117,7 +117,19 @@ func hasROCAFingerprint(n *big.Int) bool {
 	return true
 }
 
+// What a certificate may hold at most, for the sake of devices that keep it in little memory.
+const (
+	maxSubject = 4 << 10  // bytes of DER
+	maxSAN     = 16 << 10 // bytes of DER
+)
+
 func (p *Profile) checkSubject(r *Request) error {
+	if len(r.RawSubject) > maxSubject {
+		return &PolicyError{"subject.allow", fmt.Sprintf("a subject of %d bytes (at most %d)", len(r.RawSubject), maxSubject)}
+	}
+	if len(r.RawSAN) > maxSAN {
+		return &PolicyError{"san", fmt.Sprintf("subjectAltNames of %d bytes (at most %d)", len(r.RawSAN), maxSAN)}
+	}
 	subject, err := parseName(r.RawSubject)
 	if err != nil {
 		return &PolicyError{"subject.allow", "a subject that cannot be read"}

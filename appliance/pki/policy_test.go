@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,8 @@ func TestPolicyRefusals(t *testing.T) {
 		{"registeredID", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidSubjectAltName, "\x30\x04\x88\x02\x2a\x03")}, "san", "registeredID"},
 		{"hardware name", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidSubjectAltName,
 			"\x30\x10\xa0\x0e\x06\x08\x2b\x06\x01\x05\x05\x07\x08\x04\xa0\x02\x05\x00")}, "san", "otherName:1.3.6.1.5.5.7.8.4"},
+		{"endless subject", x509.CertificateRequest{Subject: pkix.Name{CommonName: strings.Repeat("x", maxSubject)}}, "subject.allow", "bytes"},
+		{"endless names", x509.CertificateRequest{Subject: cn, DNSNames: slices.Repeat([]string{strings.Repeat("x", 60) + ".example.com"}, maxSAN/70)}, "san", "bytes"},
 		{"wants to be a CA", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidBasicConstraints, "\x30\x03\x01\x01\xff")}, "usage.key", "certificate authority"},
 		{"wants to be none", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidBasicConstraints, "\x30\x00")}, "", ""},
 	}

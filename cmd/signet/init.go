@@ -198,11 +198,21 @@ func isLetter(c rune) bool { return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 // writeSite writes the files, checks the site they make and adds the signing keys. Where anything
 // fails it removes what it wrote.
 func writeSite(o initOptions, files map[string][]byte) (written []string, err error) {
+	_, statErr := os.Stat(o.dir)
 	defer func() {
-		if err != nil {
-			for _, name := range written {
-				os.Remove(filepath.Join(o.dir, filepath.FromSlash(name))) // best effort, after an error
+		if err == nil {
+			return
+		}
+		// Best effort after an error; Remove leaves directories that hold anything.
+		for _, name := range written {
+			path := filepath.Join(o.dir, filepath.FromSlash(name))
+			os.Remove(path)
+			if parent := filepath.Dir(path); parent != filepath.Clean(o.dir) {
+				os.Remove(parent)
 			}
+		}
+		if errors.Is(statErr, fs.ErrNotExist) {
+			os.Remove(o.dir)
 		}
 	}()
 	for _, name := range slices.Sorted(maps.Keys(files)) {
