@@ -22,7 +22,10 @@ IMAGE := build/demo/manifest.json
 # Debian packages by what needs them: program or file, then package. The kernel is not among them: it
 # is downloaded and unpacked below build/, never installed.
 RUN_PARTS := qemu-system-x86_64:qemu-system-x86 swtpm:swtpm /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf
-TEST_PARTS := $(RUN_PARTS) pki:strongswan-pki scepclient:scep getcert:certmonger openssl:openssl \
+TEST_PARTS := $(RUN_PARTS) pki:strongswan-pki \
+	/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins \
+	/usr/lib/ipsec/plugins/libstrongswan-curl.so:libstrongswan-extra-plugins \
+	scepclient:scep getcert:certmonger openssl:openssl curl:curl \
 	/usr/lib/systemd/boot/efi/linuxx64.efi.stub:systemd-boot-efi sbverify:sbsigntool mtype:mtools \
 	/sbin/fsck.vfat:dosfstools /sbin/mke2fs:e2fsprogs tpm2_getcap:tpm2-tools chromium:chromium \
 	/etc/ssl/certs/ca-certificates.crt:ca-certificates dbus-run-session:dbus git:git
@@ -43,7 +46,7 @@ run: run-parts ## boot the demo and stay; Ctrl-C shuts it down (FRESH=1 starts o
 test: test-parts ## all tests: unit, store, TPM, real clients, real boots
 	@$(MAKE) --no-print-directory image
 	$(GO) vet ./...
-	$(GO) test ./...
+	$(GO) test -timeout 40m ./...
 
 size: image ## size of the image's parts
 	@ls -lL --block-size=K build/base build/demo/signet.efi | awk '$$5 ~ /K$$/ {printf "%9s  %s\n", $$5, $$NF}'
