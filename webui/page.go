@@ -335,7 +335,7 @@ func expiryOf(notAfter, now time.Time) expiry {
 	}
 }
 
-// span writes a duration in the one unit that matters.
+// span writes a duration in the one unit that matters, rounded down except for years.
 func span(d time.Duration) string {
 	const day = 24 * time.Hour
 	for _, u := range []struct {
@@ -351,7 +351,8 @@ func span(d time.Duration) string {
 			return fmt.Sprintf("%d %ss", n, u.name)
 		}
 	}
-	return fmt.Sprintf("%d years", int(d/(365*day)))
+	const year = 365 * day
+	return fmt.Sprintf("%d years", int((d+year/2)/year))
 }
 
 // groups cuts hex into fours, which the page shows apart but copies together.

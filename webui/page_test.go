@@ -1,6 +1,8 @@
 package webui
 
 import (
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -361,6 +363,7 @@ func TestExpiryWords(t *testing.T) {
 		want expiry
 	}{
 		{3650 * day, expiry{"good", "10 years left"}},
+		{3650*day - time.Second, expiry{"good", "10 years left"}},
 		{365 * day, expiry{"good", "365 days left"}},
 		{30 * day, expiry{"good", "30 days left"}},
 		{30*day - time.Second, expiry{"warn", "29 days left"}},
@@ -373,6 +376,25 @@ func TestExpiryWords(t *testing.T) {
 	} {
 		if got := expiryOf(start.Add(c.left), start); got != c.want {
 			t.Errorf("%v left: %+v, want %+v", c.left, got, c.want)
+		}
+	}
+}
+
+// TestNameOrder: as openssl prints it, whatever order the name is encoded in.
+func TestNameOrder(t *testing.T) {
+	for _, want := range []string{"CN=Demo,O=Signet", "O=Signet,CN=Demo"} {
+		var name pkix.RDNSequence
+		for part := range strings.SplitSeq(want, ",") {
+			kind, value, _ := strings.Cut(part, "=")
+			oid := map[string]asn1.ObjectIdentifier{"CN": {2, 5, 4, 3}, "O": {2, 5, 4, 10}}[kind]
+			name = append(name, pkix.RelativeDistinguishedNameSET{{Type: oid, Value: value}})
+		}
+		raw, err := asn1.Marshal(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := nameText(raw); err != nil || got != want {
+			t.Errorf("%q, %v, want %q", got, err, want)
 		}
 	}
 }

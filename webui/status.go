@@ -61,8 +61,8 @@ type ProfileStatus struct {
 
 // Certificate is what people compare of a certificate.
 type Certificate struct {
-	Subject   string    `json:"subject" doc:"RFC 4514"`
-	Issuer    string    `json:"issuer" doc:"RFC 4514"`
+	Subject   string    `json:"subject" doc:"in the order of the encoding, as openssl prints it"`
+	Issuer    string    `json:"issuer" doc:"in the order of the encoding, as openssl prints it"`
 	Serial    string    `json:"serial" doc:"lower-case hex"`
 	NotBefore time.Time `json:"not_before"`
 	NotAfter  time.Time `json:"not_after"`
@@ -156,12 +156,14 @@ func describe(cert *x509.Certificate) (*Certificate, error) {
 	}, nil
 }
 
-// nameText keeps the order of the encoded name, which pkix.Name does not.
+// nameText writes a name in the order of its encoding, which is the order the site gives it in and
+// the one openssl prints; pkix.Name would lose it, and RFC 4514 turns it around.
 func nameText(raw []byte) (string, error) {
 	var name pkix.RDNSequence
 	if _, err := asn1.Unmarshal(raw, &name); err != nil {
 		return "", err
 	}
+	slices.Reverse(name)
 	return name.String(), nil
 }
 
