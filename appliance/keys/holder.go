@@ -19,6 +19,10 @@ import (
 // maxInFlight bounds the requests a holder works on, over all its clients; more are refused as busy.
 const maxInFlight = 32
 
+// maxUnanswered bounds the answers that one client has not read yet; at that the holder reads no more
+// from it.
+const maxUnanswered = 2 * maxInFlight
+
 // Holder has the opened keys and uses them for its clients. Whoever can send it requests can use
 // every key, and take none away.
 type Holder struct {
@@ -76,6 +80,7 @@ func NewHolder(dev *tpm.Device, handover []byte) (*Holder, error) {
 func (h *Holder) Serve(conn net.Conn) error {
 	var writing sync.Mutex
 	var inFlight sync.WaitGroup
+	unanswered := make(chan struct{}, maxUnanswered)
 	defer inFlight.Wait()
 	defer conn.Close()
 	reply := func(f frame) error {
@@ -102,17 +107,18 @@ func (h *Holder) Serve(conn net.Conn) error {
 		if !ok {
 			return fmt.Errorf("serving keys: %w: operation %d", errFrame, request.code)
 		}
+		unanswered <- struct{}{}
 		select {
 		case h.slots <- struct{}{}:
 		default:
+			<-unanswered
 			if err := reply(frame{code: statusBusy, id: request.id}); err != nil {
 				return fmt.Errorf("serving keys: %w", err)
 			}
 			continue
 		}
-		inFlight.Add(1)
-		go func() {
-			defer inFlight.Done()
+		inFlight.Go(func() {
+			defer func() { <-unanswered }()
 			body, err := work()
 			<-h.slots
 			f := frame{id: request.id, body: body}
@@ -121,7 +127,7 @@ func (h *Holder) Serve(conn net.Conn) error {
 			}
 			// A client that is gone is noticed by the next read.
 			_ = reply(f)
-		}()
+		})
 	}
 }
 

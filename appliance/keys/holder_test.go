@@ -260,6 +260,40 @@ func TestMalformedClientsAreCutOff(t *testing.T) {
 	checkSigns(t, getKey(t, newClient(t, holder), "authority/modern"))
 }
 
+// A client that asks and never reads is held back, and the others are served.
+func TestClientThatNeverReads(t *testing.T) {
+	dev, v := hostVault(t, tpmtest.Start(t), fewKeys)
+	holder := newHolder(t, dev, v)
+	ours, theirs := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- holder.Serve(theirs) }()
+	request, err := frame{code: opList}.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan int)
+	go func() {
+		n := 0
+		for ; n < 10*maxUnanswered; n++ {
+			if _, err := ours.Write(request); err != nil {
+				break
+			}
+		}
+		written <- n
+	}()
+	client := newClient(t, holder)
+	for range 100 {
+		checkSigns(t, getKey(t, client, "tls"))
+	}
+	checkSigns(t, getKey(t, client, "authority/modern"))
+	ours.Close()
+	// One frame may be read ahead, and as many be answered as busy as slots were taken: none here.
+	if n := <-written; n > maxUnanswered+1 {
+		t.Errorf("%d requests were read from a client that takes no answers", n)
+	}
+	<-served
+}
+
 func TestClientWithoutHolder(t *testing.T) {
 	for name, answer := range map[string][]byte{
 		"closes":                 nil,
