@@ -67,9 +67,9 @@ func buildInitramfs(sys *system, wanted []string, tmp string) ([]byte, []image.C
 	if err != nil {
 		return nil, nil, fmt.Errorf("assembling the initramfs: %w", err)
 	}
-	data, err := os.ReadFile(plain)
+	data, err := openRoot(plain)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("assembling the initramfs: %w", err)
 	}
 	parts, err := goComponents(data)
 	if err != nil {
@@ -77,6 +77,28 @@ func buildInitramfs(sys *system, wanted []string, tmp string) ([]byte, []image.C
 	}
 	compressed, err := compress(data)
 	return compressed, parts, err
+}
+
+// openRoot reads an initramfs and lets every process enter its root directory: mkuimage gives that the
+// mode of its own temporary one, which shuts out all but root.
+func openRoot(file string) ([]byte, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	w := cpio.Newc.Writer(&out)
+	err = cpio.Copy(w, cpio.Newc.Reader(bytes.NewReader(data)), func(r cpio.Record) cpio.Record {
+		if r.Name == "." {
+			r.Mode = cpio.S_IFDIR | 0o755
+		}
+		return r
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = cpio.WriteTrailer(w)
+	return out.Bytes(), err
 }
 
 // baseRecords is everything in the initramfs that is not a Go program of ours.
