@@ -232,7 +232,7 @@ func (d *document) text(n ast.Node, path string) (string, bool) {
 		return v.Value.Value, true
 	case ast.ScalarNode:
 		written := strings.TrimSpace(v.String())
-		d.failf(lineOfNode(n), fmt.Sprintf("write it in quotes: %q", written), "%s is a %s, not text", path, strings.ToLower(n.Type().String()))
+		d.failf(lineOfNode(n), fmt.Sprintf("write it in quotes: %q", written), "%s: YAML reads %s as a number or switch, not as text", path, written)
 	default:
 		d.failf(lineOfNode(n), "write one text", "%s is not text", path)
 	}

@@ -181,7 +181,7 @@ func TestProblems(t *testing.T) {
 		{"two documents", site("ra:", "---\nra:"), "site.yaml:17: more than one YAML document — remove"},
 
 		{"name", site("plant-7", "Plant 7"), "site.yaml:2: \"Plant 7\" cannot be a name — lower-case letters"},
-		{"version as number", site("1.2.3", "1.2"), "site.yaml:3: version is a float, not text — in quotes"},
+		{"version as number", site("1.2.3", "1.2"), "site.yaml:3: version: YAML reads 1.2 as — in quotes"},
 		{"version", site("1.2.3", "v1.2.3"), "site.yaml:3: not a version — MAJOR.MINOR.PATCH"},
 		{"epoch as text", site("epoch: 4", "epoch: four"), "site.yaml:4: not a whole number — from 1"},
 		{"epoch zero", site("epoch: 4", "epoch: 0"), "site.yaml:4: 0 is outside — from 1"},
@@ -238,7 +238,7 @@ func TestProblems(t *testing.T) {
 		{"network", profile("10.0.0.0/8", "10.0.0.1/8"), "profiles/corp.yaml:6: san.ip[0] — 10.0.0.0/8"},
 		{"usage", profile("[digitalSignature]", "[certSign]"), "profiles/corp.yaml:7: usage.key[0] — digitalSignature"},
 		{"any usage", profile("[clientAuth]", "[2.5.29.37.0]"), "profiles/corp.yaml:7: usage.extended[0] — purposes"},
-		{"list of numbers", profile("[clientAuth]", "[1]"), "profiles/corp.yaml:7: usage.extended[0] is a integer, not text — in quotes"},
+		{"list of numbers", profile("[clientAuth]", "[1]"), "profiles/corp.yaml:7: usage.extended[0]: YAML reads 1 as — in quotes"},
 		{"validity", profile("validity: 90d", "validity: 5s"), "profiles/corp.yaml:8: validity — 10m to 7300d"},
 		{"two at once", profile("keys: {rsa: {min_bits: 2048}, ecdsa: [p256]}\nsubject: {allow: [CN, O]}", "keys: {}\nsubject: {allow: [Nick]}"),
 			"profiles/corp.yaml:4: keys: no kind of key — rsa\nprofiles/corp.yaml:5: subject.allow[0] — short name"},

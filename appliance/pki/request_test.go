@@ -7,14 +7,18 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
@@ -312,6 +316,61 @@ func TestStrongSwanRequest(t *testing.T) {
 	}
 }
 
+// recorded returns the requests real clients made, kept in testdata by client and version. All carry
+// the challenge "secret".
+func recorded(t testing.TB) map[string][]byte {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.pem")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no recorded request: %v", err)
+	}
+	requests := map[string][]byte{}
+	for _, file := range files {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode(content)
+		if block == nil {
+			t.Fatalf("%s is not PEM", file)
+		}
+		requests[strings.TrimSuffix(filepath.Base(file), ".pem")] = block.Bytes
+	}
+	return requests
+}
+
+func TestRecordedRequests(t *testing.T) {
+	want := map[string]string{
+		"openssl-3.0":      "CN=upn.example.com [{upn u@corp.example.com} {email u@example.com} {uri urn:x}]",
+		"scepclient-2.1.0": "C=US,O=scep-client,OU=MDM,CN=dev.example.com []",
+		"strongswan-5.9.8": "C=CH,O=Signet,CN=swan.example.com [{dns swan.example.com} {ip 192.0.2.9}]",
+	}
+	issuer, profile := newAuthority(t, newKey(t, "ecdsa-p256")), newProfile(t, permissive())
+	got := map[string]string{}
+	for client, der := range recorded(t) {
+		request, err := ParseRequest(der)
+		if err != nil {
+			t.Errorf("%s: %v", client, err)
+			continue
+		}
+		got[client] = fmt.Sprintf("%s %v", FormatDN(request.RawSubject), request.SAN)
+		if request.Challenge != "secret" {
+			t.Errorf("%s: challenge not read", client)
+		}
+		prepared, err := issuer.Prepare(profile, request, now)
+		if err != nil {
+			t.Errorf("%s: %v", client, err)
+			continue
+		}
+		if _, err := issuer.Issue(prepared); err != nil {
+			t.Errorf("%s: %v", client, err)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // FuzzParseRequest makes sure that no request panics, and that one which is accepted can be named,
 // held against a profile and, if allowed, prepared.
 func FuzzParseRequest(f *testing.F) {
@@ -319,7 +378,9 @@ func FuzzParseRequest(f *testing.F) {
 	f.Add(rawRequest(f, key, mustDN(f, "CN=dev"), attributeDER(f, oidChallengePassword, stringDER(f, cbasn1.UTF8String, "a"))))
 	f.Add(rawRequest(f, key, mustDN(f, "C=CH,O=B+OU=C"), attributeDER(f, oidMSExtensions,
 		stringDER(f, cbasn1.SEQUENCE, sanExtension))))
-	f.Add(goRequest(f, newKey(f, "rsa-2048"), x509.CertificateRequest{DNSNames: []string{"a"}}).Raw)
+	for _, der := range recorded(f) {
+		f.Add(der)
+	}
 	issuer, profile := newAuthority(f, key), newProfile(f, permissive())
 	f.Fuzz(func(t *testing.T, der []byte) {
 		request, err := ParseRequest(der)
@@ -343,11 +404,12 @@ func FuzzParseRequest(f *testing.F) {
 func FuzzParseInfo(f *testing.F) {
 	key := newKey(f, "ecdsa-p256")
 	issuer, profile := newAuthority(f, key), newProfile(f, permissive())
-	for _, der := range [][]byte{
+	seeds := append(slices.Collect(maps.Values(recorded(f))),
 		rawRequest(f, key, mustDN(f, "CN=dev"), attributeDER(f, oidChallengePassword, stringDER(f, cbasn1.UTF8String, "a"))),
 		rawRequest(f, key, mustDN(f, "C=CH,O=B+OU=C"), attributeDER(f, oidMSExtensions,
 			stringDER(f, cbasn1.SEQUENCE, sanExtension))),
-	} {
+	)
+	for _, der := range seeds {
 		request, err := ParseRequest(der)
 		if err != nil {
 			f.Fatal(err)
