@@ -31,6 +31,24 @@ import (
 
 const secret = "corp-demo-challenge"
 
+// What every service of these tests has in common, made once because it takes long.
+var (
+	secretHash = sync.OnceValue(func() string { return phc.Make([]byte(secret)) })
+	boxKeys    = sync.OnceValue(func() (keys [2]*rsa.PrivateKey) {
+		for i := range keys {
+			keys[i] = must(rsa.GenerateKey(rand.Reader, 2048))
+		}
+		return keys
+	})
+)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
 // service is the real thing but for the TPM: keys in software, Pebble in a temporary directory, HTTP on loopback.
 type service struct {
 	t      *testing.T
@@ -88,7 +106,7 @@ func newService(t *testing.T, adjust func(*Config)) *service {
 	}
 	t.Cleanup(func() { st.Close() })
 	s.store = st
-	static, err := challenge.NewStatic(phc.Make([]byte(secret)))
+	static, err := challenge.NewStatic(secretHash())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,8 +121,8 @@ func newService(t *testing.T, adjust func(*Config)) *service {
 		t.Fatal(err)
 	}
 
-	s.raKey = rsaKey(t, 2048)
-	rsaCA := crypto.Signer(rsaKey(t, 2048))
+	s.raKey = boxKeys()[0]
+	rsaCA := crypto.Signer(boxKeys()[1])
 	ecCA, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
