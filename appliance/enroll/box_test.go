@@ -1,0 +1,295 @@
+package enroll
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"golang.org/x/crypto/argon2"
+
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/challenge"
+	"signet.internal/appliance/pki"
+	"signet.internal/appliance/store"
+)
+
+const secret = "corp-demo-challenge"
+
+var (
+	start  = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
+	source = netip.MustParseAddr("192.0.2.1")
+)
+
+// box is an engine with all its parts real but the key holder: the signer is a software key whose
+// next calls a test can watch, hold or fail.
+type box struct {
+	t      testing.TB
+	fs     *vfs.MemFS
+	signer *signer
+	issuer *pki.Issuer
+	clock  *clock
+	store  *store.Store
+	engine *Engine
+}
+
+func newBox(t testing.TB) *box {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	b := &box{t: t, fs: vfs.NewCrashableMem(), signer: &signer{Signer: key}, clock: &clock{now: start}}
+	subject, err := pki.ParseDN("CN=Test CA")
+	must(t, err)
+	der, err := pki.NewRoot(subject, key, start.Add(-time.Hour), 10*365*24*time.Hour)
+	must(t, err)
+	cert, err := x509.ParseCertificate(der)
+	must(t, err)
+	b.issuer, err = pki.NewIssuer(cert, b.signer)
+	must(t, err)
+	b.open(store.Options{Dir: "state", FS: b.fs})
+	return b
+}
+
+// open starts the box on what is on the disk.
+func (b *box) open(o store.Options) {
+	b.t.Helper()
+	st, err := store.Open(o)
+	must(b.t, err)
+	policy, err := pki.NewProfile(pki.ProfileConfig{
+		Keys:     pki.KeyConfig{RSA: &pki.RSAConfig{MinBits: 2048}, ECDSA: []string{"p256"}},
+		Subject:  pki.SubjectConfig{Allow: []string{"CN"}},
+		Usage:    pki.UsageConfig{Key: []string{"digitalSignature"}, Extended: []string{"clientAuth"}},
+		Validity: 90 * 24 * time.Hour,
+	})
+	must(b.t, err)
+	static, err := challenge.NewStatic(hashOf(secret))
+	must(b.t, err)
+	b.store = st
+	b.engine, err = New(Config{
+		Store: st,
+		Profiles: []Profile{
+			{Name: "corp", Policy: policy, Issuer: b.issuer, Static: static},
+			{Name: "closed", Policy: policy, Issuer: b.issuer},
+		},
+		Now: b.clock.Now, TimeSource: "host", TimeFloor: start.Add(-time.Hour),
+		Log:    slog.New(slog.DiscardHandler),
+		IsBusy: func(err error) bool { return errors.Is(err, errHolderBusy) },
+	})
+	must(b.t, err)
+}
+
+// close shuts the box down in good order and checks what it leaves.
+func (b *box) close() {
+	b.t.Helper()
+	must(b.t, b.engine.Close())
+	b.check()
+	must(b.t, b.store.Close())
+}
+
+// crash cuts the power: the box goes on with what was synced. The old one must not be used again.
+func (b *box) crash() {
+	b.t.Helper()
+	b.fs = b.fs.CrashClone(vfs.CrashCloneCfg{})
+	b.open(store.Options{Dir: "state", FS: b.fs, MustExist: true})
+}
+
+// check holds the audit log, the transactions and the certificates against each other.
+func (b *box) check() {
+	b.t.Helper()
+	begun, decided := map[string]int{}, map[string]audit.Outcome{}
+	for _, r := range b.log() {
+		switch r.Action {
+		case audit.IssuanceBegun:
+			begun[r.Serial]++
+		case audit.SCEPPKCSReq, audit.TransactionLost:
+			if before, ok := decided[r.Serial]; ok {
+				b.t.Errorf("serial %s is %s after it was %s", r.Serial, r.Outcome, before)
+			}
+			decided[r.Serial] = r.Outcome
+		}
+	}
+	for serial, n := range begun {
+		x, err := b.store.Transaction(serial)
+		must(b.t, err)
+		want := map[store.State]audit.Outcome{
+			store.Issued: audit.OutcomeSuccess, store.Failed: audit.OutcomeFailed, store.Lost: audit.OutcomeLost,
+		}[x.State]
+		if n != 1 || want == "" || decided[serial] != want {
+			b.t.Errorf("serial %s: %d intents, %s in the store, %q in the log", serial, n, x.State, decided[serial])
+		}
+		if x.State == store.Issued {
+			cert, err := x509.ParseCertificate(x.Certificate)
+			must(b.t, err)
+			must(b.t, cert.CheckSignatureFrom(b.issuer.Certificate()))
+		}
+	}
+	for serial := range decided {
+		if begun[serial] == 0 {
+			b.t.Errorf("serial %s was decided and never begun", serial)
+		}
+	}
+}
+
+// log is the audit log, oldest first.
+func (b *box) log() []audit.Record {
+	b.t.Helper()
+	records, err := b.store.Records(0, store.MaxRecords)
+	must(b.t, err)
+	for i, j := 0, len(records)-1; i < j; i, j = i+1, j-1 {
+		records[i], records[j] = records[j], records[i]
+	}
+	return records
+}
+
+// actions is the log in short.
+func (b *box) actions() []string {
+	var short []string
+	for _, r := range b.log() {
+		short = append(short, string(r.Action)+" "+string(r.Outcome))
+	}
+	return short
+}
+
+func (b *box) enroll(r Request) (*Result, error) {
+	return b.engine.Enroll(context.Background(), r)
+}
+
+// issue enrolls and checks that the certificate is the request's.
+func (b *box) issue(r Request) *Result {
+	b.t.Helper()
+	res, err := b.enroll(r)
+	must(b.t, err)
+	cert, err := x509.ParseCertificate(res.Certificate)
+	must(b.t, err)
+	must(b.t, cert.CheckSignatureFrom(b.issuer.Certificate()))
+	if !bytes.Equal(cert.RawSubjectPublicKeyInfo, r.CSR.RawSPKI) || !bytes.Equal(cert.RawSubject, r.CSR.RawSubject) {
+		b.t.Error("the certificate is for another key or name than the request")
+	}
+	if got := fmt.Sprintf("%x", cert.SerialNumber.Bytes()); got != res.Serial {
+		b.t.Errorf("the certificate has serial %s, the result says %s", got, res.Serial)
+	}
+	return res
+}
+
+// refused enrolls and expects an error.
+func (b *box) refused(r Request, want error) {
+	b.t.Helper()
+	res, err := b.enroll(r)
+	if !errors.Is(err, want) || res != nil {
+		b.t.Errorf("result %+v, error %v; want %v", res, err, want)
+	}
+}
+
+// device is a key that enrolls.
+type device struct {
+	t   testing.TB
+	key *ecdsa.PrivateKey
+}
+
+func newDevice(t testing.TB) *device {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	return &device{t, key}
+}
+
+// request is a fresh request of the device under its one transaction id.
+func (d *device) request(subject pkix.Name) Request {
+	d.t.Helper()
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: subject}, d.key)
+	must(d.t, err)
+	csr, err := pki.ParseRequest(der)
+	must(d.t, err)
+	return Request{
+		Profile: "corp", Protocol: ProtocolSCEP, TransactionID: "TRANSACTION", CSR: csr, Source: source, SenderNonce: nonce(),
+		Proof: Proof{Challenge: secret, SignerSPKI: csr.RawSPKI, SelfSigned: true},
+	}
+}
+
+func nonce() []byte {
+	n := make([]byte, 16)
+	rand.Read(n)
+	return n
+}
+
+var printer = pkix.Name{CommonName: "printer-7"}
+
+// hashOf is an argon2id hash as cheap as the box accepts.
+func hashOf(secret string) string {
+	salt := []byte("saltsaltsaltsalt")
+	enc := base64.RawStdEncoding.EncodeToString
+	return fmt.Sprintf("$argon2id$v=%d$m=19456,t=2,p=1$%s$%s", argon2.Version, enc(salt), enc(argon2.IDKey([]byte(secret), salt, 2, 19456, 1, 32)))
+}
+
+var errHolderBusy = errors.New("queue is full")
+
+// signer calls a hook before it signs.
+type signer struct {
+	crypto.Signer
+	mu    sync.Mutex
+	hook  func() error
+	calls int
+}
+
+func (s *signer) Sign(r io.Reader, digest []byte, o crypto.SignerOpts) ([]byte, error) {
+	s.mu.Lock()
+	hook := s.hook
+	s.calls++
+	s.mu.Unlock()
+	if hook != nil {
+		if err := hook(); err != nil {
+			return nil, err
+		}
+	}
+	return s.Signer.Sign(r, digest, o)
+}
+
+func (s *signer) set(hook func() error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hook = hook
+}
+
+func (s *signer) signed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls
+}
+
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
