@@ -112,6 +112,9 @@ func (s *Server) fail(x *exchange, req *request, err error) []byte {
 	}
 	if v.status == http.StatusServiceUnavailable {
 		x.retryLater(v.text())
+		if errors.Is(err, enroll.ErrUnavailable) {
+			x.outcome = "error"
+		}
 		return nil
 	}
 	x.refuse(http.StatusInternalServerError, internalError+" (request "+x.id+")")
