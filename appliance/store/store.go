@@ -39,6 +39,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"runtime"
@@ -72,6 +73,7 @@ var (
 	ErrClosed = errors.New("store is closed")
 	// ErrFailed: a write or sync failed, so what is on the disk is unknown until the store is
 	// opened again. Everything is refused from then on; the process has to end and start anew.
+	// Where a sync fails while Pebble changes to a new log, Pebble ends the process itself.
 	ErrFailed = errors.New("store failed, restart the service; if it fails again check the state disk")
 	// ErrFull: the disk is nearly full. What was begun can still be finished; nothing new begins.
 	ErrFull = errors.New("state disk is nearly full, free or add space")
@@ -142,8 +144,10 @@ func Open(o Options) (*Store, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	if o.MustExist {
-		if _, err := s.fs.Stat(s.dir); err != nil {
+		if _, err := s.fs.Stat(s.dir); errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("opening store %s: the state is missing, restore it from a backup: %w", s.dir, err)
+		} else if err != nil {
+			return nil, fmt.Errorf("opening store %s: %w", s.dir, err)
 		}
 	} else if err := s.fs.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("creating store %s: %w", s.dir, err)
