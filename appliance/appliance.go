@@ -110,9 +110,10 @@ func (a *Appliance) assemble() error {
 }
 
 func (a *Appliance) newEngine() (*enroll.Engine, error) {
+	gate := challenge.NewGate(2) // each verification takes as much memory as its hash says, usually 64 MiB
 	var profiles []enroll.Profile
 	for _, p := range a.config.Site.Profiles {
-		static, err := challenge.NewStatic(p.SCEP.StaticHash)
+		static, err := gate.NewStatic(p.SCEP.StaticHash)
 		if err != nil {
 			return nil, fmt.Errorf("profile %s: challenge: %w", p.Name, err)
 		}
@@ -130,9 +131,12 @@ func (a *Appliance) newEngine() (*enroll.Engine, error) {
 		TimeSource: a.config.Boot.TimeSource,
 		TimeFloor:  a.config.Boot.TimeFloor,
 		Log:        a.config.Log,
-		IsBusy:     func(err error) bool { return errors.Is(err, keys.ErrBusy) },
+		IsBusy:     isBusy,
 	})
 }
+
+// isBusy says whether a key refused because the key holder has too much to do.
+func isBusy(err error) bool { return errors.Is(err, keys.ErrBusy) }
 
 func (a *Appliance) newSCEP() (*scep.Server, error) {
 	var profiles []scep.Profile
@@ -156,6 +160,7 @@ func (a *Appliance) newSCEP() (*scep.Server, error) {
 		Log:      a.config.Log,
 		Source:   sourceOf,
 		InFlight: inFlight,
+		IsBusy:   isBusy,
 	})
 }
 
@@ -307,6 +312,7 @@ func (a *Appliance) siteForConsole() webui.Site {
 		})
 	}
 	if c := a.engine.Condition(); c != nil {
+		site.Stopped = true
 		site.Conditions = append(site.Conditions, handover.Condition(*c))
 	}
 	return site
