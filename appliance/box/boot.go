@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/keys"
 	"signet.internal/image/format"
@@ -70,17 +72,20 @@ func (m *Machine) startTerminal() error {
 		}
 	}
 	m.openScreen()
-	m.say("starting")
 	return failed
 }
 
 // openBox does everything that must happen before leave-initrd: PCR 11 says enter-initrd, so the
 // root secret can be unsealed, and nothing from the network has been seen.
 func (m *Machine) openBox(b *opened) error {
+	releaseErr := m.readRelease(b)
 	if err := m.enterInitrd(b); err != nil {
 		return err
 	}
-	if err := m.readImage(b); err != nil {
+	if releaseErr != nil {
+		return releaseErr
+	}
+	if err := m.readSite(b); err != nil {
 		return err
 	}
 	if err := m.checkCmdline(); err != nil {
@@ -123,7 +128,9 @@ func (m *Machine) enterInitrd(b *opened) error {
 		}
 	}
 	for _, err := range m.loadModules() {
-		m.note("%v", err)
+		if !errors.Is(err, unix.ENODEV) { // a driver without its device
+			m.note("%v", err)
+		}
 	}
 	if err := mountKernel(efiMount); err != nil {
 		m.note("%v", err)
@@ -173,8 +180,8 @@ func (m *Machine) leaveInitrd(b *opened) error {
 	return nil
 }
 
-// readImage reads what the measured image says about itself and its site.
-func (m *Machine) readImage(b *opened) error {
+// readRelease reads which image this is, for the screen above all.
+func (m *Machine) readRelease(b *opened) error {
 	data, err := os.ReadFile(m.path(format.ReleaseFile))
 	if err == nil {
 		err = json.Unmarshal(data, &b.release)
@@ -182,14 +189,20 @@ func (m *Machine) readImage(b *opened) error {
 	if err != nil {
 		return &Problem{What: "the image does not say which release it is", Mend: "bake the image again and flash it", Err: err}
 	}
-	m.screen.Update(func(p *Page) {
-		p.Name, p.Version, p.Epoch, p.Debug = b.release.Name, b.release.Version, b.release.Epoch, b.release.Debug
-	})
 	if b.release.Debug {
 		m.log.forward(func(line string) { m.screen.serialLine(clean(line)) })
 	} else {
 		quietKernel(m.path("/proc/sys/kernel/printk"))
 	}
+	m.screen.Update(func(p *Page) {
+		p.State = "starting"
+		p.Name, p.Version, p.Epoch, p.Debug = b.release.Name, b.release.Version, b.release.Epoch, b.release.Debug
+	})
+	return nil
+}
+
+// readSite reads the measured site.
+func (m *Machine) readSite(b *opened) (err error) {
 	if b.site, err = provision.Load(os.DirFS(m.path(format.SiteDir))); err != nil {
 		return &Problem{What: "the site in this image cannot be used", Mend: "run `signet check` on the site, bake it again and flash the image", Err: err}
 	}

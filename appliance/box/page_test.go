@@ -82,6 +82,13 @@ func TestScreenShowsChangesOnly(t *testing.T) {
 		t.Errorf("serial line got %q", onSerial)
 	}
 	s.Update(func(p *Page) { p.ClaimCode = "" }) // reads the same
+	s.Update(func(p *Page) { p.State = "two" })
+	if got := <-serial.writes; got != "  State        two\n" {
+		t.Errorf("serial line got %q for a new state", got)
+	}
+	if got := <-monitor.writes; !strings.Contains(got, "two") {
+		t.Errorf("monitor got %q for a new state", got)
+	}
 	s.machineLine("ready", readyLine{Name: "demo", Version: "0.1.0", ClaimCode: "ABCD-EFGH", TLSSHA256: "00", UptimeSeconds: 1.5})
 	want := `signet: ready {"name":"demo","version":"0.1.0","claim_code":"ABCD-EFGH","tls_sha256":"00","uptime_seconds":1.5}` + "\n"
 	if got := <-serial.writes; got != want {

@@ -14,13 +14,15 @@ import (
 )
 
 // Screen shows one status page on the monitor and on every serial console. Monitors are redrawn in
-// place; a serial line gets the page once per change, and machine-readable lines between pages.
+// place; a serial line gets the page once per change, one line where only the state changed, and
+// machine-readable lines between pages.
 //
 // Every output has a goroutine of its own: a serial port held by flow control must not hold PID 1.
 type Screen struct {
 	mu      sync.Mutex
 	page    Page
-	shown   string
+	shown   string // text of the page shown last
+	rest    string // the same without its state
 	outputs []*output
 }
 
@@ -54,12 +56,21 @@ func (s *Screen) Update(change func(*Page)) {
 	defer s.mu.Unlock()
 	change(&s.page)
 	lines := s.page.text()
-	if text := strings.Join(lines, "\n"); text != s.shown {
-		s.shown = text
-		for _, o := range s.outputs {
+	text := strings.Join(lines, "\n")
+	if text == s.shown {
+		return
+	}
+	stateless := s.page
+	stateless.State = ""
+	rest := strings.Join(stateless.text(), "\n")
+	for _, o := range s.outputs {
+		if o.redraw || rest != s.rest {
 			o.showPage(lines)
+		} else {
+			o.addLine(field("State", s.page.State)[0])
 		}
 	}
+	s.shown, s.rest = text, rest
 }
 
 // machineLine writes "signet: <word> <JSON of v>" on the serial consoles.

@@ -233,10 +233,10 @@ func stateWords(state ServiceState) string {
 	switch {
 	case state.Retry > 0:
 		return "the service is down and will be started again"
-	case state.Ready && state.Report.Status != "":
-		return "ready: " + state.Report.Status
 	case state.Ready:
 		return "ready"
+	case state.Report.Status != "":
+		return "starting the service: " + state.Report.Status
 	}
 	return "starting the service"
 }
