@@ -81,7 +81,7 @@ func bake(ctx context.Context, t *terminal, o bakeOptions) error {
 	case errors.Is(err, context.Canceled):
 		return refuse(errors.New("interrupted; nothing of an earlier image was lost"), "run it again")
 	case err != nil:
-		return refuse(err, "nothing was signed or written over; mend that and bake again")
+		return refuse(err, "mend that and bake again; `make build` makes a damaged or older base anew")
 	}
 	return t.result(m, describeImage(o.out, m))
 }

@@ -100,7 +100,8 @@ func runImage(ctx context.Context, t *terminal, o runOptions) error {
 	}
 	t.notef("Ctrl-C shuts the box down")
 	if err := machine.Wait(ctx); err == nil {
-		return refuse(errors.New("the machine ended by itself"), "the end of its console is in "+machine.SerialPath())
+		t.notef("the machine was switched off; its console is in %s", machine.SerialPath())
+		return machine.Kill() // swtpm and sockets
 	}
 	return shutdown(t, machine)
 }
@@ -230,7 +231,7 @@ func describeBox(m *image.Manifest, e *endpoints) string {
 		}
 	}
 	if e.ClaimCode != "" && e.Console != "" {
-		fmt.Fprintf(&b, "\nMake the first administrator:\n\n  signet claim %s --ca-bundle %s --code %s --user NAME\n", e.Console, e.CABundle, e.ClaimCode)
+		fmt.Fprintf(&b, "\nMake the first administrator:\n\n  %s claim %s --ca-bundle %s --code %s --user NAME\n", os.Args[0], e.Console, e.CABundle, e.ClaimCode)
 	}
 	if command := enrollCommand(m, e); command != "" {
 		fmt.Fprintf(&b, "\nEnroll a device (Debian package strongswan-pki):\n\n%s", command)

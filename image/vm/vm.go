@@ -67,16 +67,21 @@ func Start(ctx context.Context, o Options) (*Machine, error) {
 		return nil, fmt.Errorf("%s: %w", o.Out, err)
 	}
 	defer lock.Close() // QEMU inherits the lock and holds it for as long as it lives
+	if m.state, err = readState(m.dir); err != nil {
+		return nil, err
+	}
+	// Nothing runs, the lock says; what a machine that ended by itself left behind goes now.
+	if err := m.cleanUp(); err != nil {
+		return nil, err
+	}
+	m.state.QEMU, m.state.SWTPM, m.state.Sockets = 0, 0, ""
 	if o.Fresh {
 		progress("starting over")
 		if err := m.forget(); err != nil {
 			return nil, fmt.Errorf("starting over: %w", err)
 		}
+		m.state.Image = ""
 	}
-	if m.state, err = readState(m.dir); err != nil {
-		return nil, err
-	}
-	m.state.QEMU, m.state.SWTPM = 0, 0
 	progress("preparing the disk")
 	if err := m.prepareDisk(out); err != nil {
 		return nil, err
