@@ -58,7 +58,7 @@ type Machine struct {
 	log    *logBuffer // what boxinit and its children say
 
 	mu      sync.Mutex
-	stops   []func() // undo what runs, last first; run by powerOff
+	stops   []func() // undo what runs, last first; run by stopAll
 	halting bool
 	off     sync.Once
 }
@@ -70,7 +70,7 @@ func NewMachine() *Machine {
 
 func (m *Machine) path(p string) string { return filepath.Join(m.root, p) }
 
-// onStop remembers what powerOff has to stop.
+// onStop remembers what is to be stopped when the box halts or is switched off.
 func (m *Machine) onStop(stop func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -108,8 +108,9 @@ func (m *Machine) Run() {
 	select {}
 }
 
-// halt shows why the box does not go on. It is the end of a boot, not of the machine: the screen
-// stays, nothing restarts by itself, and the disk is left alone.
+// halt shows why the box does not go on, and stops what runs: a service without its key holder
+// could only refuse. It is the end of a boot, not of the machine: the screen stays, nothing restarts
+// by itself, and the disk is left alone. What is stopped must not wait for the caller of halt.
 func (m *Machine) halt(err error) {
 	m.mu.Lock()
 	first := !m.halting
@@ -124,6 +125,18 @@ func (m *Machine) halt(err error) {
 		p.State, p.Halted, p.Detail = "stopped", &wrong, detail
 	})
 	m.screen.machineLine("halted", wrong)
+	m.stopAll()
+}
+
+// stopAll stops what runs, the last started first. A second call finds nothing left to stop.
+func (m *Machine) stopAll() {
+	m.mu.Lock()
+	stops := m.stops
+	m.stops = nil
+	m.mu.Unlock()
+	for i := len(stops) - 1; i >= 0; i-- {
+		guard(func() error { stops[i](); return nil })
+	}
 }
 
 // powerOff stops everything in order and switches the machine off.
@@ -132,11 +145,8 @@ func (m *Machine) powerOff() {
 		m.screen.Update(func(p *Page) { p.State = "switching off" })
 		m.mu.Lock()
 		m.halting = true // what ends from here on ends because it was told to
-		stops := m.stops
 		m.mu.Unlock()
-		for i := len(stops) - 1; i >= 0; i-- {
-			guard(func() error { stops[i](); return nil })
-		}
+		m.stopAll()
 		unix.Sync()
 		if err := unix.Unmount(m.path(stateMount), 0); err != nil && err != unix.EINVAL && err != unix.ENOENT {
 			m.note("unmounting STATE: %v", err)

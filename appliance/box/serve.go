@@ -107,7 +107,7 @@ func (m *Machine) serve(b *opened) error {
 	go func() {
 		defer close(done)
 		if err := guard(func() error { sup.run(ctx); return nil }); err != nil {
-			m.halt(err)
+			go m.halt(err)
 		}
 	}()
 	m.onStop(func() { cancel(); <-done })
