@@ -36,9 +36,6 @@ func bake(ctx context.Context, o Options) (*Manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkVersion(site.Version); err != nil {
-		return nil, err
-	}
 	progress("reading the base")
 	base, err := openBase(o.Base)
 	if err != nil {
@@ -68,6 +65,7 @@ func bake(ctx context.Context, o Options) (*Manifest, error) {
 	if err := os.WriteFile(filepath.Join(work, UKIFile), uki.signed, 0o644); err != nil {
 		return nil, fmt.Errorf("writing image: %w", err)
 	}
+	// A version is MAJOR.MINOR.PATCH: no plus sign, after which systemd-boot reads a boot counter.
 	esp := map[string][]byte{
 		"/EFI/BOOT/BOOTX64.EFI":                      loader,
 		"/EFI/Linux/signet_" + site.Version + ".efi": uki.signed,
@@ -98,20 +96,6 @@ func bake(ctx context.Context, o Options) (*Manifest, error) {
 		}
 	}
 	return m, syncDir(o.Out)
-}
-
-// checkVersion keeps versions to what may stand in a file name on the ESP. A plus sign is not: after
-// it systemd-boot reads a boot counter.
-func checkVersion(v string) error {
-	ok := v != "" && len(v) <= 64
-	for _, r := range v {
-		ok = ok && (r == '.' || r == '-' || r == '_' || r == '~' ||
-			'0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z')
-	}
-	if !ok {
-		return fmt.Errorf("version %q cannot be part of a boot file's name: use letters, digits and . - _ ~", v)
-	}
-	return nil
 }
 
 // kernelImage is a unified kernel image and what is known about its boot.
