@@ -27,7 +27,7 @@ const (
 	serviceStop     = 10 * time.Second
 )
 
-// listenerPorts are the listeners a site can switch on (DESIGN.md §7), by name.
+// listenerPorts are the listeners a site can switch on with their ports, by name.
 func listenerPorts(l provision.Listeners) []listenerPort {
 	var on []listenerPort
 	for _, p := range []struct {
