@@ -245,6 +245,41 @@ func TestDiskFull(t *testing.T) {
 	checkStore(t, s)
 }
 
+// An error that Pebble meets in the background while the store is being closed does not hold it up.
+func TestErrorDuringClose(t *testing.T) {
+	fs := &faultFS{FS: vfs.NewMem()}
+	flushing, release := make(chan struct{}), make(chan struct{})
+	armed := false // guarded by fs.mu
+	fs.hook = func(_ int, what string, op func() error) error {
+		if armed && strings.HasPrefix(what, "write state/MANIFEST") {
+			close(flushing)
+			<-release
+			return errInjected
+		}
+		return op()
+	}
+	s := recovered(t, fs)
+	must(t, begin(s, intent("a", 0)))
+	fs.mu.Lock()
+	armed = true
+	fs.mu.Unlock()
+	_, err := s.db.AsyncFlush()
+	must(t, err)
+	<-flushing
+	closed := make(chan error)
+	go func() { closed <- s.Close() }()
+	for s.durable.TryRLock() { // until Close is at work
+		s.durable.RUnlock()
+		runtime.Gosched()
+	}
+	close(release)
+	err = <-closed
+	wantIs(t, "closing", err, ErrFailed)
+	if !strings.Contains(err.Error(), errInjected.Error()) {
+		t.Errorf("the error does not say why: %v", err)
+	}
+}
+
 // On a real disk: how much of an enrollment is waiting for it, alone and together with others.
 func BenchmarkTransaction(b *testing.B) {
 	for _, parallel := range []int{1, 32} {

@@ -42,7 +42,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"time"
 
@@ -307,29 +306,34 @@ func (s *Store) fail(cause error) {
 
 // guard runs f, which may write by Pebble, on a goroutine of its own: where Pebble cannot write its
 // log or manifest it panics or calls Fatalf, and either is a failed store, not the end of the caller.
+// Once the store has failed guard no longer waits for f, which may wait for good for what the goroutine
+// that met the error was to do.
 func (s *Store) guard(f func() error) error {
-	var err error
-	ended := make(chan struct{})
+	ended := make(chan error, 1)
 	go func() {
 		returned := false
-		defer close(ended)
 		defer func() {
 			if !returned {
 				s.fail(fmt.Errorf("pebble stopped: %v", recover()))
 			}
 		}()
-		err = f()
+		err := f()
 		returned = true
+		ended <- err
 	}()
-	<-ended
-	if failure := s.Failure(); failure != nil {
-		return failure
+	select {
+	case <-s.failed:
+	case err := <-ended:
+		if s.Failure() == nil {
+			return err
+		}
 	}
-	return err
+	return s.Failure()
 }
 
 // pebbleLog is Pebble's logger. Pebble reports an unusable log or manifest by Fatalf and relies on
-// it not returning.
+// it not returning. The goroutine is left standing there: it may hold locks, and unwinding it would
+// unlock some that it does not hold.
 type pebbleLog struct{ s *Store }
 
 func (l pebbleLog) Infof(format string, args ...any) {
@@ -342,5 +346,5 @@ func (l pebbleLog) Errorf(format string, args ...any) {
 
 func (l pebbleLog) Fatalf(format string, args ...any) {
 	l.s.fail(fmt.Errorf(format, args...))
-	runtime.Goexit()
+	select {}
 }
