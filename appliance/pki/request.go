@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -126,6 +127,11 @@ func parseKey(spki []byte) (crypto.PublicKey, error) {
 	key, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
 		return nil, fmt.Errorf("public key: %v", err)
+	}
+	// crypto/x509 skips what follows the fields it knows. The bytes go into the certificate as they
+	// are, so there must be one way only to write a key.
+	if canonical, err := x509.MarshalPKIXPublicKey(key); err != nil || !bytes.Equal(canonical, spki) {
+		return nil, errors.New("public key: not in its only encoding")
 	}
 	switch k := key.(type) {
 	case *rsa.PublicKey:
@@ -342,6 +348,40 @@ func (r *Request) Identity() string {
 		text = name.String()
 	}
 	return printable(text)
+}
+
+// OtherNames lists, for the audit log, what the certificate is to be for besides [Request.Identity]:
+// every further common name (software differs in which of several it believes) and every
+// subjectAltName. "" where there is none. It begins with their number, because a log may cut it.
+func (r *Request) OtherNames() string {
+	subject, err := parseName(r.RawSubject)
+	if err != nil {
+		return ""
+	}
+	identity := r.Identity()
+	var others []string
+	add := func(label, value string) {
+		if text := printable(value); text != identity {
+			others = append(others, label+text)
+		}
+	}
+	for _, rdn := range subject {
+		for _, a := range rdn {
+			if a.oid.Equal(oidCommonName) {
+				add("CN=", a.value)
+			}
+		}
+	}
+	for _, name := range r.SAN {
+		add(string(name.Kind)+":", name.Value)
+	}
+	switch len(others) {
+	case 0:
+		return ""
+	case 1:
+		return "1 more name: " + others[0]
+	}
+	return fmt.Sprintf("%d more names: %s", len(others), strings.Join(others, ", "))
 }
 
 func printable(s string) string {

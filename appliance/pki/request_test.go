@@ -285,6 +285,45 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
+func TestOtherNames(t *testing.T) {
+	key := newKey(t, "ecdsa-p256")
+	twice := mustDN(t, "CN=first,CN=last")
+	for _, tt := range []struct {
+		request x509.CertificateRequest
+		want    string
+	}{
+		{x509.CertificateRequest{Subject: pkix.Name{CommonName: "dev"}}, ""},
+		{x509.CertificateRequest{Subject: pkix.Name{CommonName: "a.b"}, DNSNames: []string{"a.b"}}, ""},
+		{x509.CertificateRequest{DNSNames: []string{"a.b"}}, ""},
+		{x509.CertificateRequest{Subject: pkix.Name{CommonName: "dev"}, DNSNames: []string{"admin.b"}}, "1 more name: dns:admin.b"},
+		{x509.CertificateRequest{RawSubject: twice, DNSNames: []string{"last", "c.d"}}, "2 more names: CN=first, dns:c.d"},
+	} {
+		if got := goRequest(t, key, tt.request).OtherNames(); got != tt.want {
+			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
+// TestKeyHasOneEncoding: crypto/x509 reads a public key with more behind its fields as the same key.
+func TestKeyHasOneEncoding(t *testing.T) {
+	key := newKey(t, "ecdsa-p256")
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parseKey(spki); err != nil {
+		t.Fatal(err)
+	}
+	longer := append(slices.Clone(spki), 0x05, 0x00)
+	longer[1] += 2
+	if _, err := x509.ParsePKIXPublicKey(longer); err != nil {
+		t.Skipf("crypto/x509 refuses it too: %v", err)
+	}
+	if _, err := parseKey(longer); err == nil {
+		t.Error("a second encoding of the same key is accepted")
+	}
+}
+
 // TestStrongSwanRequest reads a request of the client the box is shown with.
 func TestStrongSwanRequest(t *testing.T) {
 	pki, err := exec.LookPath("pki")
