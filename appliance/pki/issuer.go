@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -72,6 +73,9 @@ func (i *Issuer) Prepare(p *Profile, r *Request, now time.Time) (*Prepared, erro
 	if err := p.Check(r); err != nil {
 		return nil, err
 	}
+	if i.isOwnName(r.RawSubject) {
+		return nil, &PolicyError{"subject.allow", printable(FormatDN(r.RawSubject)) + " (the authority's own name)"}
+	}
 	usages := usagesFor(r.PublicKey, p.usages)
 	if len(usages) == 0 {
 		return nil, &PolicyError{"usage.key", fmt.Sprintf("%T: none of its usages fits that type of key", r.PublicKey)}
@@ -87,6 +91,18 @@ func (i *Issuer) Prepare(p *Profile, r *Request, now time.Time) (*Prepared, erro
 		return nil, &PolicyError{"subject and san", "an encoding that other software could not read"}
 	}
 	return prepared, err
+}
+
+// isOwnName reports whether a subject reads like the authority's or its registration authority's,
+// in whatever string types. A device of that name could pass for them: clients take the subject of a
+// certificate from GetCACert for granted, and a subject equal to the issuer for self-issued.
+func (i *Issuer) isOwnName(subject []byte) bool {
+	text := FormatDN(subject)
+	if strings.EqualFold(text, FormatDN(i.cert.RawSubject)) {
+		return true
+	}
+	ra, err := raSubject(i.cert.RawSubject)
+	return err == nil && strings.EqualFold(text, FormatDN(ra))
 }
 
 // usagesFor leaves out the key usages that make no sense for a type of key.

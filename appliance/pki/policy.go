@@ -9,6 +9,7 @@ import (
 	"math/big"
 	"net/netip"
 	"strings"
+	"unicode"
 )
 
 // PolicyError is a request a profile does not allow. Both fields may be shown to the requester and
@@ -145,6 +146,11 @@ func (p *Profile) checkSubject(r *Request) error {
 			if a.opaque {
 				return &PolicyError{"subject.allow", printable(a.String()) + " (not a character string)"}
 			}
+			// Software that stops at a NUL, or a person who reads text that turns around, would see
+			// another name than the one that is certified and audited.
+			if strings.ContainsFunc(a.value, func(c rune) bool { return !unicode.IsPrint(c) }) {
+				return &PolicyError{"subject.allow", printable(a.String()) + " (characters that cannot be printed)"}
+			}
 		}
 	}
 	return nil
@@ -167,6 +173,8 @@ func (p *Profile) checkName(n Name) error {
 		if err != nil {
 			return refused
 		}
+		// An IPv4 address written as an IPv6 one is the same address to who verifies the certificate.
+		addr = addr.Unmap()
 		for _, network := range p.networks {
 			if network.Contains(addr) {
 				return nil
@@ -177,12 +185,19 @@ func (p *Profile) checkName(n Name) error {
 		if err := CheckDNSName(n.Value); err != nil {
 			return &PolicyError{"san.dns", fmt.Sprintf("%s (%v)", printable(n.Value), err)}
 		}
+		if _, err := netip.ParseAddr(n.Value); err == nil { // some software compares it with addresses
+			return &PolicyError{"san.dns", n.Value + " (an address is a name of kind ip)"}
+		}
 	case Email:
 		local, domain, _ := strings.Cut(n.Value, "@")
 		if local == "" || strings.ContainsAny(n.Value, " <>,;\"\\") || CheckDNSName(domain) != nil {
 			return &PolicyError{"san.email", printable(n.Value) + " (not a mail address)"}
 		}
-	case URI, UPN:
+	case UPN:
+		if strings.Count(n.Value, "@") > 1 { // which of them begins the domain is anybody's guess
+			return &PolicyError{"san.upn", printable(n.Value) + " (more than one @)"}
+		}
+	case URI:
 	default:
 		return &PolicyError{"san", "a name of kind " + string(n.Kind)}
 	}

@@ -71,6 +71,9 @@ func TestPolicyRefusals(t *testing.T) {
 			"\x30\x10\xa0\x0e\x06\x08\x2b\x06\x01\x05\x05\x07\x08\x04\xa0\x02\x05\x00")}, "san", "otherName:1.3.6.1.5.5.7.8.4"},
 		{"endless subject", x509.CertificateRequest{Subject: pkix.Name{CommonName: strings.Repeat("x", maxSubject)}}, "subject.allow", "bytes"},
 		{"endless names", x509.CertificateRequest{Subject: cn, DNSNames: slices.Repeat([]string{strings.Repeat("x", 60) + ".example.com"}, maxSAN/70)}, "san", "bytes"},
+		{"control character in the subject", x509.CertificateRequest{Subject: pkix.Name{CommonName: "admin\x00.example.com"}}, "subject.allow", "cannot be printed"},
+		{"subject that turns around", x509.CertificateRequest{Subject: pkix.Name{CommonName: "dev\u202enimda"}}, "subject.allow", "cannot be printed"},
+		{"address as a dns name", x509.CertificateRequest{Subject: cn, DNSNames: []string{"10.1.2.3"}}, "san.dns", "10.1.2.3 (an address"},
 		{"wants to be a CA", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidBasicConstraints, "\x30\x03\x01\x01\xff")}, "usage.key", "certificate authority"},
 		{"wants to be none", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidBasicConstraints, "\x30\x00")}, "", ""},
 	}
@@ -250,6 +253,45 @@ func TestMatches(t *testing.T) {
 	for _, tt := range tests {
 		if got := matches(tt.pattern, tt.s); got != tt.want {
 			t.Errorf("matches(%q, %q) = %t", tt.pattern, tt.s, got)
+		}
+	}
+}
+
+// TestMappedAddress: an IPv4 address in IPv6 form is held against the rules for IPv4, as a verifier
+// would compare it.
+func TestMappedAddress(t *testing.T) {
+	c := permissive()
+	c.SAN.IP = []string{"10.0.0.0/8", "::/0"}
+	p := newProfile(t, c)
+	for address, allowed := range map[string]bool{"::ffff:10.1.2.3": true, "::ffff:192.0.2.1": false, "2001:db8::1": true} {
+		if err := p.checkName(Name{IP, address}); (err == nil) != allowed {
+			t.Errorf("%s: %v", address, err)
+		}
+	}
+}
+
+func TestAmbiguousUPN(t *testing.T) {
+	c := permissive()
+	c.SAN.UPN = []string{"*@corp.example.com"}
+	p := newProfile(t, c)
+	for upn, allowed := range map[string]bool{"me@corp.example.com": true, "admin@other.example@corp.example.com": false} {
+		if err := p.checkName(Name{UPN, upn}); (err == nil) != allowed {
+			t.Errorf("%s: %v", upn, err)
+		}
+	}
+}
+
+// TestAuthoritysOwnName: no device gets a name it could pass for the authority or its RA with.
+func TestAuthoritysOwnName(t *testing.T) {
+	issuer := newAuthority(t, newKey(t, "ecdsa-p256"))
+	device, profile := newKey(t, "ecdsa-p256"), newProfile(t, permissive())
+	for name, allowed := range map[string]bool{
+		"CN=Test CA,O=Signet": false, "CN=TEST ca RA,O=signet": false, "CN=Test CA device,O=Signet": true,
+	} {
+		_, err := issuer.Prepare(profile, goRequest(t, device, x509.CertificateRequest{RawSubject: mustDN(t, name)}), now)
+		var refused *PolicyError
+		if (err == nil) != allowed || !allowed && !errors.As(err, &refused) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
