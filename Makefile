@@ -48,9 +48,12 @@ test: test-parts ## all tests: unit, store, TPM, real clients, real boots
 	$(GO) vet ./...
 	$(GO) test -timeout 40m ./...
 
-size: image ## size of the image's parts
+size: run-parts ## size of the image's parts, the guest's memory, signetd's, and its uptime at ready
+	@$(MAKE) --no-print-directory image
 	@ls -lL --block-size=K build/base build/demo/signet.efi | awk '$$5 ~ /K$$/ {printf "%9s  %s\n", $$5, $$NF}'
 	@du -k build/demo/signet.img | awk '{printf "%8sK  %s (written part)\n", $$1, $$2}'
+	@bin/signet bake configs/demo -o build/size --base build/base >/dev/null 2>&1
+	@bin/signet run build/size --fresh --detach --json 2>&1 >/dev/null | grep uptime; bin/signet stop build/size >/dev/null 2>&1
 
 clean: ## remove what was built and the demo's machine; signing keys stay
 	rm -rf bin build

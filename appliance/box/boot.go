@@ -214,22 +214,36 @@ func quietKernel(path string) {
 	os.WriteFile(path, []byte("1"), 0o644)
 }
 
-// checkTPM refuses a TPM that cannot hold keys, and says all that is wrong with it at once.
+// checkTPM refuses a TPM that cannot hold keys, and says all that is wrong with it at once. What keeps
+// it only from holding new ones stays on the screen; provisioning looks again and refuses it.
 func (m *Machine) checkTPM(b *opened) error {
 	info, err := b.device.Info()
 	if err != nil {
 		return fmt.Errorf("asking the TPM about itself: %w", err)
 	}
 	b.tpm = handover.TPM{Manufacturer: info.Manufacturer, Firmware: info.Firmware, LockoutCounter: info.LockoutCounter}
-	findings := b.device.Preflight()
-	if len(findings) == 0 {
-		return nil
+	conditions, err := weighFindings(b.device.Preflight())
+	b.conditions = append(b.conditions, conditions...)
+	return err
+}
+
+// weighFindings tells what stops every boot from what a box that has its keys can live with.
+func weighFindings(findings []tpm.Finding) (conditions []handover.Condition, err error) {
+	var stop *Problem
+	for _, f := range findings {
+		switch {
+		case f.NewKeysOnly:
+			conditions = append(conditions, shown(f.What+", which does not keep this box's keys from working", "find out who did it; to provision this TPM anew, "+f.Mend))
+		case stop == nil:
+			stop = &Problem{What: f.What, Mend: f.Mend}
+		default:
+			stop.Err = errors.Join(stop.Err, fmt.Errorf("also: %s (%s)", f.What, f.Mend))
+		}
 	}
-	p := &Problem{What: findings[0].What, Mend: findings[0].Mend}
-	for _, f := range findings[1:] {
-		p.Err = errors.Join(p.Err, fmt.Errorf("also: %s (%s)", f.What, f.Mend))
+	if stop != nil {
+		return nil, stop
 	}
-	return p
+	return conditions, nil
 }
 
 // checkClock compares the clock the kernel took from the machine with the image's age. A wrong one

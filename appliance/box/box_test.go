@@ -20,6 +20,7 @@ import (
 
 	"signet.internal/appliance/keys"
 	"signet.internal/provision"
+	"signet.internal/tpm"
 )
 
 func TestClaimCode(t *testing.T) {
@@ -232,5 +233,21 @@ func TestDescribe(t *testing.T) {
 		if wrong.What != c.what || wrong.Mend != c.mend || detail != c.detail {
 			t.Errorf("%s: %+v, %q", name, wrong, detail)
 		}
+	}
+}
+
+func TestWeighFindings(t *testing.T) {
+	locked := tpm.Finding{What: "the TPM is locked", Mend: "wait", NewKeysOnly: true}
+	if conditions, err := weighFindings([]tpm.Finding{locked}); err != nil || len(conditions) != 1 {
+		t.Errorf("a locked TPM: %v, %v; want a condition and a boot that goes on", conditions, err)
+	}
+	old := tpm.Finding{What: "the TPM is of family 1.2", Mend: "another machine"}
+	if _, err := weighFindings([]tpm.Finding{locked, old}); err == nil || err.Error() != old.What {
+		t.Errorf("an unfit TPM: %v", err)
+	} else {
+		checkMend(t, err)
+	}
+	if conditions, err := weighFindings(nil); err != nil || len(conditions) != 0 {
+		t.Errorf("a fit TPM: %v, %v", conditions, err)
 	}
 }

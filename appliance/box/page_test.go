@@ -89,8 +89,8 @@ func TestScreenShowsChangesOnly(t *testing.T) {
 	if got := <-monitor.writes; !strings.Contains(got, "two") {
 		t.Errorf("monitor got %q for a new state", got)
 	}
-	s.machineLine("ready", readyLine{Name: "demo", Version: "0.1.0", ClaimCode: "ABCD-EFGH", TLSSHA256: "00", UptimeSeconds: 1.5})
-	want := `signet: ready {"name":"demo","version":"0.1.0","claim_code":"ABCD-EFGH","tls_sha256":"00","uptime_seconds":1.5}` + "\n"
+	s.machineLine("ready", readyLine{Name: "demo", Version: "0.1.0", ClaimCode: "ABCD-EFGH", TLSSHA256: "00", UptimeSeconds: 1.5, MemoryTotal: 3, MemoryAvailable: 2, ServiceResident: 1})
+	want := `signet: ready {"name":"demo","version":"0.1.0","claim_code":"ABCD-EFGH","tls_sha256":"00","uptime_seconds":1.5,"memory_total_kib":3,"memory_available_kib":2,"service_resident_kib":1}` + "\n"
 	if got := <-serial.writes; got != want {
 		t.Errorf("serial line got %q", got)
 	}

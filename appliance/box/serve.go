@@ -172,6 +172,11 @@ type readyLine struct {
 	ClaimCode     string  `json:"claim_code"` // "" once claimed
 	TLSSHA256     string  `json:"tls_sha256"`
 	UptimeSeconds float64 `json:"uptime_seconds"`
+
+	// In KiB: all of the machine's memory, what could still be given out, and what the service has resident.
+	MemoryTotal     int `json:"memory_total_kib"`
+	MemoryAvailable int `json:"memory_available_kib"`
+	ServiceResident int `json:"service_resident_kib"`
 }
 
 // observe shows what the service says, and records the first time it is ready.
@@ -212,6 +217,9 @@ func (s *service) announce(state ServiceState) {
 	line := readyLine{
 		Name: s.b.release.Name, Version: s.b.release.Version, ClaimCode: s.claimCode,
 		TLSSHA256: state.Report.TLSSHA256, UptimeSeconds: uptime().Round(10 * time.Millisecond).Seconds(),
+		MemoryTotal:     procKiB("/proc/meminfo", "MemTotal"),
+		MemoryAvailable: procKiB("/proc/meminfo", "MemAvailable"),
+		ServiceResident: procKiB(fmt.Sprintf("/proc/%d/status", state.PID), "VmRSS"),
 	}
 	if state.Report.Claimed {
 		line.ClaimCode = ""

@@ -44,6 +44,7 @@ type NamedFile struct {
 // ServiceState is what Observe learns.
 type ServiceState struct {
 	Ready    bool
+	PID      int // of the service while it runs
 	Report   Report
 	Failures int           // ends without a stable run in between
 	Reason   string        // why it ended last; "" while it never did
@@ -135,6 +136,8 @@ func (s *supervisor) runOnce(ctx context.Context) (reason string) {
 	if err != nil {
 		return fmt.Sprintf("the service could not be started: %v", err)
 	}
+	s.state.PID = cmd.Process.Pid
+	defer func() { s.state.PID = 0 }()
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 

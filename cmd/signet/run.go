@@ -86,7 +86,7 @@ func runImage(ctx context.Context, t *terminal, o runOptions) error {
 		return startRefusal(o.out, err)
 	}
 	p.next("waiting for the box (" + machine.Accelerator() + ")")
-	e, err := awaitBox(ctx, machine, m)
+	e, err := awaitBox(ctx, t, machine, m)
 	p.done()
 	if err != nil {
 		return errors.Join(boxRefusal(o.out, machine, err), shutdown(t, machine))
@@ -133,13 +133,15 @@ func boxRefusal(out string, machine *vm.Machine, err error) error {
 }
 
 // awaitBox waits until the box is ready and fetches its CA bundle.
-func awaitBox(ctx context.Context, machine *vm.Machine, m *image.Manifest) (*endpoints, error) {
+func awaitBox(ctx context.Context, t *terminal, machine *vm.Machine, m *image.Manifest) (*endpoints, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyPatience)
 	defer cancel()
 	ready, err := machine.WaitReady(ctx)
 	if err != nil {
 		return nil, err
 	}
+	t.notef("ready at %.1f s of guest uptime; guest memory %d of %d MiB used; signetd %d MiB resident",
+		ready.UptimeSeconds, (ready.MemoryTotal-ready.MemoryAvailable)>>10, ready.MemoryTotal>>10, ready.ServiceResident>>10)
 	e := &endpoints{ClaimCode: ready.ClaimCode, TLSSHA256: ready.TLSSHA256}
 	on := func(name string) bool { return slices.Contains(m.Listeners, name) }
 	if on("scep") {

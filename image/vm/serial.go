@@ -25,6 +25,11 @@ type Ready struct {
 	ClaimCode     string  `json:"claim_code"` // "" once claimed
 	TLSSHA256     string  `json:"tls_sha256"` // lower-case hex, console leaf
 	UptimeSeconds float64 `json:"uptime_seconds"`
+
+	// In KiB: all of the guest's memory, what could still be given out, and what signetd has resident.
+	MemoryTotal     int `json:"memory_total_kib"`
+	MemoryAvailable int `json:"memory_available_kib"`
+	ServiceResident int `json:"service_resident_kib"`
 }
 
 // HaltedError is a box that refused to go on and says so on its screen.
