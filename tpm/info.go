@@ -129,17 +129,21 @@ func listHandles(t transport.TPM, first tpm2.TPMHandle) ([]tpm2.TPMHandle, error
 	return list.Handle, nil
 }
 
-// Finding is a reason why this TPM cannot hold the box's keys, and what a technician does about it.
+// Finding is something wrong with this TPM, and what a technician does about it.
 type Finding struct {
 	What string
 	Mend string
+	// NewKeysOnly says that it keeps the TPM from being provisioned but not from using the keys it
+	// has: those are exempt from the lockout and need no password of a hierarchy. Otherwise whoever can
+	// send a TPM some wrong passwords could keep a box from ever serving again.
+	NewKeysOnly bool
 }
 
 // clearMend is the mend of everything that a previous owner left behind.
 const clearMend = "if this machine's TPM holds nothing that is still needed, clear it in the firmware setup (\"Clear TPM\" or \"Clear Security Chip\") and boot again"
 
-// Preflight returns everything that keeps this TPM from being provisioned or opened; nothing means
-// it is fit. It changes nothing in the TPM.
+// Preflight returns everything that keeps this TPM from being provisioned, and among it what keeps it
+// from being opened; nothing means it is fit. It changes nothing in the TPM.
 func (d *Device) Preflight() []Finding {
 	findings, err := get(d, preflight)
 	if err != nil {
@@ -157,7 +161,8 @@ func preflight(t transport.TPM) ([]Finding, error) {
 		return nil, err
 	}
 	var found []Finding
-	add := func(what, mend string) { found = append(found, Finding{what, mend}) }
+	add := func(what, mend string) { found = append(found, Finding{What: what, Mend: mend}) }
+	addNew := func(what, mend string) { found = append(found, Finding{what, mend, true}) }
 	if info.Family != "2.0" {
 		add(fmt.Sprintf("the TPM is of family %q, not 2.0", info.Family), "switch the TPM to version 2.0 in the firmware setup, or use another machine")
 		return found, nil
@@ -166,21 +171,21 @@ func preflight(t transport.TPM) ([]Finding, error) {
 		add("the TPM keeps no SHA-256 measurements", "switch the SHA-256 PCR bank on in the firmware setup and boot again")
 	}
 	if info.InLockout {
-		add(fmt.Sprintf("the TPM is locked after %d wrong passwords", info.LockoutCounter), "leave the machine on for some hours until the lock expires, or "+clearMend)
+		addNew(fmt.Sprintf("the TPM is locked after %d wrong passwords", info.LockoutCounter), "leave the machine on for some hours until the lock expires, or "+clearMend)
 	}
 	if info.MaxAuthFail == 0 {
-		add("the TPM is set to lock without a single wrong password", clearMend)
+		addNew("the TPM is set to lock without a single wrong password", clearMend)
 	}
 	if info.OwnerAuthSet {
-		add("the TPM has an owner password that this box does not know", clearMend)
+		addNew("the TPM has an owner password that this box does not know", clearMend)
 	}
 	if info.LockoutAuthSet {
-		add("the TPM has a lockout password that this box does not know", clearMend)
+		addNew("the TPM has a lockout password that this box does not know", clearMend)
 	}
 	if err := checkCommands(t, add); err != nil {
 		return nil, err
 	}
-	if info.OwnerAuthSet || info.InLockout {
+	if info.OwnerAuthSet {
 		return found, nil // creating the storage root key to compare would fail for that reason
 	}
 	_, err = findSRK(t)
@@ -191,7 +196,7 @@ func preflight(t transport.TPM) ([]Finding, error) {
 			return nil, err
 		}
 		if free == 0 {
-			add("the TPM has no room for another persistent key", clearMend)
+			addNew("the TPM has no room for another persistent key", clearMend)
 		}
 	case errors.Is(err, ErrHandleTaken):
 		add(fmt.Sprintf("another key sits where this box keeps its storage root key (TPM handle %#x)", uint32(SRKHandle)), clearMend)

@@ -109,19 +109,20 @@ func TestPreflightFindings(t *testing.T) {
 		}
 	}
 	for _, c := range []struct {
-		name string
-		do   func(transport.TPM) error
-		want string
+		name        string
+		do          func(transport.TPM) error
+		newKeysOnly bool
+		want        string
 	}{
-		{"owner password", setAuth(tpm2.TPMRHOwner), "the TPM has an owner password that this box does not know"},
-		{"lockout password", setAuth(tpm2.TPMRHLockout), "the TPM has a lockout password that this box does not know"},
-		{"SRK handle", persistOther, "another key sits where this box keeps its storage root key (TPM handle 0x81005347)"},
+		{"owner password", setAuth(tpm2.TPMRHOwner), true, "the TPM has an owner password that this box does not know"},
+		{"lockout password", setAuth(tpm2.TPMRHLockout), true, "the TPM has a lockout password that this box does not know"},
+		{"SRK handle", persistOther, false, "another key sits where this box keeps its storage root key (TPM handle 0x81005347)"},
 		{"NV index", func(tp transport.TPM) error {
 			pub := markerPublic()
 			pub.DataSize = 8
 			_, err := tpm2.NVDefineSpace{AuthHandle: tpm2.TPMRHOwner, PublicInfo: tpm2.New2B(pub)}.Execute(tp)
 			return err
-		}, "other data sits where this box keeps its marker (TPM NV index 0x1815347)"},
+		}, false, "other data sits where this box keeps its marker (TPM NV index 0x1815347)"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := open(t, tpmtest.Start(t))
@@ -129,7 +130,7 @@ func TestPreflightFindings(t *testing.T) {
 				t.Fatal(err)
 			}
 			found := d.Preflight()
-			if len(found) != 1 || found[0].What != c.want || found[0].Mend == "" {
+			if len(found) != 1 || found[0].What != c.want || found[0].Mend == "" || found[0].NewKeysOnly != c.newKeysOnly {
 				t.Errorf("findings %+v, want one: %s", found, c.want)
 			}
 		})
@@ -178,12 +179,61 @@ func TestLockedTPM(t *testing.T) {
 	}
 	found := d.Preflight()
 	want := fmt.Sprintf("the TPM is locked after %d wrong passwords", info.MaxAuthFail)
-	if len(found) != 1 || found[0].What != want || found[0].Mend == "" {
+	if len(found) != 1 || found[0].What != want || found[0].Mend == "" || !found[0].NewKeysOnly {
 		t.Errorf("findings %+v, want: %s", found, want)
 	}
 	digest := sha256.Sum256(nil)
 	if _, err := key.Sign(digest[:], crypto.SHA256, SchemeECDSA); err != nil {
 		t.Errorf("signing while locked: %v", err)
+	}
+}
+
+// Passwords that somebody set after provisioning keep no key from being found and used.
+func TestForeignPasswordsAfterProvisioning(t *testing.T) {
+	d := open(t, tpmtest.Start(t))
+	srk := makeSRK(t, d)
+	policy := Policy{Auth: true}
+	key, _ := makeKey(t, srk, "ecdsa-p256", UsageSign, policy)
+	sealed, err := srk.Seal([]byte("secret"), policy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.WriteMarker(make([]byte, MarkerSize)); err != nil {
+		t.Fatal(err)
+	}
+	err = d.do(func(tp transport.TPM) error {
+		for _, h := range []tpm2.TPMHandle{tpm2.TPMRHOwner, tpm2.TPMRHLockout, tpm2.TPMRHEndorsement} {
+			if _, err := (tpm2.HierarchyChangeAuth{AuthHandle: h, NewAuth: tpm2.TPM2BAuth{Buffer: []byte("foreign")}}).Execute(tp); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := d.Preflight()
+	for _, f := range found {
+		if !f.NewKeysOnly {
+			t.Errorf("stops the box: %s", f.What)
+		}
+	}
+	if len(found) != 2 {
+		t.Errorf("findings %+v", found)
+	}
+	if marker, err := d.ReadMarker(); err != nil || marker == nil {
+		t.Errorf("marker: %x, %v", marker, err)
+	}
+	again, err := d.OpenSRK(srk.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if secret, err := again.Unseal(sealed, policy); err != nil || string(secret) != "secret" {
+		t.Errorf("unsealing: %q, %v", secret, err)
+	}
+	digest := sha256.Sum256(nil)
+	if _, err := key.Sign(digest[:], crypto.SHA256, SchemeECDSA); err != nil {
+		t.Errorf("signing: %v", err)
 	}
 }
 
