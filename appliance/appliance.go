@@ -131,6 +131,7 @@ func (a *Appliance) newEngine() (*enroll.Engine, error) {
 		TimeSource: a.config.Boot.TimeSource,
 		TimeFloor:  a.config.Boot.TimeFloor,
 		Log:        a.config.Log,
+		OwnNames:   a.identity.ownNames,
 		IsBusy:     isBusy,
 	})
 }

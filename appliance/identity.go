@@ -276,6 +276,24 @@ func (id *identity) tlsNames() ([]string, []net.IP) {
 	return names, addresses
 }
 
+// ownNames are the names and addresses in the box's TLS certificate that lead others to it. Those of
+// the loopback are everyone's own.
+func (id *identity) ownNames() []string {
+	leaf := id.tlsCert.Load().Leaf
+	var own []string
+	for _, name := range leaf.DNSNames {
+		if name != "localhost" {
+			own = append(own, name)
+		}
+	}
+	for _, ip := range leaf.IPAddresses {
+		if !ip.IsLoopback() {
+			own = append(own, ip.String())
+		}
+	}
+	return own
+}
+
 // certificate answers crypto/tls with the current certificate.
 func (id *identity) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return id.tlsCert.Load(), nil

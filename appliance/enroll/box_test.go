@@ -86,8 +86,9 @@ func (b *box) open(o store.Options) {
 			{Name: "closed", Policy: policy, Issuer: b.issuer},
 		},
 		Now: b.clock.Now, TimeSource: "host", TimeFloor: start.Add(-time.Hour),
-		Log:    slog.New(slog.DiscardHandler),
-		IsBusy: func(err error) bool { return errors.Is(err, errHolderBusy) },
+		Log:      slog.New(slog.DiscardHandler),
+		OwnNames: func() []string { return []string{"box.example.com"} },
+		IsBusy:   func(err error) bool { return errors.Is(err, errHolderBusy) },
 	})
 	must(b.t, err)
 }

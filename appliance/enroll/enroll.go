@@ -85,7 +85,7 @@ type Profile struct {
 	Static *challenge.Static // nil: the profile takes no static challenge
 }
 
-// Config is what New needs; all of it but IsBusy is required.
+// Config is what New needs; all of it but OwnNames and IsBusy is required.
 type Config struct {
 	Store      *store.Store
 	Profiles   []Profile
@@ -93,6 +93,10 @@ type Config struct {
 	TimeSource string    // audit.Record.TimeSource
 	TimeFloor  time.Time // build time of the image: the clock cannot be right before it
 	Log        *slog.Logger
+
+	// OwnNames are the DNS names and addresses the box itself is reached by; no device gets a
+	// certificate for one. nil: there are none.
+	OwnNames func() []string
 
 	// IsBusy reports whether an error of an Issuer's signer says that the key holder refused before
 	// anything was signed. nil: never, every signer error may have left a signature behind.
@@ -107,6 +111,7 @@ type Engine struct {
 	timeSource string
 	timeFloor  time.Time
 	log        *slog.Logger
+	ownNames   func() []string
 	isBusy     func(error) bool
 	refusals   refusals
 
@@ -126,7 +131,7 @@ func New(c Config) (*Engine, error) {
 		return nil, errors.New("configuring enrollment: store, clock, time source and log are required")
 	}
 	e := &Engine{
-		store: c.Store, now: c.Now, timeSource: c.TimeSource, timeFloor: c.TimeFloor, log: c.Log, isBusy: c.IsBusy,
+		store: c.Store, now: c.Now, timeSource: c.TimeSource, timeFloor: c.TimeFloor, log: c.Log, ownNames: c.OwnNames, isBusy: c.IsBusy,
 		profiles: map[string]Profile{},
 		flights:  map[store.TransactionKey]chan struct{}{},
 		refusals: newRefusals(),
@@ -283,6 +288,9 @@ func (e *Engine) decide(ctx context.Context, p Profile, r Request) (*Result, err
 	}
 
 	// (c) Decide what would be signed.
+	if err := e.checkOwnNames(r.CSR); err != nil {
+		return nil, err
+	}
 	prepared, err := p.Issuer.Prepare(p.Policy, r.CSR, now)
 	if err != nil {
 		return nil, err
@@ -292,9 +300,9 @@ func (e *Engine) decide(ctx context.Context, p Profile, r Request) (*Result, err
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	signerKey, csr, issuer := sha256.Sum256(r.Proof.SignerSPKI), sha256.Sum256(r.CSR.Raw), sha256.Sum256(p.Issuer.Certificate().Raw)
+	signerKey, csr, issuer := sha256.Sum256(r.CSR.RawSPKI), sha256.Sum256(r.CSR.Raw), sha256.Sum256(p.Issuer.Certificate().Raw)
 	rec := e.recordOf(r, audit.IssuanceBegun, audit.OutcomeBegun, now)
-	rec.Serial = prepared.Serial()
+	rec.Serial, rec.Reason = prepared.Serial(), r.CSR.OtherNames()
 	err = e.store.Begin(store.Intent{
 		Key: key, After: newest, Replay: replayKey(key, r.SenderNonce),
 		Serial: prepared.Serial(), Profile: r.Profile, Protocol: r.Protocol, Transaction: r.TransactionID,
@@ -308,6 +316,20 @@ func (e *Engine) decide(ctx context.Context, p Profile, r Request) (*Result, err
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return e.issue(p.Issuer, prepared, r)
+}
+
+// checkOwnNames refuses a certificate that would be good for the box itself: people and devices that
+// trust the box's roots would take whoever holds it for the console or the enrollment service.
+func (e *Engine) checkOwnNames(csr *pki.Request) error {
+	if e.ownNames == nil {
+		return nil
+	}
+	for _, name := range e.ownNames() {
+		if csr.IsNamed(name) {
+			return &pki.PolicyError{Rule: "san", Value: name + " (a name of this box)"}
+		}
+	}
+	return nil
 }
 
 // issue carries a begun transaction to its end.
@@ -331,7 +353,7 @@ func (e *Engine) issue(issuer *pki.Issuer, prepared *pki.Prepared, r Request) (*
 	// out, and the next start finds the transaction begun and burns the serial.
 	now := e.now()
 	rec := e.recordOf(r, audit.SCEPPKCSReq, audit.OutcomeSuccess, now)
-	rec.Serial = serial
+	rec.Serial, rec.Reason = serial, r.CSR.OtherNames()
 	decided = true
 	if err := e.store.Finish(serial, der, now, rec); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -414,8 +436,11 @@ func (e *Engine) unlock(key store.TransactionKey) {
 // transactionKey hashes what makes two messages the same request: profile, transaction id, the
 // signer's public key and the CertificationRequestInfo. The same transaction id and key with another
 // CSR is another request.
+//
+// The key is taken from the CSR, which equals the signer's: the signer's certificate is not signed, and
+// whoever captured a message could write the key in it another way.
 func transactionKey(r Request) store.TransactionKey {
-	return hashFields("transaction", []byte(r.Protocol), []byte(r.Profile), []byte(r.TransactionID), r.Proof.SignerSPKI, r.CSR.RawInfo)
+	return hashFields("transaction", []byte(r.Protocol), []byte(r.Profile), []byte(r.TransactionID), r.CSR.RawSPKI, r.CSR.RawInfo)
 }
 
 // replayKey names the very message. A SCEP message without senderNonce has the empty one: outside

@@ -84,6 +84,50 @@ func TestRetry(t *testing.T) {
 	b.close()
 }
 
+// The certificate that comes with a message is not signed. Whoever captured the message can write the
+// key in it another way, and must not get another certificate made by that.
+func TestCapturedMessageWithAnotherEncodingOfItsKey(t *testing.T) {
+	b := newBox(t)
+	r := newDevice(t).request(printer)
+	first := b.issue(r)
+	r.Proof.SignerSPKI = append(slices.Clone(r.Proof.SignerSPKI), 0x05, 0x00)
+	r.Proof.SignerSPKI[1] += 2
+	if res := b.issue(r); res.Serial != first.Serial || !res.Replayed {
+		t.Error("the same message got another certificate")
+	}
+	b.clock.advance(25 * time.Hour)
+	b.refused(r, ErrReplay)
+	b.close()
+}
+
+// No device gets a certificate for the box itself.
+func TestNameOfTheBox(t *testing.T) {
+	b := newBox(t)
+	_, err := b.enroll(newDevice(t).request(pkix.Name{CommonName: "BOX.example.com"}))
+	var policy *pki.PolicyError
+	if !errors.As(err, &policy) {
+		t.Errorf("error %v", err)
+	}
+	wantLog(b, refused)
+	b.close()
+}
+
+// Every name a certificate is good for is in the log, not only the one it is called by.
+func TestLogHasEveryName(t *testing.T) {
+	b := newBox(t)
+	d := newDevice(t)
+	subject := pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{
+		{Type: []int{2, 5, 4, 3}, Value: "admin"}, {Type: []int{2, 5, 4, 3}, Value: "printer-7"},
+	}}
+	b.issue(d.request(subject))
+	for _, rec := range b.log() {
+		if rec.Identity != "printer-7" || rec.Reason != "1 more name: CN=admin" {
+			t.Errorf("%s: identity %q, reason %q", rec.Action, rec.Identity, rec.Reason)
+		}
+	}
+	b.close()
+}
+
 // What differs in any part of the key is another request.
 func TestNotARetry(t *testing.T) {
 	b := newBox(t)

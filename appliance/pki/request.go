@@ -11,6 +11,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -382,6 +383,36 @@ func (r *Request) OtherNames() string {
 		return "1 more name: " + others[0]
 	}
 	return fmt.Sprintf("%d more names: %s", len(others), strings.Join(others, ", "))
+}
+
+// IsNamed reports whether the certificate would be good for a host: whether a common name or a
+// subjectAltName is that DNS name or address, in any case and form.
+func (r *Request) IsNamed(host string) bool {
+	address, _ := netip.ParseAddr(host)
+	same := func(name string) bool {
+		name = strings.TrimSuffix(name, ".")
+		if a, err := netip.ParseAddr(name); err == nil && address.IsValid() {
+			return a.Unmap() == address.Unmap()
+		}
+		return strings.EqualFold(name, host)
+	}
+	for _, name := range r.SAN {
+		if (name.Kind == DNS || name.Kind == IP) && same(name.Value) {
+			return true
+		}
+	}
+	subject, err := parseName(r.RawSubject)
+	if err != nil {
+		return false
+	}
+	for _, rdn := range subject {
+		for _, a := range rdn {
+			if a.oid.Equal(oidCommonName) && same(a.value) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func printable(s string) string {

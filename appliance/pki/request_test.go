@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -300,6 +301,21 @@ func TestOtherNames(t *testing.T) {
 	} {
 		if got := goRequest(t, key, tt.request).OtherNames(); got != tt.want {
 			t.Errorf("%q, want %q", got, tt.want)
+		}
+	}
+}
+
+func TestIsNamed(t *testing.T) {
+	request := goRequest(t, newKey(t, "ecdsa-p256"), x509.CertificateRequest{
+		RawSubject: mustDN(t, "CN=Box.example.com,CN=10.0.0.1,O=other.example.com"), DNSNames: []string{"www.example.com"},
+		IPAddresses: []net.IP{net.ParseIP("2001:db8::1")}, EmailAddresses: []string{"me@mail.example.com"},
+	})
+	for host, want := range map[string]bool{
+		"box.example.com": true, "WWW.example.com": true, "10.0.0.1": true, "::ffff:10.0.0.1": true, "2001:db8:0::1": true,
+		"other.example.com": false, "example.com": false, "mail.example.com": false, "10.0.0.2": false,
+	} {
+		if got := request.IsNamed(host); got != want {
+			t.Errorf("%s: %t", host, got)
 		}
 	}
 }
