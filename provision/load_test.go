@@ -94,7 +94,8 @@ func TestLoad(t *testing.T) {
 		},
 		RA: RA{Algorithm: "rsa-3072", Protection: "sealed", Validity: 36 * time.Hour},
 		Profiles: []Profile{{Name: "corp", Default: true, Authority: "devices",
-			SCEP: SCEP{PlainHTTP: true, Chain: true, GetCACert: "ra+ca", StaticHash: testHash}}},
+			Renewal: Renewal{Window: 30 * 24 * time.Hour}, Limits: Limits{PerSource: 120, PerProfile: 3600},
+			SCEP: SCEP{PlainHTTP: true, Chain: true, GetCACert: "ra+ca", Challenges: Challenges{StaticHash: testHash}}}},
 		Files: []string{"profiles/corp.yaml", "site.yaml", "trust/ca.pem"},
 	}
 	ignoreConfig := cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".config" || p.Last().String() == ".Policy" }, cmp.Ignore())
@@ -154,6 +155,22 @@ func TestProblems(t *testing.T) {
 		return f
 	}
 	valid, expired := certificatePEM(t, time.Now().Add(time.Hour)), certificatePEM(t, time.Now().Add(-time.Hour))
+	signed := func(changed string) files {
+		all := "certificates: trust/ca.pem, issuer: i, audience: a, validity: 60m"
+		for _, field := range strings.Split(changed, ", ") {
+			name, _, _ := strings.Cut(field, ":")
+			at := strings.Index(all, name+":")
+			if at < 0 {
+				all += ", " + field
+				continue
+			}
+			end := strings.Index(all[at:]+",", ",")
+			all = all[:at] + field + all[at+end:]
+		}
+		f := profile("static:", "signed: {"+all+"}\n    static:")
+		f["trust/ca.pem"], f["trust/p224.pem"] = valid, certificateOn(t, elliptic.P224(), time.Now().Add(time.Hour))
+		return f
+	}
 	second := strings.Count(valid, "\n") + 1 // line of what follows valid in a file
 	scepPart := goodProfile[strings.Index(goodProfile, "scep:"):]
 	tests := []struct {
@@ -251,7 +268,38 @@ func TestProblems(t *testing.T) {
 		{"weak hash", profile("m=65536", "m=1024"), "profiles/corp.yaml:13: m=1024 is outside — signet hash"},
 		{"costly hash", profile("m=65536", "m=4000000"), "profiles/corp.yaml:13: m=4000000 is outside — signet hash"},
 		{"getcacert", profile("ra+ca}", "all}"), "profiles/corp.yaml:11: \"all\" cannot be — ra+chain or ra+ca or ra"},
-		{"another issue's challenge", profile("static:", "one_time: {}\n    static:"), "profiles/corp.yaml:13: unknown field scep.challenges.one_time — static"},
+		{"unknown challenge", profile("static:", "intune: {}\n    static:"), "profiles/corp.yaml:13: unknown field scep.challenges.intune — static"},
+		{"slip of a challenge", profile("static:", "one_tme: {ttl: 1h}\n    static:"), "profiles/corp.yaml:13: unknown field scep.challenges.one_tme — did you mean one_time?"},
+		{"one_time without ttl", profile("static:", "one_time: {}\n    static:"), "profiles/corp.yaml:13: one_time.ttl is missing — 24h"},
+		{"ttl", profile("static:", "one_time: {ttl: 30s}\n    static:"), "profiles/corp.yaml:13: 30s is not a usable time — 1m to 90d"},
+		{"empty signed", profile("static:", "signed: {}\n    static:"),
+			"profiles/corp.yaml:13: signed.certificates is missing — trust/connector.pem\nprofiles/corp.yaml:13: signed.issuer is missing — iss\nprofiles/corp.yaml:13: signed.audience is missing — another box"},
+		{"signed by nobody", signed("certificates: trust/x.pem"), "profiles/corp.yaml:13: trust/x.pem: file does not exist — put the certificates"},
+		{"signers elsewhere", signed("certificates: ../x.pem"), "profiles/corp.yaml:13: \"../x.pem\" is not a file in trust/ — trust/NAME.pem"},
+		{"empty audience", signed("certificates: trust/ca.pem, audience: ''"), "profiles/corp.yaml:13: signed.audience: empty — challenges carry"},
+		{"skew", signed("certificates: trust/ca.pem, skew: 1h"), "profiles/corp.yaml:13: 1h is not less than validity — few seconds"},
+		{"signed validity", signed("certificates: trust/ca.pem, validity: 90d"), "profiles/corp.yaml:13: 90d is not a usable validity — 1m to 30d"},
+		{"per device", signed("certificates: trust/ca.pem, per_device_24h: -1"), "profiles/corp.yaml:13: per_device_24h: -1 is outside — from 0"},
+		{"signer with a small curve", signed("certificates: trust/p224.pem"), "profiles/corp.yaml:13: trust/p224.pem: an ECDSA key on P-224 — ES256"},
+
+		{"approval without default", profile("validity:", "approval: {}\nvalidity:"), "profiles/corp.yaml:8: approval.default is missing — auto"},
+		{"approval", profile("validity:", "approval: {default: sometimes}\nvalidity:"), "profiles/corp.yaml:8: \"sometimes\" cannot be — auto"},
+		{"manual_if with manual", profile("validity:", "approval: {default: manual, manual_if: {cn_suffix: [.x]}}\nvalidity:"), "profiles/corp.yaml:8: means nothing while — default: auto"},
+		{"no suffix", profile("validity:", "approval: {default: auto, manual_if: {cn_suffix: []}}\nvalidity:"), "profiles/corp.yaml:8: no suffix — remove manual_if"},
+		{"empty suffix", profile("validity:", "approval: {default: auto, manual_if: {cn_suffix: [.x, '']}}\nvalidity:"), "profiles/corp.yaml:8: cn_suffix[1]: empty — default: manual"},
+		{"renewal proof", profile("validity:", "renewal: {proof: none}\nvalidity:"), "profiles/corp.yaml:8: \"none\" cannot be — certificate"},
+		{"renewal window", profile("validity:", "renewal: {window: 91d}\nvalidity:"), "profiles/corp.yaml:8: 91d is not between — at most its validity"},
+		{"no renewal window", profile("validity:", "renewal: {window: 0s}\nvalidity:"), "profiles/corp.yaml:8: 0s is not between — at most its validity"},
+		{"renewal grace", profile("validity:", "renewal: {grace: 91d}\nvalidity:"), "profiles/corp.yaml:8: 91d is longer than — at most its validity"},
+		{"renew_from", profile("validity:", "renewal: {renew_from: trust/x.pem}\nvalidity:"), "profiles/corp.yaml:8: unknown field renewal.renew_from — remove it"},
+		{"limits", profile("validity:", "limits: {per_source: -1, per_profile: many}\nvalidity:"), "profiles/corp.yaml:8: -1 is outside — from 0\nprofiles/corp.yaml:8: not a whole number — from 0"},
+		{"legacy", profile("  reply:", "  legacy: {md5: 1, rc4: true}\n  reply:"), "profiles/corp.yaml:11: unknown field scep.legacy.rc4 — md5\nprofiles/corp.yaml:11: legacy.md5: not true or false — true or false"},
+		{"must_staple is not there yet", profile("validity:", "must_staple: false\nvalidity:"), "profiles/corp.yaml:8: unknown field must_staple — remove it"},
+		{"raw_csr without TLS", func() files {
+			f := site("scep: {on: true}", "scep: {on: false}")
+			f["profiles/corp.yaml"] = strings.Replace(goodProfile, "  plain_http: true", "  plain_http: true\n  raw_csr: true", 1)
+			return f
+		}(), "profiles/corp.yaml:11: over TLS only — raw_csr: false"},
 
 		{"expired bundle", with("trust/ca.pem", "# old\n"+expired), "trust/ca.pem:2: expired on — replace"},
 		{"one of two expired", with("trust/ca.pem", valid+expired), fmt.Sprintf("trust/ca.pem:%d: expired on — replace", second)},
@@ -338,6 +386,90 @@ func TestLoadBakedIgnoresTheClock(t *testing.T) {
 	}
 }
 
+// TestEnrollmentFields: what a profile says about approval, renewal, limits and challenges, and what
+// it means where it does not say.
+func TestEnrollmentFields(t *testing.T) {
+	f := good()
+	f["trust/connector.pem"] = certificatePEM(t, time.Now().Add(time.Hour)) + certificatePEM(t, time.Now().Add(2*time.Hour))
+	f["profiles/corp.yaml"] = strings.NewReplacer(
+		"validity: 90d\n", "validity: 90d\nrenewal: {proof: certificate, window: 45d, grace: 7d}\nlimits: {per_source: 5, per_profile: 0}\n"+
+			"approval: {default: auto, manual_if: {cn_suffix: [.approve.test]}}\n",
+		"  reply:", "  raw_csr: true\n  legacy: {sha1: true, des_decrypt: true}\n  reply:",
+		"static:", "one_time: {ttl: 12h}\n    signed: {certificates: trust/connector.pem, issuer: me, audience: you, per_device_24h: 0}\n    static:").Replace(goodProfile)
+	f["profiles/manual.yaml"] = strings.NewReplacer("name: corp\ndefault: true", "name: manual\napproval: {default: manual}",
+		`static: {hash: "`+testHash+`"}`, "signed: {certificates: trust/connector.pem, issuer: me, audience: you, validity: 30m, skew: 5s}").Replace(goodProfile)
+	site, err := Load(f.fs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	day := 24 * time.Hour
+	for i := range site.Profiles {
+		s := site.Profiles[i].SCEP.Challenges.Signed
+		if s == nil || len(s.Certificates) != 2 {
+			t.Fatalf("signers of %s: %+v", site.Profiles[i].Name, s)
+		}
+		s.Certificates = nil
+	}
+	corp, manual := site.Profiles[0], site.Profiles[1]
+	check := func(what string, got, want any) {
+		t.Helper()
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", what, diff)
+		}
+	}
+	check("approval", corp.Approval, Approval{CNSuffix: []string{".approve.test"}})
+	check("renewal", corp.Renewal, Renewal{Window: 45 * day, Grace: 7 * day})
+	check("limits", corp.Limits, Limits{PerSource: 5})
+	check("SCEP", corp.SCEP, SCEP{PlainHTTP: true, RawCSR: true, Chain: true, GetCACert: "ra+ca", Legacy: Legacy{SHA1: true, DESDecrypt: true},
+		Challenges: Challenges{StaticHash: testHash, OneTime: &OneTime{TTL: 12 * time.Hour},
+			Signed: &Signed{File: "trust/connector.pem", Issuer: "me", Audience: "you", Validity: time.Hour, Skew: time.Minute}}})
+	check("approval of manual", manual.Approval, Approval{Manual: true})
+	check("renewal of manual", manual.Renewal, Renewal{Challenge: true, Window: 30 * day})
+	check("signed challenges of manual", manual.SCEP.Challenges, Challenges{
+		Signed: &Signed{File: "trust/connector.pem", Issuer: "me", Audience: "you", Validity: 30 * time.Minute, Skew: 5 * time.Second, PerDevice24h: 3}})
+	weak := strings.Join(site.Weaknesses(), "\n")
+	for _, want := range []string{"corp: legacy.sha1", "corp: legacy.des_decrypt", "corp: raw_csr"} {
+		if !strings.Contains(weak, want) {
+			t.Errorf("nothing about %q in\n%s", want, weak)
+		}
+	}
+	for _, silent := range []string{"manual: legacy", "legacy.md5", "limits are off"} {
+		if strings.Contains(weak, silent) {
+			t.Errorf("%q in\n%s", silent, weak)
+		}
+	}
+}
+
+// TestReadSigners: a file that is replaced while the box runs is held to what Load holds it to.
+func TestReadSigners(t *testing.T) {
+	now := time.Now()
+	valid := certificatePEM(t, now.Add(time.Hour))
+	for _, c := range []struct{ name, content, want string }{
+		{"two", valid + certificatePEM(t, now.Add(time.Hour)), ""},
+		{"absent", "", "cannot be read"},
+		{"one expired", valid + certificatePEM(t, now.Add(-time.Minute)), "expired on"},
+		{"garbage", "garbage", "no certificate"},
+		{"half", valid[:len(valid)/2], "cannot be read"},
+		{"unusable key", certificateOn(t, elliptic.P224(), now.Add(time.Hour)), "P-224"},
+	} {
+		f := files{}
+		if c.content != "" {
+			f["trust/x.pem"] = c.content
+		}
+		certificates, err := ReadSigners(f.fs(), "trust/x.pem", now)
+		if c.want == "" {
+			if err != nil || len(certificates) != 2 {
+				t.Errorf("%s: %d certificates, %v", c.name, len(certificates), err)
+			}
+			continue
+		}
+		var problems Problems
+		if !errors.As(err, &problems) || len(certificates) != 0 || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %d certificates, error %v, want %q", c.name, len(certificates), err, c.want)
+		}
+	}
+}
+
 func TestWeaknesses(t *testing.T) {
 	f := good()
 	f["site.yaml"] = strings.Replace(goodSite, "name: plant-7", "name: demo", 1)
@@ -407,7 +539,12 @@ func FuzzLoad(f *testing.F) {
 
 func certificatePEM(t testing.TB, notAfter time.Time) string {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	return certificateOn(t, elliptic.P256(), notAfter)
+}
+
+func certificateOn(t testing.TB, curve elliptic.Curve, notAfter time.Time) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}

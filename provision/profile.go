@@ -4,7 +4,6 @@ import (
 	"errors"
 	"strings"
 
-	"signet.internal/appliance/challenge/phc"
 	"signet.internal/appliance/pki"
 )
 
@@ -12,7 +11,7 @@ import (
 func (l *loader) readProfile(file string, content []byte) {
 	d, body := parseDocument(file, content)
 	defer func() { l.problems = append(l.problems, d.problems...) }()
-	o := d.object(body, "", "name", "default", "authority", "keys", "subject", "san", "usage", "validity", "scep")
+	o := d.object(body, "", "name", "default", "authority", "keys", "subject", "san", "usage", "validity", "renewal", "approval", "limits", "scep")
 	if o == nil {
 		return
 	}
@@ -37,6 +36,9 @@ func (l *loader) readProfile(file string, content []byte) {
 		p.Policy = compilePolicy(d, o, p.config)
 	}
 	p.SCEP = l.readSCEP(o, p.Name)
+	p.Approval = readApproval(o)
+	p.Renewal = readRenewal(o, p)
+	p.Limits = readLimits(o.object("limits", "per_source", "per_profile"))
 	l.site.Profiles = append(l.site.Profiles, p)
 }
 
@@ -125,8 +127,14 @@ func compilePolicy(d *document, o *object, c pki.ProfileConfig) *pki.Profile {
 
 func (l *loader) readSCEP(o *object, profile string) SCEP {
 	s := SCEP{GetCACert: "ra+chain"}
-	scep := o.object("scep", "plain_http", "reply", "challenges")
+	scep := o.object("scep", "plain_http", "raw_csr", "legacy", "reply", "challenges")
 	s.PlainHTTP, _ = scep.bool("plain_http")
+	s.RawCSR, _ = scep.bool("raw_csr")
+	legacy := scep.object("legacy", "sha1", "des3", "des_decrypt", "md5")
+	s.Legacy.SHA1, _ = legacy.bool("sha1")
+	s.Legacy.DES3, _ = legacy.bool("des3")
+	s.Legacy.DESDecrypt, _ = legacy.bool("des_decrypt")
+	s.Legacy.MD5, _ = legacy.bool("md5")
 	reply := scep.object("reply", "chain", "getcacert")
 	s.Chain, _ = reply.bool("chain")
 	if reply.has("getcacert") {
@@ -138,19 +146,9 @@ func (l *loader) readSCEP(o *object, profile string) SCEP {
 	if scep != nil && !s.PlainHTTP && !l.site.Listeners.SCEP {
 		o.failf("scep", "turn on listener scep in site.yaml, or write plain_http: true", "no listener serves it")
 	}
-	before := len(o.d.problems)
-	static := scep.object("challenges", "static").object("static", "hash")
-	hash, ok := static.text("hash")
-	if !ok {
-		if len(o.d.problems) == before {
-			o.d.failf(o.d.lineOf("scep.challenges.static"), "run `signet hash` and write scep: {challenges: {static: {hash: \"…\"}}}",
-				"profile %s has no challenge: nothing would tell its devices from strangers", profile)
-		}
-		return s
+	if s.RawCSR && !l.site.Listeners.SCEP {
+		scep.failf("raw_csr", "turn on listener scep in site.yaml, or write raw_csr: false", "such requests are taken over TLS only, and listener scep is off")
 	}
-	if _, err := phc.Parse(hash); err != nil {
-		static.failf("hash", "run `signet hash` and paste what it prints, in quotes", "%v", err)
-	}
-	s.StaticHash = hash
+	s.Challenges = l.readChallenges(o, scep, profile)
 	return s
 }

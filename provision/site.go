@@ -9,6 +9,7 @@
 package provision
 
 import (
+	"crypto/x509"
 	"net/netip"
 	"time"
 
@@ -68,17 +69,70 @@ type Profile struct {
 	Default   bool
 	Authority string // name of one of the site's authorities
 	Policy    *pki.Profile
+	Approval  Approval
+	Renewal   Renewal
+	Limits    Limits
 	SCEP      SCEP
 
 	config pki.ProfileConfig
 }
 
+// Approval says which requests wait for an operator.
+type Approval struct {
+	Manual   bool     // all of them
+	CNSuffix []string // where Manual is false: those whose common name ends in one of these, any case
+}
+
+// Renewal says when and how a device gets the successor of its certificate.
+type Renewal struct {
+	Challenge bool          // a valid challenge is needed besides the old certificate
+	Window    time.Duration // how long before its end a certificate can be renewed
+	Grace     time.Duration // how long after its end it still can
+}
+
+// Limits bound the certificates a profile issues within an hour; 0 is no limit.
+type Limits struct {
+	PerSource  int // to one source address
+	PerProfile int // altogether
+}
+
 // SCEP is what a profile says about SCEP.
 type SCEP struct {
 	PlainHTTP  bool   // served on the plain listener too
+	RawCSR     bool   // a SignedData around a bare CSR is answered too, over TLS
 	Chain      bool   // the CA certificate comes with an issued one
 	GetCACert  string // "ra+chain", "ra+ca" or "ra"
-	StaticHash string // argon2id hash of the challenge
+	Legacy     Legacy
+	Challenges Challenges
+}
+
+// Legacy is the weak cryptography a profile takes from old clients, each switch its own.
+type Legacy struct {
+	SHA1       bool // digests and signatures
+	DES3       bool // triple DES, both ways
+	DESDecrypt bool // single DES in requests; no answer is ever in it
+	MD5        bool // digests of requests
+}
+
+// Challenges are the kinds of challenge a profile takes; at least one is on.
+type Challenges struct {
+	StaticHash string   // argon2id hash of the challenge all devices share; "" is off
+	OneTime    *OneTime // nil is off
+	Signed     *Signed  // nil is off
+}
+
+// OneTime is how long a minted challenge can be used, at most.
+type OneTime struct{ TTL time.Duration }
+
+// Signed is whose signed challenges (compact JWS) a profile takes.
+type Signed struct {
+	File         string              // of the site, in trust/
+	Certificates []*x509.Certificate // of File, at least one
+	Issuer       string
+	Audience     string
+	Validity     time.Duration // of a challenge, at most
+	Skew         time.Duration // between the signer's clock and the box's
+	PerDevice24h int           // certificates for one device within 24 hours; 0 is no limit
 }
 
 // KeySpec is one key the box holds.
@@ -148,6 +202,28 @@ func (s *Site) Weaknesses() []string {
 			if pattern == "*" {
 				weak = append(weak, "profile "+p.Name+": whoever knows its challenge gets any DNS name (san: dns: [\"*\"])")
 			}
+		}
+		weak = append(weak, p.weaknesses()...)
+	}
+	return weak
+}
+
+// weaknesses says what the profile allows of old clients and of anybody who has its challenge.
+func (p *Profile) weaknesses() []string {
+	var weak []string
+	for _, w := range []struct {
+		on   bool
+		what string
+	}{
+		{p.SCEP.Legacy.SHA1, "legacy.sha1 takes signatures that can be forged with effort"},
+		{p.SCEP.Legacy.DES3, "legacy.des3 answers in triple DES"},
+		{p.SCEP.Legacy.DESDecrypt, "legacy.des_decrypt takes challenges that whoever recorded them can read"},
+		{p.SCEP.Legacy.MD5, "legacy.md5 takes signatures that anybody can forge"},
+		{p.SCEP.RawCSR, "raw_csr takes challenges that only TLS keeps secret"},
+		{p.Limits.PerSource == 0 && p.Limits.PerProfile == 0, "limits are off: whoever knows its challenge gets certificates without end"},
+	} {
+		if w.on {
+			weak = append(weak, "profile "+p.Name+": "+w.what)
 		}
 	}
 	return weak

@@ -20,17 +20,25 @@ func (l *loader) readTrust() {
 			continue
 		}
 		if content := l.readFile(name); content != nil {
-			l.readBundle(name, content)
+			_, problems := parseBundle(name, content, l.now)
+			l.problems = append(l.problems, problems...)
 		}
 	}
 }
 
-func (l *loader) readBundle(file string, content []byte) {
+// parseBundle reads the PEM certificates in a file; now is the time none may have ended by, zero for
+// any. It finds every problem, and returns the certificates that have none.
+func parseBundle(file string, content []byte, now time.Time) ([]*x509.Certificate, Problems) {
+	var (
+		certificates []*x509.Certificate
+		problems     Problems
+		found        int // certificates, good or bad
+		blocks       int
+	)
 	failAt := func(line int, what, mend string) {
-		l.problems = append(l.problems, Problem{File: file, Line: line, What: what, Mend: mend})
+		problems = append(problems, Problem{File: file, Line: line, What: what, Mend: mend})
 	}
-	rest, certificates, blocks := content, 0, 0
-	for {
+	for rest := content; ; {
 		block, next := pem.Decode(rest)
 		if block == nil {
 			break
@@ -51,19 +59,22 @@ func (l *loader) readBundle(file string, content []byte) {
 			failAt(line, "a "+block.Type+", not a certificate", "remove it")
 			continue
 		}
-		certificates++
+		found++
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
 			failAt(line, "a certificate that cannot be read: "+err.Error(), "replace it")
 			continue
 		}
-		if !l.now.IsZero() && l.now.After(cert.NotAfter) {
+		if !now.IsZero() && now.After(cert.NotAfter) {
 			failAt(line, "certificate "+pki.FormatDN(cert.RawSubject)+" expired on "+cert.NotAfter.UTC().Format(time.DateOnly), "remove it, or replace it with its successor")
+			continue
 		}
+		certificates = append(certificates, cert)
 	}
 	if begins := bytes.Count(content, []byte("-----BEGIN ")); begins > blocks {
 		failAt(0, "a PEM block that cannot be read", "restore the file; each block has a BEGIN line, base64 and an END line")
-	} else if certificates == 0 {
+	} else if found == 0 {
 		failAt(0, "no certificate in it", "put the PEM certificates in, or remove the file")
 	}
+	return certificates, problems
 }
