@@ -17,7 +17,7 @@ const (
 )
 
 // success is a CertRep with the issued certificate first, which is where clients look for it, in a degenerate SignedData
-// encrypted to the certificate that signed the request (RFC 8894 §3.3.2) with the cipher the client chose itself.
+// encrypted to the certificate that signed the request (RFC 8894 §3.3.2) with the given cipher.
 func (s *Server) success(p *profile, req *request, certificate []byte, c cms.Cipher) ([]byte, error) {
 	certs := [][]byte{certificate}
 	if p.Chain {
@@ -58,8 +58,7 @@ type value struct {
 func printable(s string) value { return value{asn1.TagPrintableString, []byte(s)} }
 
 // certRep signs a reply. The set of attributes is the one Windows insists on; transactionID and senderNonce come back as
-// they were sent, byte for byte, because clients compare bytes. The digest is the request's where the policy allows
-// it, so that a client that knows one digest understands the answer.
+// they were sent, byte for byte, because clients compare bytes.
 func (s *Server) certRep(p *profile, req *request, content []byte, more ...attribute) ([]byte, error) {
 	nonce := make([]byte, 16)
 	rand.Read(nonce) // never fails: crypto/rand
@@ -78,10 +77,7 @@ func (s *Server) certRep(p *profile, req *request, content []byte, more ...attri
 		SignerCertificate: p.RA,
 		Signer:            p.RASigner,
 		Certificates:      [][]byte{p.RA.Raw},
-		Digest:            cms.SHA256,
-	}
-	if s.policy.AllowsDigest(req.digest) {
-		options.Digest = req.digest
+		Digest:            p.answerDigest(req.digest),
 	}
 	for _, a := range attrs {
 		der, err := asn1.Marshal(asn1.RawValue{Tag: a.value.tag, Bytes: a.value.bytes})

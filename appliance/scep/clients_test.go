@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/smallstep/pkcs7"
+
 	"signet.internal/appliance/audit"
 )
 
@@ -193,7 +195,7 @@ func TestCertmongerHelper(t *testing.T) {
 	s := newService(t, nil)
 	dir := t.TempDir()
 	out, _, ok := run(t, dir, helper, "-u", s.url+"/scep", "-c")
-	if !ok || strings.TrimSpace(out) != capabilities {
+	if !ok || strings.TrimSpace(out) != baseCapabilities {
 		t.Errorf("GetCACaps: %q", out)
 	}
 	for _, profile := range []string{"corp", "modern"} {
@@ -205,6 +207,43 @@ func TestCertmongerHelper(t *testing.T) {
 			if !holdsPEM(out, cert.Raw) {
 				t.Errorf("GetCACert of %s: no %s certificate in\n%s", profile, name, out)
 			}
+		}
+	}
+}
+
+// Debian's scepclient on the profile that takes what it sends. It encrypts to every certificate of GetCACert.
+func TestScepclientEnrolls(t *testing.T) {
+	client := need(t, "scepclient", "scep")
+	s := newService(t, nil)
+	dir := t.TempDir()
+	if _, _, ok := run(t, dir, client, "-server-url", s.url+"/scep/legacy", "-challenge", secret, "-private-key", "k.key",
+		"-certificate", "out.crt", "-cn", "dev.example.com", "-keySize", "2048", "-debug"); !ok {
+		t.Fatalf("not enrolled; log:\n%s", s.log)
+	}
+	writePEM(t, filepath.Join(dir, "ca.crt"), "CERTIFICATE", s.ca["legacy"].Raw)
+	checkOpenSSL(t, dir, "ca.crt", "out.crt")
+	text, err := os.ReadFile(filepath.Join(dir, "out.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.checkReplayed(s.last(), "legacy", parsePEM(t, text))
+	r := s.openReply(s.last())
+	if got := r.p7.Signers[0].DigestAlgorithm.Algorithm; !got.Equal(pkcs7.OIDDigestAlgorithmSHA1) {
+		t.Errorf("a request signed with SHA-1 is answered with digest %v", got)
+	}
+	if !bytes.Contains(r.content, mustMarshal(t, pkcs7.OIDEncryptionAlgorithmDESEDE3CBC)) {
+		t.Error("a request encrypted with DES is not answered with 3DES")
+	}
+	s.checkLog()
+}
+
+// strongSwan is offered DES3 and SHA-1 by the capabilities and uses what it is told to.
+func TestStrongSwanLegacy(t *testing.T) {
+	s := newService(t, nil)
+	d := newSwan(t, s.url+"/scep/legacy")
+	for _, args := range [][]string{nil, {"--cipher", "des3"}, {"--cipher", "des3", "--digest", "sha1"}} {
+		if cert, _ := d.enroll(secret, args...); cert == nil {
+			t.Errorf("%q: not enrolled; log:\n%s", args, s.log)
 		}
 	}
 }

@@ -17,11 +17,6 @@ const maxBody = 1 << 20
 
 const contentTypeText = "text/plain"
 
-// capabilities is the GetCACaps answer: RFC 8894 §3.5.2. No line is empty, none has spaces, and the last has no end:
-// strongSwan takes an empty line for every capability there is. Up to 5.9.10 it also believes SHA-256 and AES only
-// where SHA-384 is listed. DES3 and SHA-1 are not offered, and renewal is not yet among what enroll does.
-const capabilities = "POSTPKIOperation\nSHA-256\nSHA-384\nSHA-512\nAES\nSCEPStandard"
-
 // exchange is one HTTP request on its way through, and what its log line will say.
 type exchange struct {
 	w  http.ResponseWriter
@@ -79,7 +74,7 @@ func (s *Server) dispatch(x *exchange, plain bool) {
 		}
 		x.outcome = "answered"
 		if operation == "GetCACaps" {
-			x.reply(http.StatusOK, contentTypeText, []byte(capabilities))
+			x.reply(http.StatusOK, contentTypeText, p.caps)
 		} else {
 			x.reply(http.StatusOK, p.caCertType, p.caCert)
 		}

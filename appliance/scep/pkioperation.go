@@ -178,7 +178,7 @@ func unverified(raw []byte, err error) string {
 }
 
 // certificateRequest makes the checks between signature and engine, the cheap and the public ones before the RA key is
-// touched, and returns the request in the envelope and the envelope's cipher.
+// touched, and returns the request in the envelope and the cipher of the answer.
 func (s *Server) certificateRequest(p *profile, req *request) (*pki.Request, cms.Cipher, error) {
 	if req.malformed != nil {
 		return nil, 0, req.malformed
@@ -186,7 +186,7 @@ func (s *Server) certificateRequest(p *profile, req *request) (*pki.Request, cms
 	if req.messageType != typePKCSReq {
 		return nil, 0, refuse(badRequest, "message type "+typeName(req.messageType)+" is not offered: send PKCSReq (19)")
 	}
-	if !s.policy.AllowsDigest(req.digest) {
+	if !p.policy.AllowsDigest(req.digest) {
 		return nil, 0, refuse(badAlg, fmt.Sprintf("the message is signed with %v, which is not allowed: "+setSHA, req.digest))
 	}
 	if _, ok := req.signer.PublicKey.(*rsa.PublicKey); !ok {
@@ -197,7 +197,7 @@ func (s *Server) certificateRequest(p *profile, req *request) (*pki.Request, cms
 		return nil, 0, fmt.Errorf("%w: %w", refuse(badMessageCheck, "the signed content is not a CMS EnvelopedData"), err)
 	}
 	key := &watchedKey{Decrypter: p.RADecrypter}
-	der, err := envelope.Decrypt(p.RA, key, s.policy)
+	der, err := envelope.Decrypt(p.RA, key, p.policy)
 	if key.err != nil {
 		return nil, 0, fmt.Errorf("decrypting with the RA key: %w", key.err)
 	}
@@ -205,7 +205,7 @@ func (s *Server) certificateRequest(p *profile, req *request) (*pki.Request, cms
 		return nil, 0, err
 	}
 	csr, err := pki.ParseRequest(der)
-	return csr, envelope.ContentCipher, err
+	return csr, p.answerCipher(envelope.ContentCipher), err
 }
 
 // watchedKey remembers that the RA key did not work. cms answers that like a message that does not decrypt, as it must

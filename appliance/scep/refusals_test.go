@@ -180,6 +180,7 @@ func TestRefusedBySignedReply(t *testing.T) {
 // behind it.
 func TestReplyMirrorsRequest(t *testing.T) {
 	s := newService(t, nil)
+	des3 := pkcs7.OIDEncryptionAlgorithmDESEDE3CBC
 	aes128, aes256 := asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 2}, asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 1, 42}
 	for _, c := range []struct {
 		profile string
@@ -191,6 +192,9 @@ func TestReplyMirrorsRequest(t *testing.T) {
 		{"corp", pkcs7.EncryptionAlgorithmAES128CBC, aes128, pkcs7.OIDDigestAlgorithmSHA256, 1},
 		{"corp", pkcs7.EncryptionAlgorithmAES256CBC, aes256, pkcs7.OIDDigestAlgorithmSHA512, 1},
 		{"modern", pkcs7.EncryptionAlgorithmAES128CBC, aes128, pkcs7.OIDDigestAlgorithmSHA384, 2},
+		{"legacy", pkcs7.EncryptionAlgorithmAES256CBC, aes256, pkcs7.OIDDigestAlgorithmSHA256, 1},
+		{"legacy", pkcs7.EncryptionAlgorithmAES256CBC, aes256, pkcs7.OIDDigestAlgorithmSHA1, 1},
+		{"legacy", pkcs7.EncryptionAlgorithmDESCBC, des3, pkcs7.OIDDigestAlgorithmSHA1, 1},
 	} {
 		d := newDevice(t, rsaKey(t, 2048), "dev")
 		w := s.good()

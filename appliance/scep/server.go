@@ -46,10 +46,27 @@ type Profile struct {
 	Chain     bool   // the reply carries the CA certificate behind the issued one
 	GetCACert string // "ra+chain", "ra+ca" (the same while every CA is a root) or "ra"
 
+	Renewal bool   // GetCACaps says that certificates are renewed here
+	Legacy  Legacy // what only old devices need
+	RawCSR  bool   // clients that send their request without an envelope are served, over TLS only
+	MTLS    MTLS   // whether devices show a certificate in TLS as well
+
 	CA, RA      *x509.Certificate // RA is issued by CA and has an RSA key
 	RASigner    crypto.Signer     // the key in RA, to sign
 	RADecrypter crypto.Decrypter  // and to decrypt; see cms.EnvelopedData.Decrypt for what it is asked
 }
+
+// MTLS says what the sibling route /scep-mtls/<profile> asks for besides everything that SCEP asks for itself. The zero value is off.
+type MTLS struct {
+	Mode string         // "" or "off": the route is not there; "optional"; "required": and /scep/<profile> issues nothing
+	Pool *x509.CertPool // the bundle that client certificates must chain to; nil only if the mode is off
+}
+
+const (
+	mtlsOff      = "off"
+	mtlsOptional = "optional"
+	mtlsRequired = "required"
+)
 
 // Server answers SCEP requests for a set of profiles. It is safe for concurrent use.
 type Server struct {
@@ -57,15 +74,16 @@ type Server struct {
 	log      *slog.Logger
 	source   func(*http.Request) netip.Addr
 	isBusy   func(error) bool
-	policy   cms.Policy          // what requests may use
 	profiles map[string]*profile // by name
 	fallback *profile            // the default one; nil if there is none
 	slots    chan struct{}       // one element per PKIOperation in flight
 }
 
-// profile is a Profile that passed the checks, with its GetCACert answer ready.
+// profile is a Profile that passed the checks, with its GetCACaps and GetCACert answers ready.
 type profile struct {
 	Profile
+	policy     cms.Policy // what requests may use
+	caps       []byte
 	caCert     []byte
 	caCertType string
 }
@@ -94,7 +112,6 @@ func New(c Config) (*Server, error) {
 		log:      c.Log,
 		source:   c.Source,
 		isBusy:   c.IsBusy,
-		policy:   cms.DefaultPolicy(),
 		profiles: make(map[string]*profile),
 		slots:    make(chan struct{}, c.InFlight),
 	}
@@ -140,7 +157,16 @@ func newProfile(p Profile) (*profile, error) {
 	if !bytes.Equal(p.RA.RawIssuer, p.CA.RawSubject) {
 		return nil, errors.New("the RA certificate was not issued by the CA")
 	}
-	checked := &profile{Profile: p}
+	switch p.MTLS.Mode {
+	case "", mtlsOff:
+	case mtlsOptional, mtlsRequired:
+		if p.MTLS.Pool == nil {
+			return nil, errors.New("client certificates are asked for, and there is no bundle to verify them against")
+		}
+	default:
+		return nil, fmt.Errorf("the mode of mTLS is %q: want off, optional or required", p.MTLS.Mode)
+	}
+	checked := &profile{Profile: p, policy: p.Legacy.policy(), caps: capabilities(p)}
 	switch p.GetCACert {
 	case "ra":
 		checked.caCert, checked.caCertType = p.RA.Raw, "application/x-x509-ca-cert"

@@ -92,8 +92,8 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// newService starts a service with the profiles corp (RSA CA, default) and modern (ECDSA CA), both on plain HTTP, and
-// tlsonly. adjust may change the configuration.
+// newService starts a service with the profiles corp (RSA CA, default) and modern (ECDSA CA), both on plain HTTP,
+// legacy with all four switches, and tlsonly. adjust may change the configuration.
 func newService(t *testing.T, adjust func(*Config)) *service {
 	t.Helper()
 	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}}
@@ -133,6 +133,7 @@ func newService(t *testing.T, adjust func(*Config)) *service {
 		{Name: "corp", Default: true, PlainHTTP: true, GetCACert: "ra+chain"},
 		{Name: "modern", PlainHTTP: true, Chain: true, GetCACert: "ra+ca"},
 		{Name: "tlsonly", GetCACert: "ra"},
+		{Name: "legacy", PlainHTTP: true, GetCACert: "ra+chain", Legacy: Legacy{SHA1: true, DES3: true, DESDecrypt: true, MD5: true}},
 	} {
 		key := rsaCA
 		if p.Name == "modern" {
