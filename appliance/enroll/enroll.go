@@ -16,7 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -26,64 +25,8 @@ import (
 	"signet.internal/appliance/store"
 )
 
-// ProtocolSCEP is the Protocol of requests that came by SCEP (RFC 8894).
-const ProtocolSCEP = "scep"
-
 // retryWindow is how long a SCEP request is answered with the certificate it got before.
 const retryWindow = 24 * time.Hour
-
-// Errors of Enroll, besides [*pki.PolicyError] and the context's. Every one but ErrBusy and
-// ErrUnavailable is final for the same message.
-var (
-	ErrUnknownProfile = errors.New("there is no such enrollment profile")
-	ErrSignerKey      = errors.New("request is not signed by the key it wants certified, sign it with the key of the CSR")
-	ErrChallenge      = errors.New("challenge password is wrong or missing, use the one of this profile")
-	ErrReplay         = errors.New("message was answered before, make a new request")
-
-	// ErrClock: the box does not trust its clock. See Condition for the mend.
-	ErrClock = errors.New("the box does not trust its clock and issues nothing")
-	// ErrBusy: the key holder has too much to do; nothing was signed. Trying again helps.
-	ErrBusy = errors.New("the box is busy, try again later")
-	// ErrUnavailable: the signer or the store failed. No certificate was or will be handed out for
-	// this attempt; the same request may be sent again.
-	ErrUnavailable = errors.New("the box could not finish the request, try again later")
-	// ErrClosed: the engine is shutting down.
-	ErrClosed = errors.New("enrollment is shutting down")
-)
-
-// Proof is what a request offers to show who sent it. The caller verified the signature.
-type Proof struct {
-	Challenge         string // challengePassword; a secret
-	SignerSPKI        []byte // SubjectPublicKeyInfo, DER, of the key that signed the message
-	SignerCertificate []byte // DER, as sent
-	SelfSigned        bool   // the signer's certificate is the throw-away one of a first request
-}
-
-// Request is one request for a certificate, whatever protocol brought it.
-type Request struct {
-	Profile       string
-	Protocol      string // ProtocolSCEP
-	TransactionID string // as the client sent it
-	CSR           *pki.Request
-	Proof         Proof
-	Source        netip.Addr
-	SenderNonce   []byte // RFC 8894 §3.2.1.5, as sent
-}
-
-// Result is an issued certificate.
-type Result struct {
-	Certificate []byte // DER
-	Serial      string // lower-case hex
-	Replayed    bool   // it was issued to an earlier sending of this request
-}
-
-// Profile is what an enrollment profile decides by.
-type Profile struct {
-	Name   string
-	Policy *pki.Profile
-	Issuer *pki.Issuer
-	Static *challenge.Static // nil: the profile takes no static challenge
-}
 
 // Config is what New needs; all of it but OwnNames and IsBusy is required.
 type Config struct {
