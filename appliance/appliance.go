@@ -113,7 +113,7 @@ func (a *Appliance) newEngine() (*enroll.Engine, error) {
 	gate := challenge.NewGate(2) // each verification takes as much memory as its hash says, usually 64 MiB
 	var profiles []enroll.Profile
 	for _, p := range a.config.Site.Profiles {
-		static, err := gate.NewStatic(p.SCEP.StaticHash)
+		static, err := gate.NewStatic(p.SCEP.Challenges.StaticHash)
 		if err != nil {
 			return nil, fmt.Errorf("profile %s: challenge: %w", p.Name, err)
 		}

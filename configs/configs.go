@@ -9,7 +9,8 @@ import "embed"
 // Sites holds each example site in a directory of its name, as provision.Load
 // wants it. The demo's challenges are published: never use it in production.
 //
-//go:embed demo/site.yaml demo/profiles/corp.yaml demo/profiles/modern.yaml
+//go:embed demo/site.yaml demo/profiles/corp.yaml demo/profiles/modern.yaml demo/profiles/iot.yaml
+//go:embed demo/profiles/legacy.yaml demo/profiles/intune.yaml demo/trust/connector.pem demo/trust/bootstrap.pem
 var Sites embed.FS
 
 // Template holds the text/template files of a new site under template/: each is executed with Name,

@@ -1,13 +1,17 @@
 package configs_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"signet.internal/appliance/challenge"
 	"signet.internal/configs"
@@ -37,17 +41,57 @@ func TestDemoChallenges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{"corp": "corp-demo-challenge", "modern": "modern-demo-challenge"}
+	want := map[string]string{"corp": "corp-demo-challenge", "modern": "modern-demo-challenge", "legacy": "legacy-demo-challenge",
+		"intune": "intune-demo-challenge", "iot": ""}
 	if len(site.Profiles) != len(want) {
 		t.Errorf("the demo has %d profiles, want %d", len(site.Profiles), len(want))
 	}
 	for _, p := range site.Profiles {
-		static, err := challenge.NewStatic(p.SCEP.StaticHash)
+		secret, known := want[p.Name]
+		if c := p.SCEP.Challenges; !known || (secret == "") != (c.StaticHash == "") || (c.OneTime != nil) != (p.Name == "iot") || (c.Signed != nil) != (p.Name == "intune") {
+			t.Errorf("profile %s has challenges %+v", p.Name, c)
+		}
+		if secret == "" {
+			continue
+		}
+		static, err := challenge.NewStatic(p.SCEP.Challenges.StaticHash)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := static.Verify(context.Background(), netip.MustParseAddr("192.0.2.1"), want[p.Name]); err != nil {
-			t.Errorf("profile %s does not take %q: %v", p.Name, want[p.Name], err)
+		if err := static.Verify(context.Background(), netip.MustParseAddr("192.0.2.1"), secret); err != nil {
+			t.Errorf("profile %s does not take %q: %v", p.Name, secret, err)
+		}
+	}
+}
+
+// TestDemoKeys: the keys of the demo's outsiders belong to what the demo trusts, last, and no box
+// gets them.
+func TestDemoKeys(t *testing.T) {
+	for _, name := range []string{"connector", "bootstrap-ca"} {
+		pair, err := tls.LoadX509KeyPair("demo/demo-keys/"+name+".crt", "demo/demo-keys/"+name+".key")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if life := pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore); life < 30*365*24*time.Hour || !strings.Contains(pair.Leaf.Subject.CommonName, "DEMO ONLY") {
+			t.Errorf("%s: %s, valid for %s", name, pair.Leaf.Subject, life)
+		}
+		trusted, err := os.ReadFile("demo/trust/" + strings.TrimSuffix(name, "-ca") + ".pem")
+		if err != nil {
+			t.Fatal(err)
+		}
+		block, _ := pem.Decode(trusted)
+		if block == nil || !bytes.Equal(block.Bytes, pair.Leaf.Raw) {
+			t.Errorf("the demo does not trust %s.crt", name)
+		}
+	}
+	site, err := provision.Load(os.DirFS("demo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, baked := range site.Files { // what image takes into the overlay
+		content, err := os.ReadFile(filepath.Join("demo", baked))
+		if err != nil || strings.Contains(baked, "demo-keys") || bytes.Contains(content, []byte("PRIVATE KEY")) {
+			t.Errorf("%s does not belong in an image (%v)", baked, err)
 		}
 	}
 }
