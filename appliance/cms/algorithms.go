@@ -16,8 +16,8 @@ import (
 	casn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// Object identifiers of content types (RFC 5652 §4, §5, §6), attributes (RFC 5652 §11, RFC 6211) and algorithms (RFC 3370,
-// RFC 3565, RFC 8017, RFC 5754).
+// Object identifiers of content types (RFC 5652 §4, §5, §6), attributes (RFC 5652 §11, RFC 6211) and algorithms (RFC 3211,
+// RFC 3370, RFC 3565, RFC 8017, RFC 8018, RFC 5754).
 var (
 	OIDData          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}
 	OIDSignedData    = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
@@ -31,6 +31,9 @@ var (
 	oidRSAESOAEP     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
 	oidMGF1          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 8}
 	oidPSpecified    = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 9}
+	oidPWRIKEK       = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 3, 9}
+	oidPBKDF2        = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 5, 12}
+	oidHMACSHA256    = asn1.ObjectIdentifier{1, 2, 840, 113549, 2, 9}
 	oidECPublicKey   = asn1.ObjectIdentifier{1, 2, 840, 10045, 2, 1}
 )
 

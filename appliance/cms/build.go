@@ -31,23 +31,14 @@ func Encrypt(random io.Reader, content []byte, recipient *Certificate, c Cipher)
 	if !ok || c == DESCBC {
 		return nil, fmt.Errorf("%w: not encrypting with %v", ErrAlgorithm, c)
 	}
-	secret := make([]byte, info.key+info.block)
-	if _, err := io.ReadFull(random, secret); err != nil {
-		return nil, fmt.Errorf("drawing a content key: %w", err)
+	e, err := seal(random, content, info)
+	if err != nil {
+		return nil, err
 	}
-	key, iv := secret[:info.key], secret[info.key:]
-	wrapped, err := rsa.EncryptPKCS1v15(random, public, key)
+	wrapped, err := rsa.EncryptPKCS1v15(random, public, e.key)
 	if err != nil {
 		return nil, fmt.Errorf("wrapping the content key: %w", err)
 	}
-	block, err := info.make(key)
-	if err != nil {
-		return nil, fmt.Errorf("preparing %v: %w", c, err)
-	}
-	padding := info.block - len(content)%info.block
-	encrypted := append(bytes.Clone(content), bytes.Repeat([]byte{byte(padding)}, padding)...)
-	cipher.NewCBCEncrypter(block, iv).CryptBlocks(encrypted, encrypted)
-
 	return build(OIDEnvelopedData, func(b *cryptobyte.Builder) {
 		b.AddASN1Int64(0)
 		b.AddASN1(casn1.SET, func(b *cryptobyte.Builder) {
@@ -58,12 +49,46 @@ func Encrypt(random io.Reader, content []byte, recipient *Certificate, c Cipher)
 				b.AddASN1OctetString(wrapped)
 			})
 		})
-		b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddASN1ObjectIdentifier(OIDData)
-			addAlgorithm(b, info.oid, func(b *cryptobyte.Builder) { b.AddASN1OctetString(iv) })
-			b.AddASN1(tagImplicit0, func(b *cryptobyte.Builder) { b.AddBytes(encrypted) })
-		})
+		e.add(b)
 	})
+}
+
+// sealed is content encrypted under a key of its own.
+type sealed struct {
+	cipher    cipherInfo
+	key, iv   []byte
+	encrypted []byte
+}
+
+// seal encrypts content with a new key.
+func seal(random io.Reader, content []byte, c cipherInfo) (sealed, error) {
+	secret := make([]byte, c.key+c.block)
+	if _, err := io.ReadFull(random, secret); err != nil {
+		return sealed{}, fmt.Errorf("drawing a content key: %w", err)
+	}
+	e := sealed{cipher: c, key: secret[:c.key], iv: secret[c.key:]}
+	block, err := c.make(e.key)
+	if err != nil {
+		return sealed{}, fmt.Errorf("preparing %s: %w", c.name, err)
+	}
+	padding := c.block - len(content)%c.block
+	e.encrypted = append(bytes.Clone(content), bytes.Repeat([]byte{byte(padding)}, padding)...)
+	cipher.NewCBCEncrypter(block, e.iv).CryptBlocks(e.encrypted, e.encrypted)
+	return e, nil
+}
+
+// add writes the EncryptedContentInfo.
+func (e sealed) add(b *cryptobyte.Builder) {
+	b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(OIDData)
+		addCipher(b, e.cipher, e.iv)
+		b.AddASN1(tagImplicit0, func(b *cryptobyte.Builder) { b.AddBytes(e.encrypted) })
+	})
+}
+
+// addCipher writes the AlgorithmIdentifier of a cipher with its initialisation vector.
+func addCipher(b *cryptobyte.Builder, c cipherInfo, iv []byte) {
+	addAlgorithm(b, c.oid, func(b *cryptobyte.Builder) { b.AddASN1OctetString(iv) })
 }
 
 // Attribute is a signed attribute with a single value.
@@ -188,6 +213,21 @@ func CertsOnly(certificates [][]byte) ([]byte, error) {
 		b.AddASN1(casn1.SET, func(*cryptobyte.Builder) {})
 		b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(OIDData) })
 		addCertificates(b, certificates)
+		b.AddASN1(casn1.SET, func(*cryptobyte.Builder) {})
+	})
+}
+
+// CRLOnly makes a ContentInfo with a SignedData that holds nothing but one certificate revocation list, given in DER: the content of
+// a reply to GetCRL (RFC 8894 §3.3.4).
+func CRLOnly(crl []byte) ([]byte, error) {
+	if len(crl) == 0 {
+		return nil, errors.New("building CRL-only message: no CRL")
+	}
+	return build(OIDSignedData, func(b *cryptobyte.Builder) {
+		b.AddASN1Int64(1)
+		b.AddASN1(casn1.SET, func(*cryptobyte.Builder) {})
+		b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) { b.AddASN1ObjectIdentifier(OIDData) })
+		b.AddASN1(tagConstructed1, func(b *cryptobyte.Builder) { b.AddBytes(crl) })
 		b.AddASN1(casn1.SET, func(*cryptobyte.Builder) {})
 	})
 }

@@ -1,5 +1,6 @@
 // Package cms reads and writes the part of the Cryptographic Message Syntax (RFC 5652) that SCEP and EST need:
-// SignedData with one signer, EnvelopedData for an RSA recipient, and certs-only SignedData.
+// SignedData with one signer, EnvelopedData for an RSA recipient or under a password, and SignedData with nothing but certificates or
+// a CRL.
 //
 // Input comes from unauthenticated senders, so every reader is bounded: messages up to MaxMessage bytes, nesting up to
 // 32 levels, work and memory linear in the input, no panics. Senders also use BER where the standard allows it

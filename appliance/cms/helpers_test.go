@@ -65,6 +65,21 @@ func newIdentity(tb testing.TB, signer crypto.Signer) identity {
 	return identity{certificate, parsed, signer}
 }
 
+// makeCRL returns a list signed by i with one serial on it.
+func makeCRL(tb testing.TB, i identity) []byte {
+	tb.Helper()
+	issuer := *i.certificate
+	issuer.KeyUsage |= x509.KeyUsageCRLSign
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{
+		Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour),
+		RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: big.NewInt(7), RevocationTime: time.Now()}},
+	}, &issuer, i.signer)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return der
+}
+
 // rsaKey is one key for all tests: making one takes long.
 var rsaKey = sync.OnceValue(func() *rsa.PrivateKey {
 	k, err := rsa.GenerateKey(rand.Reader, 2048)
