@@ -21,6 +21,13 @@ import (
 //	t <key, 32 bytes>    serial of the newest transaction with that TransactionKey
 //	n <replay, 32 bytes> serial of the newest transaction begun by that very message
 //	o <serial>           transaction is begun and not decided; empty value
+//	h <id>               held request: valueVersion, JSON
+//	w <id>               held request waits for a person; its profile
+//	c <profile>          how many of the profile's requests wait: 8 bytes big-endian
+//	y <key, 32 bytes>    id of the newest held request with that TransactionKey
+//	l <poll, 32 bytes>   id of the newest held request with that PollKey
+//	r <issuer, 32 bytes><serial>  serial belongs on that issuer's CRL: valueVersion, JSON
+//	v <issuer, 32 bytes> newest CRL of that issuer, without its bytes: valueVersion, JSON
 //	u <name>             user: valueVersion, JSON
 //	k <hash, 32 bytes>   API token: valueVersion, JSON
 //
@@ -31,6 +38,13 @@ const (
 	prefixNewest      = 't'
 	prefixReplay      = 'n'
 	prefixOpen        = 'o'
+	prefixHeld        = 'h'
+	prefixWaiting     = 'w'
+	prefixCount       = 'c'
+	prefixHeldByKey   = 'y'
+	prefixHeldByPoll  = 'l'
+	prefixRevoked     = 'r'
+	prefixCRL         = 'v'
 	prefixUser        = 'u'
 	prefixToken       = 'k'
 )
@@ -119,14 +133,19 @@ func (s *Store) read(f func(*pebble.DB) error) error {
 
 // scan calls f for every entry of a prefix in order, with the key's name. Slices are valid during
 // the call only.
-func (s *Store) scan(prefix byte, f func(name, value []byte) error) (err error) {
-	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: []byte{prefix}, UpperBound: []byte{prefix + 1}})
+func (s *Store) scan(prefix byte, f func(name, value []byte) error) error {
+	return scanRange(s.db, []byte{prefix}, []byte{prefix + 1}, func(k, v []byte) error { return f(k[1:], v) })
+}
+
+// scanRange calls f for every entry from lower to before upper, with the whole key.
+func scanRange(from pebble.Reader, lower, upper []byte, f func(key, value []byte) error) (err error) {
+	it, err := from.NewIter(&pebble.IterOptions{LowerBound: lower, UpperBound: upper})
 	if err != nil {
 		return fmt.Errorf("reading store: %w", err)
 	}
 	defer func() { err = errors.Join(err, it.Close()) }()
 	for ok := it.First(); ok; ok = it.Next() {
-		if err := f(it.Key()[1:], it.Value()); err != nil {
+		if err := f(it.Key(), it.Value()); err != nil {
 			return err
 		}
 	}

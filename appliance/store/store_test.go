@@ -63,12 +63,15 @@ func record(a audit.Action, o audit.Outcome, serial string) audit.Record {
 	return audit.Record{Time: epoch, TimeSource: "rtc", Action: a, Outcome: o, Serial: serial}
 }
 
+var issuer = sha256.Sum256([]byte("certificate of the authority"))
+
 // intent is a request called name under the n-th serial of that name.
 func intent(name string, n int) Intent {
 	return Intent{
 		Key:    sha256.Sum256([]byte("request " + name)),
 		Replay: sha256.Sum256([]byte("message " + name)),
 		Serial: serialOf(name, n), Profile: "corp", Protocol: "scep", Transaction: name, Identity: name, Begun: epoch,
+		Issuer: issuer[:], NotAfter: epoch.Add(90 * 24 * time.Hour),
 	}
 }
 

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ var (
 	ErrSerial = errors.New("serial number was used before")
 	// ErrDecided: the transaction is not begun, or was decided already.
 	ErrDecided = errors.New("transaction is not begun or already decided")
+	// ErrRevoked: the certificate is revoked.
+	ErrRevoked = errors.New("certificate is revoked")
 )
 
 // TransactionKey names a request across its retries: a hash over everything that makes two messages
@@ -78,11 +81,21 @@ type Intent struct {
 	Protocol    string    `json:"protocol"`
 	Transaction string    `json:"transaction"` // as the client sent it, for people
 	Identity    string    `json:"identity"`
-	Issuer      []byte    `json:"issuer"`     // SHA-256 of the issuing certificate's DER: whose CRL a burnt serial belongs on
+	Issuer      []byte    `json:"issuer"`     // SHA-256 of the issuing certificate's DER: whose CRL a burnt or revoked serial belongs on
 	SignerKey   []byte    `json:"signer_key"` // SHA-256 of the request signer's SubjectPublicKeyInfo
 	CSR         []byte    `json:"csr"`        // SHA-256 of the PKCS#10's DER
 	Template    []byte    `json:"template"`   // what pki.Prepared says will be signed
 	Begun       time.Time `json:"begun"`
+	NotAfter    time.Time `json:"not_after,omitzero"` // end of what will be signed
+
+	// Supersedes is the serial of the certificate this one renews, "" for a first one.
+	Supersedes string `json:"supersedes,omitempty"`
+
+	// Guards are taken with the intent, at Begun.
+	Guards []Guard `json:"-"`
+
+	// Held is the id of the held request this carries out; [Store.Approve] sets it.
+	Held string `json:"held,omitempty"`
 }
 
 // maxClientText bounds text in an Intent that the client chose; the audit record keeps less.
@@ -94,48 +107,83 @@ type Transaction struct {
 	State       State     `json:"state"`
 	Decided     time.Time `json:"decided"`
 	Certificate []byte    `json:"certificate,omitempty"` // DER, while Issued
+	RevokedAt   time.Time `json:"revoked_at,omitzero"`   // zero: not revoked
+	Reason      int       `json:"reason,omitempty"`      // of the revocation, CRLReason of RFC 5280 §5.3.1
 }
+
+// Revoked reports whether the certificate is revoked, for good or on hold.
+func (t Transaction) Revoked() bool { return !t.RevokedAt.IsZero() }
 
 // Begin records an intent with its audit record. Only after it returned nil may anything be signed.
 //
 // It refuses with ErrConflict where a transaction of the same key is undecided or newer than
 // i.After, with ErrReplay where this message was answered with a certificate, with ErrSerial where
-// the serial was ever used. What a lost or failed transaction consumed is usable again by the same
-// key and message.
+// the serial was ever used, with ErrRevoked where the certificate to be renewed is revoked by now,
+// and as [Guard] says where one cannot be taken.
+// What a lost or failed transaction consumed is usable again by the same key and message.
 func (s *Store) Begin(i Intent, rec audit.Record) error {
-	if err := checkSerial(i.Serial); err != nil {
-		return fmt.Errorf("beginning transaction: %w", err)
-	}
-	i.Transaction = i.Transaction[:min(len(i.Transaction), maxClientText)]
-	i.Identity = i.Identity[:min(len(i.Identity), maxClientText)]
-	value, err := encode(Transaction{Intent: i, State: Begun})
-	if err != nil {
-		return fmt.Errorf("beginning transaction: %w", err)
-	}
-	err = s.do(false, func(c *change) error {
-		if len(c.head.leftOpen) > 0 {
-			return ErrRecovery
-		}
-		if _, err := c.get(key(prefixTransaction, i.Serial)); !errors.Is(err, ErrNotFound) {
-			return orError(err, ErrSerial)
-		}
-		if err := c.checkNewest(i); err != nil {
-			return err
-		}
-		if i.Replay != (ReplayKey{}) {
-			if err := c.checkReplay(i.Replay); err != nil {
-				return err
-			}
-			c.set(hashKey(prefixReplay, i.Replay), []byte(i.Serial))
-		}
-		c.set(key(prefixTransaction, i.Serial), value)
-		c.set(hashKey(prefixNewest, i.Key), []byte(i.Serial))
-		c.set(key(prefixOpen, i.Serial), nil)
+	i.Held = ""
+	err := s.do(false, func(c *change) error {
 		c.record(rec)
-		return nil
+		return c.begin(i)
 	})
 	if err != nil {
 		return fmt.Errorf("beginning transaction: %w", err)
+	}
+	return nil
+}
+
+// begin checks and records an intent.
+func (c *change) begin(i Intent) error {
+	if len(c.head.leftOpen) > 0 {
+		return ErrRecovery
+	}
+	if err := checkSerial(i.Serial); err != nil {
+		return err
+	}
+	if len(i.Issuer) != sha256.Size {
+		return fmt.Errorf("issuer is named by %d bytes, want a SHA-256", len(i.Issuer))
+	}
+	i.Transaction = i.Transaction[:min(len(i.Transaction), maxClientText)]
+	i.Identity = i.Identity[:min(len(i.Identity), maxClientText)]
+	if _, err := c.get(key(prefixTransaction, i.Serial)); !errors.Is(err, ErrNotFound) {
+		return orError(err, ErrSerial)
+	}
+	if err := c.checkNewest(i); err != nil {
+		return err
+	}
+	if err := c.checkSuperseded(i.Supersedes); err != nil {
+		return err
+	}
+	if i.Replay != (ReplayKey{}) {
+		if err := c.checkReplay(i.Replay); err != nil {
+			return err
+		}
+		c.set(hashKey(prefixReplay, i.Replay), []byte(i.Serial))
+		c.expireReplay(i.Replay, i.Begun)
+	}
+	if err := c.takeGuards(i.Key, i.Serial, i.Guards, i.Begun); err != nil {
+		return err
+	}
+	c.set(hashKey(prefixNewest, i.Key), []byte(i.Serial))
+	c.set(key(prefixOpen, i.Serial), nil)
+	return c.setJSON(key(prefixTransaction, i.Serial), Transaction{Intent: i, State: Begun})
+}
+
+// checkSuperseded refuses to renew what is not, or no longer, a good certificate.
+func (c *change) checkSuperseded(serial string) error {
+	if serial == "" {
+		return nil
+	}
+	t, err := readTransaction(c.get, serial)
+	if err != nil {
+		return err
+	}
+	if t.State != Issued {
+		return ErrNotFound
+	}
+	if t.Revoked() {
+		return ErrRevoked
 	}
 	return nil
 }
@@ -193,7 +241,7 @@ func (s *Store) Fail(serial string, decided time.Time, rec audit.Record) error {
 }
 
 // Lose records that a begun transaction has no certificate to hand out although a signature may
-// exist: its serial is burnt.
+// exist: its serial is burnt, and listed among the revoked ones.
 func (s *Store) Lose(serial string, decided time.Time, rec audit.Record) error {
 	return s.decide(serial, Transaction{State: Lost, Decided: decided}, rec)
 }
@@ -215,6 +263,16 @@ func (c *change) decide(serial string, to Transaction, rec audit.Record) error {
 		return ErrDecided
 	}
 	t.State, t.Decided, t.Certificate = to.State, to.Decided, to.Certificate
+	if t.State == Lost {
+		if err := c.list(t.Issuer, Revocation{Serial: serial, At: t.Decided, NotAfter: t.NotAfter}); err != nil {
+			return err
+		}
+	}
+	if t.State != Issued && t.Held != "" {
+		if err := c.holdAgain(t.Held); err != nil {
+			return err
+		}
+	}
 	if err := c.setJSON(key(prefixTransaction, serial), t); err != nil {
 		return err
 	}
