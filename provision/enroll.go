@@ -17,9 +17,9 @@ import (
 // What a profile means where it does not say: generous for a factory's first day behind one router,
 // and an end to what a stolen challenge is good for.
 const (
-	limitPerSource  = 120  // an hour
-	limitPerProfile = 3600 // an hour
-	maxLimit        = 1_000_000
+	limitPerSource  = 100 // an hour
+	limitPerProfile = 500 // an hour
+	maxLimit        = 500 // as many as the store remembers of one limit
 
 	signedValidity = time.Hour
 	signedSkew     = time.Minute

@@ -94,7 +94,7 @@ func TestLoad(t *testing.T) {
 		},
 		RA: RA{Algorithm: "rsa-3072", Protection: "sealed", Validity: 36 * time.Hour},
 		Profiles: []Profile{{Name: "corp", Default: true, Authority: "devices",
-			Renewal: Renewal{Window: 30 * 24 * time.Hour}, Limits: Limits{PerSource: 120, PerProfile: 3600},
+			Renewal: Renewal{Window: 30 * 24 * time.Hour}, Limits: Limits{PerSource: 100, PerProfile: 500},
 			SCEP: SCEP{PlainHTTP: true, Chain: true, GetCACert: "ra+ca", Challenges: Challenges{StaticHash: testHash}}}},
 		Files: []string{"profiles/corp.yaml", "site.yaml", "trust/ca.pem"},
 	}
