@@ -1,0 +1,165 @@
+package challenge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"signet.internal/appliance/pki"
+	"signet.internal/appliance/store"
+)
+
+// Kind is a kind of challenge, called as in the audit log.
+type Kind string
+
+// Kinds of challenges.
+const (
+	KindStatic  Kind = "static"   // one secret shared by all devices of the profile
+	KindOneTime Kind = "one_time" // minted for one device, used once
+	KindSigned  Kind = "signed"   // a token that a device manager signed for one device
+)
+
+// Label is how the check of a challenge came out, as in the metrics.
+type Label string
+
+// Labels of refusals, and of success.
+const (
+	Success          Label = "success"
+	SignatureInvalid Label = "signature_invalid"
+	Expired          Label = "expired"
+	NotYetValid      Label = "not_yet_valid"
+	WrongAudience    Label = "wrong_audience"
+	Replay           Label = "replay" // used before by another transaction
+	RateLimited      Label = "rate_limited"
+	ClaimMismatch    Label = "claim_mismatch" // made for another device than the CSR names
+	UnknownVersion   Label = "unknown_version"
+	Malformed        Label = "malformed"
+	ComplianceFailed Label = "compliance_failed"
+)
+
+// Labels lists every label.
+func Labels() []Label {
+	return []Label{Success, SignatureInvalid, Expired, NotYetValid, WrongAudience, Replay, RateLimited,
+		ClaimMismatch, UnknownVersion, Malformed, ComplianceFailed}
+}
+
+// Refused is why a one-time or signed challenge is not good; errors.Is finds [ErrWrong] in it. It is
+// for the log: a sender learns no more than that the challenge is wrong.
+type Refused struct {
+	Kind   Kind
+	Label  Label
+	Detail string // without any secret
+}
+
+func (r *Refused) Error() string {
+	return fmt.Sprintf("%s challenge refused (%s): %s", r.Kind, r.Label, r.Detail)
+}
+
+// Is reports whether target is [ErrWrong].
+func (r *Refused) Is(target error) bool { return target == ErrWrong }
+
+// Request is a challenge and the request it came with.
+type Request struct {
+	Challenge string // a secret
+	CSR       *pki.Request
+
+	// Transaction is the key the request will begin its transaction with: what that very transaction
+	// used up before still authenticates it.
+	Transaction store.TransactionKey
+
+	Source netip.Addr
+	Now    time.Time
+}
+
+// Verdict is a challenge found good.
+type Verdict struct {
+	Kind Kind
+
+	// Guards have to be taken by the store together with the intent: only that decides between
+	// requests that bring the same challenge at the same time.
+	Guards []store.Guard
+
+	Identity string // the device the challenge was made for, "" for KindStatic
+}
+
+// Config says which kinds of challenges a profile takes; nil: not that kind.
+type Config struct {
+	Static  *Static
+	OneTime *OneTime
+	Signed  *Signed
+}
+
+// Set verifies challenges of a profile that takes several kinds.
+type Set struct{ c Config }
+
+// NewSet returns the Set of a profile. Without any kind it refuses every challenge.
+func NewSet(c Config) *Set { return &Set{c} }
+
+// signedMin is the length, in bytes, from which on a challenge with two dots is a signed one.
+const signedMin = 201
+
+// isSignedShape reports whether a challenge is meant to be a signed one.
+func isSignedShape(challenge string) bool {
+	return len(challenge) >= signedMin && strings.Count(challenge, ".") == 2
+}
+
+// Verify tells by its form which kind a challenge is, and verifies it as that kind: what looks
+// signed is signed or nothing; else what was minted is a one-time challenge; else it is static.
+//
+// A challenge that is not good is [ErrWrong], also as a [*Refused]. Any other error says nothing
+// about the challenge: [ErrBusy], the context's and the store's.
+func (s *Set) Verify(ctx context.Context, r Request) (Verdict, error) {
+	if isSignedShape(r.Challenge) {
+		if s.c.Signed == nil {
+			return Verdict{}, &Refused{KindSigned, SignatureInvalid, "the profile takes no signed challenges"}
+		}
+		return s.c.Signed.Verify(r)
+	}
+	if s.c.OneTime != nil {
+		v, err := s.c.OneTime.Verify(r)
+		if !errors.Is(err, errNotMinted) {
+			return v, err
+		}
+	}
+	if s.c.Static == nil {
+		return Verdict{}, ErrWrong
+	}
+	if err := s.c.Static.Verify(ctx, r.Source, r.Challenge); err != nil {
+		return Verdict{}, err
+	}
+	return Verdict{Kind: KindStatic}, nil
+}
+
+// Decided counts what became of a request whose challenge was found good: nil once its certificate
+// is durably recorded, else why there is none. Answers from an earlier sending are not counted.
+func (s *Set) Decided(v Verdict, err error) {
+	if v.Kind != KindSigned || s.c.Signed == nil {
+		return
+	}
+	var refused *Refused
+	switch {
+	case err == nil:
+		s.c.Signed.stats.count(Success)
+	case errors.Is(err, store.ErrGuardUsed):
+		s.c.Signed.stats.count(Replay)
+	case errors.Is(err, store.ErrGuardRate):
+		s.c.Signed.stats.count(RateLimited)
+	case errors.As(err, &refused):
+		s.c.Signed.stats.count(refused.Label)
+	}
+}
+
+// TakesSigned reports whether the profile takes signed challenges.
+func (s *Set) TakesSigned() bool { return s.c.Signed != nil }
+
+// Snapshot returns how often the checks of signed challenges came out how since the process began,
+// with every label; nil where the profile takes none.
+func (s *Set) Snapshot() map[Label]uint64 {
+	if s.c.Signed == nil {
+		return nil
+	}
+	return s.c.Signed.stats.snapshot()
+}
