@@ -24,6 +24,8 @@ const (
 	signedValidity = time.Hour
 	signedSkew     = time.Minute
 	signedPerDay   = 3
+	maxSkew        = 15 * time.Minute
+	maxSigners     = 64
 )
 
 // renewalShare is the last part of a certificate's validity it can be renewed in where a profile
@@ -159,8 +161,8 @@ func (l *loader) readSigned(o *object) *Signed {
 		c.Validity = d
 	}
 	if d, ok := o.duration("skew"); ok {
-		if d >= c.Validity {
-			o.failf("skew", "write a few seconds, such as 60s", "%s is not less than validity", o.written("skew"))
+		if d > maxSkew || d >= c.Validity {
+			o.failf("skew", "write a few seconds, such as 60s", "%s is more than 15m, or not less than validity", o.written("skew"))
 		}
 		c.Skew = d
 	}
@@ -183,15 +185,13 @@ func (l *loader) signers(o *object, file string) []*x509.Certificate {
 		return nil
 	}
 	certificates, _ := parseBundle(file, content, l.now)
-	for _, cert := range certificates {
-		if what := unusableSigner(cert); what != "" {
-			o.failf("certificates", signerMend, "%s: %s", file, what)
-		}
+	for _, what := range unusableSigners(certificates) {
+		o.failf("certificates", signerMend, "%s: %s", file, what)
 	}
 	return certificates
 }
 
-const signerMend = "use a certificate with an RSA key of 2048 bits or more (RS256) or an ECDSA P-256 key (ES256)"
+const signerMend = "use a certificate for signing with an RSA key of 2048 bits or more (RS256) or an ECDSA P-256 key (ES256)"
 
 // ReadSigners reads a profile's file of challenge-signing certificates again, as of now. The error is
 // [Problems]; then the certificates in use are to be kept.
@@ -201,10 +201,8 @@ func ReadSigners(site fs.FS, file string, now time.Time) ([]*x509.Certificate, e
 		return nil, Problems{{File: file, What: fmt.Sprintf("cannot be read: %v", pathCause(err)), Mend: "make the file readable"}}
 	}
 	certificates, problems := parseBundle(file, content, now)
-	for _, cert := range certificates {
-		if what := unusableSigner(cert); what != "" {
-			problems = append(problems, Problem{File: file, What: what, Mend: signerMend})
-		}
+	for _, what := range unusableSigners(certificates) {
+		problems = append(problems, Problem{File: file, What: what, Mend: signerMend})
 	}
 	if len(problems) > 0 {
 		return nil, problems
@@ -212,11 +210,28 @@ func ReadSigners(site fs.FS, file string, now time.Time) ([]*x509.Certificate, e
 	return certificates, nil
 }
 
+// unusableSigners says which of the certificates can verify no challenge, and why.
+func unusableSigners(certificates []*x509.Certificate) []string {
+	var what []string
+	if len(certificates) > maxSigners {
+		what = append(what, fmt.Sprintf("%d certificates, at most %d can sign challenges", len(certificates), maxSigners))
+	}
+	for _, cert := range certificates {
+		if w := unusableSigner(cert); w != "" {
+			what = append(what, w)
+		}
+	}
+	return what
+}
+
 // unusableSigner says why no challenge can be verified with a certificate, "" where one can.
 func unusableSigner(cert *x509.Certificate) string {
+	if cert.KeyUsage != 0 && cert.KeyUsage&x509.KeyUsageDigitalSignature == 0 {
+		return "a certificate without key usage digitalSignature signs no challenge"
+	}
 	switch key := cert.PublicKey.(type) {
 	case *rsa.PublicKey:
-		if key.N.BitLen() < 2048 {
+		if key.N.BitLen() < 2048 || key.N.BitLen() > 8192 {
 			return fmt.Sprintf("an RSA key of %d bits signs no challenge", key.N.BitLen())
 		}
 	case *ecdsa.PublicKey:

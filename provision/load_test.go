@@ -277,7 +277,7 @@ func TestProblems(t *testing.T) {
 		{"signed by nobody", signed("certificates: trust/x.pem"), "profiles/corp.yaml:13: trust/x.pem: file does not exist — put the certificates"},
 		{"signers elsewhere", signed("certificates: ../x.pem"), "profiles/corp.yaml:13: \"../x.pem\" is not a file in trust/ — trust/NAME.pem"},
 		{"empty audience", signed("certificates: trust/ca.pem, audience: ''"), "profiles/corp.yaml:13: signed.audience: empty — challenges carry"},
-		{"skew", signed("certificates: trust/ca.pem, skew: 1h"), "profiles/corp.yaml:13: 1h is not less than validity — few seconds"},
+		{"skew", signed("certificates: trust/ca.pem, skew: 1h"), "profiles/corp.yaml:13: 1h is more than 15m, or not less than validity — few seconds"},
 		{"signed validity", signed("certificates: trust/ca.pem, validity: 90d"), "profiles/corp.yaml:13: 90d is not a usable validity — 1m to 30d"},
 		{"per device", signed("certificates: trust/ca.pem, per_device_24h: -1"), "profiles/corp.yaml:13: per_device_24h: -1 is outside — from 0"},
 		{"signer with a small curve", signed("certificates: trust/p224.pem"), "profiles/corp.yaml:13: trust/p224.pem: an ECDSA key on P-224 — ES256"},
