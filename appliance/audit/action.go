@@ -11,11 +11,31 @@ const (
 	SCEPPKCSReq Action = "scep_pkcsreq"
 	// SCEPRenewalReq: as SCEPPKCSReq, for a request signed by a certificate of this box.
 	SCEPRenewalReq Action = "scep_renewalreq"
+	// SCEPPKCSReqIntune: as SCEPPKCSReq, for a request with a challenge signed by a device manager.
+	SCEPPKCSReqIntune Action = "scep_pkcsreq_intune"
+	// SCEPRenewalReqIntune: as SCEPRenewalReq, for a request with such a challenge.
+	SCEPRenewalReqIntune Action = "scep_renewalreq_intune"
 	// SCEPRefused: a SCEP message was refused; the reason says why, and how many more of the same
 	// kind came from that source within the minute where they were counted instead of written.
 	SCEPRefused Action = "scep_refused"
 	// TransactionLost: a begun issuance was never finished (crash, signer error). Its serial is burnt.
 	TransactionLost Action = "transaction_lost"
+	// RequestHeld: a request waits for a person; its reason says what else it asks for.
+	RequestHeld Action = "request_held"
+	// RequestApproved: a user approved a held request; its issuance begins with the next record.
+	RequestApproved Action = "request_approved"
+	// RequestDenied: a user denied a held request.
+	RequestDenied Action = "request_denied"
+	// CertificateRevoked: a user revoked a certificate, or put it on hold.
+	CertificateRevoked Action = "certificate_revoked"
+	// CertificateReleased: a user took a certificate off hold.
+	CertificateReleased Action = "certificate_released"
+	// CRLSigned: an authority's revocation list was signed; the reason says its number and length.
+	CRLSigned Action = "crl_signed"
+	// ChallengeMinted: a user had a one-time challenge made for the device of that identity.
+	ChallengeMinted Action = "challenge_minted"
+	// TrustReplaced: a trust bundle or challenge of a profile was replaced, or the attempt refused.
+	TrustReplaced Action = "trust_replaced"
 	// BoxInitialised: the state was created and the authorities' certificates recorded.
 	BoxInitialised Action = "box_initialised"
 	// RARenewed: an authority's RA certificate was replaced.
@@ -37,8 +57,9 @@ const (
 // Actions lists every action the box writes, in the order of their declaration.
 func Actions() []Action {
 	return []Action{
-		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPRefused, TransactionLost,
-		BoxInitialised, RARenewed, TLSRenewed, BoxStarted,
+		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPPKCSReqIntune, SCEPRenewalReqIntune, SCEPRefused, TransactionLost,
+		RequestHeld, RequestApproved, RequestDenied, CertificateRevoked, CertificateReleased, CRLSigned,
+		ChallengeMinted, TrustReplaced, BoxInitialised, RARenewed, TLSRenewed, BoxStarted,
 		AdminClaimed, ClaimRefused, TokenCreated, LoginRefused,
 	}
 }

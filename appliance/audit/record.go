@@ -35,6 +35,7 @@ type Outcome string
 const (
 	OutcomeSuccess Outcome = "success" // it took effect; for an enrollment: a certificate was issued
 	OutcomeBegun   Outcome = "begun"   // intent recorded, nothing signed yet
+	OutcomePending Outcome = "pending" // a person has to decide
 	OutcomeFailed  Outcome = "failed"  // the box could not do it; no signature exists
 	OutcomeLost    Outcome = "lost"    // the box could not finish; a signature may exist, the serial is burnt
 	OutcomeRefused Outcome = "refused" // the box decided against it

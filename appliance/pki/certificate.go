@@ -71,6 +71,17 @@ func signingFor(key crypto.PublicKey) (signing, error) {
 	return signing{}, fmt.Errorf("issuer key: %T is neither RSA nor ECDSA on P-256 or P-384", key)
 }
 
+// x509 is the algorithm's name in crypto/x509.
+func (s signing) x509() x509.SignatureAlgorithm {
+	switch {
+	case s.null:
+		return x509.SHA256WithRSA
+	case s.hash == crypto.SHA384:
+		return x509.ECDSAWithSHA384
+	}
+	return x509.ECDSAWithSHA256
+}
+
 func (s signing) identifier(b *cryptobyte.Builder) {
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1ObjectIdentifier(s.oid)

@@ -53,10 +53,11 @@ func (i *Issuer) Certificate() *x509.Certificate { return i.cert }
 // Prepared is a certificate decided on but not yet signed. It is signed at most once, by the issuer
 // that prepared it, so that what the store recorded as intent is what gets signed.
 type Prepared struct {
-	issuer *Issuer
-	serial []byte
-	tbs    []byte
-	used   atomic.Bool
+	issuer   *Issuer
+	serial   []byte
+	tbs      []byte
+	notAfter time.Time
+	used     atomic.Bool
 }
 
 // Serial is the serial number in lower-case hex, two digits an octet.
@@ -149,7 +150,7 @@ func (i *Issuer) prepare(c certificate, now time.Time, validity time.Duration) (
 	if err := c.algorithm.checkReadable(tbs); err != nil {
 		return nil, fmt.Errorf("%w: %v", errUnreadable, err)
 	}
-	return &Prepared{issuer: i, serial: c.serial, tbs: tbs}, nil
+	return &Prepared{issuer: i, serial: c.serial, tbs: tbs, notAfter: c.notAfter.UTC().Truncate(time.Second)}, nil
 }
 
 // Issue has a prepared certificate signed, checks the signature that came back (the signer may be

@@ -415,6 +415,31 @@ func (r *Request) IsNamed(host string) bool {
 	return false
 }
 
+// EndsWith reports whether a common name or DNS subjectAltName ends with suffix, in any case.
+func (r *Request) EndsWith(suffix string) bool {
+	suffix = strings.ToLower(suffix)
+	ends := func(name string) bool {
+		return strings.HasSuffix(strings.ToLower(strings.TrimSuffix(name, ".")), suffix)
+	}
+	for _, name := range r.SAN {
+		if name.Kind == DNS && ends(name.Value) {
+			return true
+		}
+	}
+	subject, err := parseName(r.RawSubject)
+	if err != nil {
+		return false
+	}
+	for _, rdn := range subject {
+		for _, a := range rdn {
+			if a.oid.Equal(oidCommonName) && ends(a.value) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 func printable(s string) string {
 	s = strings.Map(func(c rune) rune {
 		if !unicode.IsPrint(c) {
