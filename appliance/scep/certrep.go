@@ -10,28 +10,54 @@ import (
 
 const contentTypePKIMessage = "application/x-pki-message"
 
-// pkiStatus values: RFC 8894 §3.2.1.3. PENDING (3) stands for a durable approval, and there are none.
+// pkiStatus values: RFC 8894 §3.2.1.3.
 const (
 	statusSuccess = "0"
 	statusFailure = "2"
+	statusPending = "3"
 )
 
-// success is a CertRep with the issued certificate first, which is where clients look for it, in a degenerate SignedData
-// encrypted to the certificate that signed the request (RFC 8894 §3.3.2) with the given cipher.
-func (s *Server) success(p *profile, req *request, certificate []byte, c cms.Cipher) ([]byte, error) {
+// sealing says how the content of an answer is encrypted (RFC 8894 §3.1): to the certificate that signed the request, or, where its
+// key cannot decrypt, under the challenge that the request held.
+type sealing struct {
+	recipient *cms.Certificate // with an RSA key, or else
+	password  string
+	cipher    cms.Cipher
+}
+
+func (e sealing) encrypt(content []byte) ([]byte, error) {
+	if e.recipient != nil {
+		return cms.Encrypt(rand.Reader, content, e.recipient, e.cipher)
+	}
+	return cms.EncryptPassword(rand.Reader, content, e.password, e.cipher)
+}
+
+// certificates is a degenerate SignedData with the given certificate first, which is where clients look for it, and the CA behind it
+// where the profile says so.
+func (p *profile) certificates(certificate []byte) ([]byte, error) {
 	certs := [][]byte{certificate}
 	if p.Chain {
 		certs = append(certs, p.CA.Raw)
 	}
 	content, err := cms.CertsOnly(certs)
 	if err != nil {
-		return nil, fmt.Errorf("building the certificates of a CertRep: %w", err)
+		return nil, fmt.Errorf("building the certificates of an answer: %w", err)
 	}
-	envelope, err := cms.Encrypt(rand.Reader, content, req.signer, c)
+	return content, nil
+}
+
+// success is a CertRep with content: the certificates, or a CRL (RFC 8894 §3.3.2.1, §3.3.4).
+func (s *Server) success(p *profile, req *request, content []byte, e sealing) ([]byte, error) {
+	envelope, err := e.encrypt(content)
 	if err != nil {
 		return nil, fmt.Errorf("encrypting a CertRep: %w", err)
 	}
 	return s.certRep(p, req, envelope, attribute{oidPKIStatus, printable(statusSuccess)})
+}
+
+// pending is a CertRep that has a device ask again: the request is durably held for a person. It has no content, like a failure.
+func (s *Server) pending(p *profile, req *request) ([]byte, error) {
+	return s.certRep(p, req, nil, attribute{oidPKIStatus, printable(statusPending)})
 }
 
 // failure is a CertRep without a certificate. Its content is an empty OCTET STRING and not absent, as RFC 8894 §3.3.2.2

@@ -105,6 +105,8 @@ type wrapping struct {
 	messageType any
 	nonce       any
 	damage      func(envelope []byte) // changes the envelope before it is signed
+	content     []byte                // encrypted instead of the CSR
+	envelope    []byte                // made by another tool; recipient, cipher and content say nothing then
 }
 
 func (s *service) good() wrapping {
@@ -120,9 +122,15 @@ func (s *service) good() wrapping {
 func (d *device) message(w wrapping) []byte {
 	d.t.Helper()
 	pkcs7.ContentEncryptionAlgorithm = w.cipher
-	envelope, err := pkcs7.Encrypt(d.csr, []*x509.Certificate{w.recipient})
-	if err != nil {
-		d.t.Fatal(err)
+	content, envelope := w.content, w.envelope
+	if content == nil {
+		content = d.csr
+	}
+	if envelope == nil {
+		var err error
+		if envelope, err = pkcs7.Encrypt(content, []*x509.Certificate{w.recipient}); err != nil {
+			d.t.Fatal(err)
+		}
 	}
 	if w.damage != nil {
 		w.damage(envelope)
@@ -233,18 +241,28 @@ func (s *service) openReply(e exchanged) certRep {
 		if fail != "" || r.text != "" {
 			s.t.Errorf("SUCCESS with failInfo %q, %q", fail, r.text)
 		}
+	case "3":
+		if fail != "" || r.text != "" || len(r.content) != 0 {
+			s.t.Errorf("PENDING with failInfo %q, failInfoText %q and %d bytes of content", fail, r.text, len(r.content))
+		}
+		s.checkEmptyContent(e)
 	case "2":
 		if fail == "" || r.text == "" || len(r.content) != 0 {
 			s.t.Errorf("FAILURE with failInfo %q, failInfoText %q and %d bytes of content", fail, r.text, len(r.content))
 		}
-		// eContent is there and empty: [0] { OCTET STRING of length 0 } behind id-data.
-		if !bytes.Contains(e.reply, append(mustMarshal(s.t, pkcs7.OIDData), 0xa0, 2, 4, 0)) {
-			s.t.Error("FAILURE without an empty eContent")
-		}
+		s.checkEmptyContent(e)
 	default:
 		s.t.Errorf("pkiStatus %q", r.status)
 	}
 	return r
+}
+
+// checkEmptyContent wants an eContent that is there and empty: [0] { OCTET STRING of length 0 } behind id-data.
+func (s *service) checkEmptyContent(e exchanged) {
+	s.t.Helper()
+	if !bytes.Contains(e.reply, append(mustMarshal(s.t, pkcs7.OIDData), 0xa0, 2, 4, 0)) {
+		s.t.Error("no empty eContent")
+	}
 }
 
 func mustMarshal(t *testing.T, v any) []byte {

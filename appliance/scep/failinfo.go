@@ -11,14 +11,15 @@ import (
 	"signet.internal/appliance/pki"
 )
 
-// failInfo is the reason code of a CertRep FAILURE: RFC 8894 §3.2.1.4.1. badTime and badCertId answer nothing this package
-// accepts: no request carries a signing time to judge, and none names a certificate.
+// failInfo is the reason code of a CertRep FAILURE: RFC 8894 §3.2.1.4.1. badTime (3) answers nothing this package accepts: no
+// request has to carry a signing time.
 type failInfo string
 
 const (
 	badAlg          failInfo = "0" // unrecognised or unsupported algorithm
 	badMessageCheck failInfo = "1" // the integrity check of the message failed
 	badRequest      failInfo = "2" // transaction not permitted or supported
+	badCertID       failInfo = "4" // no certificate, or no request, that fits
 )
 
 // refusal is a CertRep FAILURE decided in this package: what is wrong, in words that name the mend.
@@ -73,6 +74,26 @@ func explain(err error) verdict {
 		return failure(badRequest, "the message is not signed with the key it asks a certificate for: sign it with a self-signed certificate of that key", "")
 	case errors.Is(err, enroll.ErrReplay):
 		return failure(badRequest, "the message was answered before: make a new request", "")
+	case errors.Is(err, enroll.ErrSignerUnknown):
+		return failure(badMessageCheck, "the certificate that signed the request is not one of this authority: enroll anew with a challenge password", "")
+	case errors.Is(err, enroll.ErrSignerRevoked):
+		return failure(badMessageCheck, "the certificate that signed the request is revoked: enroll anew with a challenge password", "")
+	case errors.Is(err, enroll.ErrSignerExpired):
+		return failure(badMessageCheck, "the certificate that signed the request has expired: enroll anew with a challenge password", "")
+	case errors.Is(err, enroll.ErrRenewalEarly):
+		return failure(badRequest, "the certificate is not due for renewal yet: try again nearer to its end", "")
+	case errors.Is(err, enroll.ErrRenewalIdentity):
+		return failure(badRequest, "a renewal keeps subject and names of the certificate: enroll anew for others", "")
+	case errors.Is(err, enroll.ErrDenied):
+		return failure(badRequest, "an operator denied the request", "")
+	case errors.Is(err, enroll.ErrNoRequest):
+		return failure(badCertID, "this key has no request of this transaction: send PKCSReq (19)", "")
+	case errors.Is(err, enroll.ErrRateLimited):
+		return failure(badRequest, "too many certificates within an hour: try again later", "")
+	case errors.Is(err, enroll.ErrCompliance):
+		return failure(badRequest, "the device was not found compliant", "")
+	case errors.Is(err, enroll.ErrRaw):
+		return failure(badRequest, "this profile takes no request without an envelope: send a SCEP PKCSReq", "")
 	case errors.As(err, &policy):
 		fail := badRequest
 		if rule, _, _ := strings.Cut(policy.Rule, "."); rule == "keys" {
@@ -81,6 +102,8 @@ func explain(err error) verdict {
 		return failure(fail, "not allowed", ": "+policy.Error())
 	case errors.Is(err, enroll.ErrBusy), errors.Is(err, cms.ErrKeyBusy):
 		return retry("the box is busy: try again later")
+	case errors.Is(err, enroll.ErrHeldFull):
+		return retry("too many requests wait for approval: try again when the operator has decided on some")
 	case errors.Is(err, enroll.ErrClock):
 		return retry("the box does not trust its clock and issues nothing until it does: try again later")
 	case errors.Is(err, enroll.ErrUnavailable):

@@ -2,6 +2,7 @@ package scep
 
 import (
 	"crypto/rand"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -24,34 +25,48 @@ type exchange struct {
 	id string // in the log and in the text of internal errors
 
 	source      netip.Addr
-	profile     *profile // nil until located
+	listener    listener
+	client      *x509.Certificate // what the device showed in TLS, verified; nil on every listener but mutual
+	profile     *profile          // nil until located
 	operation   string
 	transaction string
 	serial      string // of the certificate that was sent
-	outcome     string // issued, replayed, refused, busy, error, or answered for what only reads
+	outcome     string // issued, replayed, pending, refused, busy, error, or answered for what only reads
 	reason      string // why it was refused
 	err         error  // the chain behind an error
 	status      int
 }
 
+// listener is the kind of listener a request came in by.
+type listener int
+
+const (
+	plain  listener = iota // without TLS
+	secure                 // TLS that never asks for a client certificate
+	mutual                 // TLS that asks for one and leaves its verification to this package
+)
+
 // serve answers one request and writes its log line.
-func (s *Server) serve(w http.ResponseWriter, r *http.Request, plain bool) {
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, l listener) {
 	start := time.Now()
-	x := &exchange{w: w, r: r, id: rand.Text()[:12], source: s.source(r)}
-	s.dispatch(x, plain)
+	x := &exchange{w: w, r: r, id: rand.Text()[:12], source: s.source(r), listener: l}
+	s.dispatch(x)
 	s.logLine(x, time.Since(start))
 }
 
 // dispatch finds profile and operation and refuses what has neither.
-func (s *Server) dispatch(x *exchange, plain bool) {
-	p, reason := s.locate(x.r.URL.Path)
+func (s *Server) dispatch(x *exchange) {
+	p, reason := s.locate(x.r.URL.Path, x.listener)
 	if p == nil {
 		x.refuse(http.StatusNotFound, reason)
 		return
 	}
 	x.profile = p
-	if plain && !p.PlainHTTP {
+	if x.listener == plain && !p.PlainHTTP {
 		x.refuse(http.StatusForbidden, "this profile is not served over plain HTTP: use https")
+		return
+	}
+	if x.listener == mutual && !s.admit(x) {
 		return
 	}
 	if x.r.Method != http.MethodGet && x.r.Method != http.MethodPost {

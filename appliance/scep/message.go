@@ -18,8 +18,12 @@ var (
 )
 
 const (
-	typeCertRep = "3"
-	typePKCSReq = "19"
+	typeCertRep    = "3"
+	typeRenewalReq = "17"
+	typePKCSReq    = "19"
+	typeCertPoll   = "20" // GetCertInitial in older drafts
+	typeGetCert    = "21"
+	typeGetCRL     = "22"
 
 	maxTransactionID = 256 // bytes; real ones are at most 78 (a 256-bit decimal number)
 	maxNonce         = 256 // bytes; RFC 8894 §3.2.1.5 says 16
@@ -95,22 +99,4 @@ func text(v asn1.RawValue, limit int) (string, error) {
 		}
 	}
 	return string(v.Bytes), nil
-}
-
-// typeName names a message type in a refusal: RFC 8894 §3.2.1.2. Its results are a fixed set, as is every refusal's text, because
-// refusals are counted by it.
-func typeName(messageType string) string {
-	switch messageType {
-	case "3":
-		return "CertRep (3)"
-	case "17":
-		return "RenewalReq (17)"
-	case "20":
-		return "CertPoll (20)"
-	case "21":
-		return "GetCert (21)"
-	case "22":
-		return "GetCRL (22)"
-	}
-	return "of an unknown kind"
 }

@@ -1,17 +1,11 @@
 package scep
 
 import (
-	"bytes"
-	"crypto"
-	"crypto/rsa"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
-	"signet.internal/appliance/pki"
 )
 
 // request is a PKIMessage whose signature verified.
@@ -27,7 +21,7 @@ type request struct {
 //
 //  1. a slot, or 503, before anything is parsed;
 //  2. the signature: until it verifies there is nobody to answer, and the refusal is HTTP 400 and a line of text;
-//  3. from here on every refusal is a signed CertRep: attributes, message type, digest, signer key, cipher;
+//  3. from here on every refusal is a signed CertRep: attributes, message type, client certificate, digest, signer key, cipher;
 //  4. only then the RA key opens the envelope;
 //  5. enroll decides;
 //  6. the certificate goes back to the key that signed.
@@ -44,7 +38,15 @@ func (s *Server) pkiOperation(x *exchange, message string) {
 		x.retryLater("the box is busy: try again later")
 		return
 	}
-	req, err := s.open(raw)
+	signed, err := cms.ParseSignedData(raw)
+	if err == nil && x.profile.RawCSR && isBareRequest(signed.Content) {
+		s.bareRequest(x, signed)
+		return
+	}
+	var req *request
+	if err == nil {
+		req, err = open(signed)
+	}
 	if err != nil {
 		x.err = err
 		x.refuse(http.StatusBadRequest, unverified(raw, err))
@@ -53,7 +55,7 @@ func (s *Server) pkiOperation(x *exchange, message string) {
 	}
 	x.transaction = req.transaction
 
-	body, err := s.issue(x, req)
+	body, err := s.answer(x, req)
 	if err != nil {
 		body = s.fail(x, req, err)
 	}
@@ -62,38 +64,25 @@ func (s *Server) pkiOperation(x *exchange, message string) {
 	}
 }
 
-// issue takes a verified request through the checks of this package to the engine, and returns the CertRep SUCCESS.
-// Refusals before the engine are counted here; the engine records its own.
-func (s *Server) issue(x *exchange, req *request) ([]byte, error) {
-	csr, cipher, err := s.certificateRequest(x.profile, req)
-	if err != nil {
-		if v := explain(err); v.status == http.StatusOK {
-			s.count(x, v.reason)
+// answer returns the CertRep for a verified request. What is not listed here is refused, whatever else is right about it:
+// a message type that slips past its checks is a certificate for anyone.
+func (s *Server) answer(x *exchange, req *request) ([]byte, error) {
+	err := req.malformed
+	if err == nil {
+		err = x.checkMTLS()
+	}
+	if err == nil {
+		switch req.messageType {
+		case typePKCSReq, typeRenewalReq:
+			return s.issue(x, req)
+		case typeCertPoll:
+			return s.poll(x, req)
+		case typeGetCert, typeGetCRL:
+			return s.lookUp(x, req)
 		}
-		return nil, err
+		err = refuse(badRequest, "a message of this type is not answered: send PKCSReq (19), RenewalReq (17), CertPoll (20), GetCert (21) or GetCRL (22)")
 	}
-	res, err := s.engine.Enroll(x.r.Context(), enroll.Request{
-		Profile:       x.profile.Name,
-		Protocol:      enroll.ProtocolSCEP,
-		TransactionID: req.transaction,
-		CSR:           csr,
-		Proof: enroll.Proof{
-			Challenge:         csr.Challenge,
-			SignerSPKI:        req.signer.RawSPKI,
-			SignerCertificate: req.signer.Raw,
-			SelfSigned:        bytes.Equal(req.signer.RawIssuer, req.signer.RawSubject),
-		},
-		Source:      x.source,
-		SenderNonce: req.senderNonce,
-	})
-	if err != nil {
-		return nil, err
-	}
-	x.serial, x.outcome = res.Serial, "issued"
-	if res.Replayed {
-		x.outcome = "replayed"
-	}
-	return s.success(x.profile, req, res.Certificate, cipher)
+	return nil, s.counted(x, err)
 }
 
 // fail returns the CertRep FAILURE for a verified request that gets no certificate, or nil after it has answered with
@@ -141,15 +130,20 @@ func (s *Server) count(x *exchange, reason string) {
 	})
 }
 
-// open parses a PKIMessage and verifies its signature.
+// counted counts a refusal of this package and returns it; what fails for other reasons is not held against the sender. Refusals of
+// the engine are recorded there.
+func (s *Server) counted(x *exchange, err error) error {
+	if v := s.explain(err); v.status == http.StatusOK {
+		s.count(x, v.reason)
+	}
+	return err
+}
+
+// open verifies the signature of a PKIMessage.
 //
 // It verifies digests the policy does not allow as well: what such a signature proves is weak, and nothing is done on
 // its word, but a client told "badAlg" in an answer it understands can be mended, and one told HTTP 400 rarely is.
-func (s *Server) open(raw []byte) (*request, error) {
-	signed, err := cms.ParseSignedData(raw)
-	if err != nil {
-		return nil, err
-	}
+func open(signed *cms.SignedData) (*request, error) {
 	signer, err := signed.Verify(cms.Policy{Digests: []cms.Digest{cms.SHA256, cms.SHA384, cms.SHA512, cms.SHA1, cms.MD5}})
 	if err != nil {
 		return nil, err
@@ -175,52 +169,4 @@ func unverified(raw []byte, err error) string {
 		return "the message does not have exactly one signer with its certificate"
 	}
 	return "the message is not a signed CMS SignedData in DER or BER"
-}
-
-// certificateRequest makes the checks between signature and engine, the cheap and the public ones before the RA key is
-// touched, and returns the request in the envelope and the cipher of the answer.
-func (s *Server) certificateRequest(p *profile, req *request) (*pki.Request, cms.Cipher, error) {
-	if req.malformed != nil {
-		return nil, 0, req.malformed
-	}
-	if req.messageType != typePKCSReq {
-		return nil, 0, refuse(badRequest, "message type "+typeName(req.messageType)+" is not offered: send PKCSReq (19)")
-	}
-	if !p.policy.AllowsDigest(req.digest) {
-		return nil, 0, refuse(badAlg, fmt.Sprintf("the message is signed with %v, which is not allowed: "+setSHA, req.digest))
-	}
-	if _, ok := req.signer.PublicKey.(*rsa.PublicKey); !ok {
-		return nil, 0, refuse(badAlg, "the message is not signed with an RSA key, so the answer cannot be encrypted: use an RSA key for SCEP")
-	}
-	envelope, err := cms.ParseEnvelopedData(req.envelope)
-	if err != nil {
-		return nil, 0, fmt.Errorf("%w: %w", refuse(badMessageCheck, "the signed content is not a CMS EnvelopedData"), err)
-	}
-	key := &watchedKey{Decrypter: p.RADecrypter}
-	der, err := envelope.Decrypt(p.RA, key, p.policy)
-	if key.err != nil {
-		return nil, 0, fmt.Errorf("decrypting with the RA key: %w", key.err)
-	}
-	if err != nil {
-		return nil, 0, err
-	}
-	csr, err := pki.ParseRequest(der)
-	return csr, p.answerCipher(envelope.ContentCipher), err
-}
-
-// watchedKey remembers that the RA key did not work. cms answers that like a message that does not decrypt, as it must
-// where the reason may lie in the message; but a client told so would give up for good because a key holder was down.
-// What lies in the message is left to cms: a bad padding is no error under PKCS1v15DecryptOptions.SessionKeyLen, and
-// everything else that is wrong with a ciphertext is rsa.ErrDecryption.
-type watchedKey struct {
-	crypto.Decrypter
-	err error
-}
-
-func (k *watchedKey) Decrypt(random io.Reader, ciphertext []byte, o crypto.DecrypterOpts) ([]byte, error) {
-	b, err := k.Decrypter.Decrypt(random, ciphertext, o)
-	if err != nil && !errors.Is(err, rsa.ErrDecryption) {
-		k.err = err
-	}
-	return b, err
 }

@@ -101,6 +101,7 @@ func TestRefusedBySignedReply(t *testing.T) {
 	}
 	dev := newDevice(t, key, "dev")
 	ecDevice := newDevice(t, ec, "ec")
+	ecDevice.csr = makeCSR(t, ec, "ec", "")
 	other := newDevice(t, rsaKey(t, 2048), "other")
 	other.csr = dev.csr // another's request, under a key of one's own
 	badCSR := newDevice(t, key, "dev")
@@ -127,13 +128,17 @@ func TestRefusedBySignedReply(t *testing.T) {
 		fail failInfo
 		says string
 	}{
-		"CertRep":              {dev, with(func(w *wrapping) { w.messageType = "3" }), badRequest, "CertRep (3) is not offered"},
-		"RenewalReq":           {dev, with(func(w *wrapping) { w.messageType = "17" }), badRequest, "RenewalReq (17) is not offered"},
-		"UpdateReq":            {dev, with(func(w *wrapping) { w.messageType = "18" }), badRequest, "unknown kind"},
-		"CertPoll":             {dev, with(func(w *wrapping) { w.messageType = "20" }), badRequest, "CertPoll (20) is not offered"},
-		"GetCert":              {dev, with(func(w *wrapping) { w.messageType = "21" }), badRequest, "GetCert (21) is not offered"},
-		"GetCRL":               {dev, with(func(w *wrapping) { w.messageType = "22" }), badRequest, "GetCRL (22) is not offered"},
-		"type 019":             {dev, with(func(w *wrapping) { w.messageType = "019" }), badRequest, "unknown kind"},
+		"CertRep":              {dev, with(func(w *wrapping) { w.messageType = "3" }), badRequest, "of this type is not answered"},
+		"UpdateReq":            {dev, with(func(w *wrapping) { w.messageType = "18" }), badRequest, "of this type is not answered"},
+		"CertPoll":             {dev, with(func(w *wrapping) { w.messageType = "20" }), badCertID, "no request of this transaction"},
+		"CertPoll, EC key":     {ecDevice, with(func(w *wrapping) { w.messageType = "20" }), badAlg, "use an RSA key"},
+		"CertPoll, DES":        {dev, with(func(w *wrapping) { w.messageType, w.cipher = "20", pkcs7.EncryptionAlgorithmDESCBC }), badAlg, "DES-CBC"},
+		"GetCert of a CSR":     {dev, with(func(w *wrapping) { w.messageType = "21" }), badCertID, unknownCertificate},
+		"GetCert, EC key":      {ecDevice, with(func(w *wrapping) { w.messageType = "21" }), badAlg, "use an RSA key"},
+		"GetCRL of a CSR":      {dev, with(func(w *wrapping) { w.messageType = "22" }), badCertID, unknownCertificate},
+		"GetCRL, damaged":      {dev, with(func(w *wrapping) { w.messageType, w.damage = "22", lastBlock }), badCertID, unknownCertificate},
+		"GetCRL, SHA-1":        {dev, with(func(w *wrapping) { w.messageType, w.digest = "22", pkcs7.OIDDigestAlgorithmSHA1 }), badAlg, "SHA-1"},
+		"type 019":             {dev, with(func(w *wrapping) { w.messageType = "019" }), badRequest, "of this type is not answered"},
 		"no type":              {dev, with(func(w *wrapping) { w.messageType = nil }), badRequest, "no messageType"},
 		"type as a number":     {dev, with(func(w *wrapping) { w.messageType = 19 }), badRequest, "not a PrintableString"},
 		"no transaction":       {dev, with(func(w *wrapping) { w.transaction = nil }), badRequest, "no transactionID"},
@@ -141,7 +146,7 @@ func TestRefusedBySignedReply(t *testing.T) {
 		"SHA-1":                {dev, with(func(w *wrapping) { w.digest = pkcs7.OIDDigestAlgorithmSHA1 }), badAlg, "SHA-1, which is not allowed: set the client to SHA-256"},
 		"DES":                  {dev, with(func(w *wrapping) { w.cipher = pkcs7.EncryptionAlgorithmDESCBC }), badAlg, "DES-CBC"},
 		"AES-GCM":              {dev, with(func(w *wrapping) { w.cipher = pkcs7.EncryptionAlgorithmAES128GCM }), badAlg, "in CBC mode"},
-		"EC key":               {ecDevice, s.good(), badAlg, "use an RSA key"},
+		"EC key, no challenge": {ecDevice, s.good(), badAlg, "use an RSA key"},
 		"short RSA key":        {short, s.good(), badAlg, "keys.rsa.min_bits"},
 		"for another RA":       {dev, with(func(w *wrapping) { w.recipient = other.cert }), badMessageCheck, "fetch it again with GetCACert"},
 		"padding damaged":      {dev, with(func(w *wrapping) { w.damage = lastBlock }), badMessageCheck, unopened},
@@ -318,6 +323,17 @@ func TestExplain(t *testing.T) {
 		{enroll.ErrChallenge, 200, badRequest},
 		{enroll.ErrSignerKey, 200, badRequest},
 		{enroll.ErrReplay, 200, badRequest},
+		{enroll.ErrSignerUnknown, 200, badMessageCheck},
+		{enroll.ErrSignerRevoked, 200, badMessageCheck},
+		{enroll.ErrSignerExpired, 200, badMessageCheck},
+		{enroll.ErrRenewalEarly, 200, badRequest},
+		{enroll.ErrRenewalIdentity, 200, badRequest},
+		{enroll.ErrDenied, 200, badRequest},
+		{enroll.ErrNoRequest, 200, badCertID},
+		{enroll.ErrRateLimited, 200, badRequest},
+		{enroll.ErrCompliance, 200, badRequest},
+		{enroll.ErrRaw, 200, badRequest},
+		{enroll.ErrHeldFull, 503, ""},
 		{enroll.ErrClock, 503, ""},
 		{enroll.ErrBusy, 503, ""},
 		{enroll.ErrUnavailable, 503, ""},

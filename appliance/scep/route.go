@@ -2,18 +2,23 @@ package scep
 
 import "strings"
 
-// locate returns the profile a request path selects, or a reason it selects none. The path is the percent-decoded one;
+// locate returns the profile a request path selects on a listener, or a reason it selects none. The path is the percent-decoded one;
 // empty segments are skipped, because devices build URLs like //scep//pkiclient.exe and a redirect loses a POST.
 //
 // Clients append what their first server was called (pkiclient.exe of the original CGI, mscep.dll of NDES), so those
 // names mean the default profile both under /scep and at the root, in any case; what follows a profile's own name is
-// ignored for the same reason.
-func (s *Server) locate(path string) (p *profile, reason string) {
+// ignored for the same reason. On the listener that asks for client certificates /scep-mtls takes the place of /scep, and the root
+// has no such names.
+func (s *Server) locate(path string, l listener) (p *profile, reason string) {
+	prefix := "scep"
+	if l == mutual {
+		prefix = "scep-mtls"
+	}
 	segments := strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
 	switch {
 	case len(segments) == 0:
-		return nil, "no SCEP service at this path: use /scep/<profile>"
-	case segments[0] == "scep":
+		return nil, "no SCEP service at this path: use /" + prefix + "/<profile>"
+	case segments[0] == prefix:
 		segments = segments[1:]
 		if len(segments) == 0 {
 			break
@@ -22,13 +27,13 @@ func (s *Server) locate(path string) (p *profile, reason string) {
 			return p, ""
 		}
 		if !legacySegment(segments[0]) {
-			return nil, "no such SCEP profile: use /scep/<profile>"
+			return nil, "no such SCEP profile: use /" + prefix + "/<profile>"
 		}
-	case !legacyPath(segments):
-		return nil, "no SCEP service at this path: use /scep/<profile>"
+	case l == mutual || !legacyPath(segments):
+		return nil, "no SCEP service at this path: use /" + prefix + "/<profile>"
 	}
 	if s.fallback == nil {
-		return nil, "this box has no default SCEP profile: use /scep/<profile>"
+		return nil, "this box has no default SCEP profile: use /" + prefix + "/<profile>"
 	}
 	return s.fallback, ""
 }

@@ -54,7 +54,7 @@ func TestLocate(t *testing.T) {
 		{"/certsrv/mscep_admin", nil},
 		{"/certsrv/mscep", nil},
 	} {
-		got, reason := withDefault.locate(c.path)
+		got, reason := withDefault.locate(c.path, secure)
 		if got != c.want {
 			t.Errorf("locate(%q) = %v, want %v", c.path, got, c.want)
 		}
@@ -66,7 +66,7 @@ func TestLocate(t *testing.T) {
 	for path, want := range map[string]*profile{
 		"/scep": nil, "/scep/pkiclient.exe": nil, "/pkiclient.exe": nil, "/scep/modern/pkiclient.exe": modern,
 	} {
-		got, reason := without.locate(path)
+		got, reason := without.locate(path, secure)
 		if got != want {
 			t.Errorf("without a default profile, locate(%q) = %v, want %v", path, got, want)
 		}
@@ -80,7 +80,7 @@ func TestLocate(t *testing.T) {
 func TestLocatePrefersProfile(t *testing.T) {
 	named := &profile{Profile: Profile{Name: "certsrv"}}
 	s := &Server{profiles: map[string]*profile{"certsrv": named}}
-	if got, _ := s.locate("/scep/certsrv/mscep/mscep.dll"); got != named {
+	if got, _ := s.locate("/scep/certsrv/mscep/mscep.dll", secure); got != named {
 		t.Errorf("locate = %v, want the profile named certsrv", got)
 	}
 }

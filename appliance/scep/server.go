@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"time"
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
@@ -32,6 +33,9 @@ type Config struct {
 	// InFlight bounds the PKIOperations being worked on at a time, on all listeners together; one more is answered
 	// 503 before a byte of it is parsed. 0: 32, which a hardware TPM works off within a client's patience.
 	InFlight int
+
+	// Now tells the time to judge client certificates by. Nil: time.Now.
+	Now func() time.Time
 
 	// IsBusy reports whether an error of an RA key says that its holder has too much to do, so that the same request may
 	// succeed later. Nil: only errors that wrap enroll.ErrBusy say so.
@@ -73,6 +77,7 @@ type Server struct {
 	engine   *enroll.Engine
 	log      *slog.Logger
 	source   func(*http.Request) netip.Addr
+	now      func() time.Time
 	isBusy   func(error) bool
 	profiles map[string]*profile // by name
 	fallback *profile            // the default one; nil if there is none
@@ -104,6 +109,9 @@ func New(c Config) (*Server, error) {
 	if c.Source == nil {
 		c.Source = remoteAddr
 	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	if c.IsBusy == nil {
 		c.IsBusy = func(error) bool { return false }
 	}
@@ -111,6 +119,7 @@ func New(c Config) (*Server, error) {
 		engine:   c.Engine,
 		log:      c.Log,
 		source:   c.Source,
+		now:      c.Now,
 		isBusy:   c.IsBusy,
 		profiles: make(map[string]*profile),
 		slots:    make(chan struct{}, c.InFlight),
@@ -182,11 +191,21 @@ func newProfile(p Profile) (*profile, error) {
 	return checked, nil
 }
 
-// Handler answers on one listener: plain tells whether that is the one without TLS, where only profiles with PlainHTTP
-// are served. It must be given the request as it came: http.ServeMux would redirect paths that are not clean, which no
-// SCEP client follows.
-func (s *Server) Handler(plain bool) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, plain) })
+// Handler answers on one listener that asks for no client certificate: withoutTLS tells whether that is the one without TLS, where
+// only profiles with PlainHTTP are served. It must be given the request as it came: http.ServeMux would redirect paths that are not
+// clean, which no SCEP client follows.
+func (s *Server) Handler(withoutTLS bool) http.Handler {
+	kind := secure
+	if withoutTLS {
+		kind = plain
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, kind) })
+}
+
+// HandlerMTLS answers /scep-mtls/<profile> on the listener that asks for client certificates (tls.RequestClientCert: crypto/tls must
+// not verify them, each profile has its own bundle). See Handler for the paths.
+func (s *Server) HandlerMTLS() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, mutual) })
 }
 
 // remoteAddr is the address at the other end of the connection, invalid if that is not an IP connection.

@@ -1,0 +1,134 @@
+package scep
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"io"
+
+	"signet.internal/appliance/cms"
+	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
+)
+
+// issue answers a PKCSReq or a RenewalReq. Which of the two it is says little, clients renew with either: the engine goes by the
+// certificate that signed.
+func (s *Server) issue(x *exchange, req *request) ([]byte, error) {
+	csr, seal, err := certificateRequest(x.profile, req)
+	if err != nil {
+		return nil, s.counted(x, err)
+	}
+	res, err := s.engine.Enroll(x.r.Context(), enroll.Request{
+		Profile:       x.profile.Name,
+		Protocol:      enroll.ProtocolSCEP,
+		TransactionID: req.transaction,
+		CSR:           csr,
+		Proof:         req.proof(csr),
+		Source:        x.source,
+		SenderNonce:   req.senderNonce,
+		Renewal:       req.messageType == typeRenewalReq,
+		MTLS:          x.client,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.result(x, req, res, seal)
+}
+
+// proof is what a signed request offers to show who sent it.
+func (req *request) proof(csr *pki.Request) enroll.Proof {
+	return enroll.Proof{
+		Challenge:         csr.Challenge,
+		SignerSPKI:        req.signer.RawSPKI,
+		SignerCertificate: req.signer.Raw,
+		SelfSigned:        bytes.Equal(req.signer.RawIssuer, req.signer.RawSubject),
+	}
+}
+
+// result returns the CertRep for what the engine decided: SUCCESS or PENDING.
+func (s *Server) result(x *exchange, req *request, res *enroll.Result, seal sealing) ([]byte, error) {
+	if res.Pending {
+		x.outcome = "pending"
+		return s.pending(x.profile, req)
+	}
+	content, err := x.profile.certificates(res.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	x.issued(res)
+	return s.success(x.profile, req, content, seal)
+}
+
+// issued notes a certificate for the log line.
+func (x *exchange) issued(res *enroll.Result) {
+	x.serial, x.outcome = res.Serial, "issued"
+	if res.Replayed {
+		x.outcome = "replayed"
+	}
+}
+
+// certificateRequest makes the checks between signature and engine, the cheap and the public ones before the RA key is
+// touched, and returns the request in the envelope and how to seal the answer.
+func certificateRequest(p *profile, req *request) (*pki.Request, sealing, error) {
+	envelope, err := p.envelope(req)
+	if err != nil {
+		return nil, sealing{}, err
+	}
+	der, err := p.decrypt(envelope)
+	if err != nil {
+		return nil, sealing{}, err
+	}
+	csr, err := pki.ParseRequest(der)
+	if err != nil {
+		return nil, sealing{}, err
+	}
+	seal := sealing{recipient: req.signer, cipher: p.answerCipher(envelope.ContentCipher)}
+	if _, ok := req.signer.PublicKey.(*rsa.PublicKey); !ok {
+		if csr.Challenge == "" {
+			return nil, sealing{}, refuse(badAlg, "the answer cannot be encrypted to the key that signed, nor under a challenge password that is not there: send one, or use an RSA key")
+		}
+		seal.recipient, seal.password = nil, csr.Challenge
+	}
+	return csr, seal, nil
+}
+
+// envelope reads the envelope of a request and checks what the sender chose in clear.
+func (p *profile) envelope(req *request) (*cms.EnvelopedData, error) {
+	if !p.policy.AllowsDigest(req.digest) {
+		return nil, refuse(badAlg, fmt.Sprintf("the message is signed with %v, which is not allowed: "+setSHA, req.digest))
+	}
+	envelope, err := cms.ParseEnvelopedData(req.envelope)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", refuse(badMessageCheck, "the signed content is not a CMS EnvelopedData"), err)
+	}
+	return envelope, nil
+}
+
+// decrypt opens an envelope with the RA key.
+func (p *profile) decrypt(envelope *cms.EnvelopedData) ([]byte, error) {
+	key := &watchedKey{Decrypter: p.RADecrypter}
+	content, err := envelope.Decrypt(p.RA, key, p.policy)
+	if key.err != nil {
+		return nil, fmt.Errorf("decrypting with the RA key: %w", key.err)
+	}
+	return content, err
+}
+
+// watchedKey remembers that the RA key did not work. cms answers that like a message that does not decrypt, as it must
+// where the reason may lie in the message; but a client told so would give up for good because a key holder was down.
+// What lies in the message is left to cms: a bad padding is no error under PKCS1v15DecryptOptions.SessionKeyLen, and
+// everything else that is wrong with a ciphertext is rsa.ErrDecryption.
+type watchedKey struct {
+	crypto.Decrypter
+	err error
+}
+
+func (k *watchedKey) Decrypt(random io.Reader, ciphertext []byte, o crypto.DecrypterOpts) ([]byte, error) {
+	b, err := k.Decrypter.Decrypt(random, ciphertext, o)
+	if err != nil && !errors.Is(err, rsa.ErrDecryption) {
+		k.err = err
+	}
+	return b, err
+}

@@ -1,0 +1,123 @@
+package scep
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"math/big"
+
+	"golang.org/x/crypto/cryptobyte"
+	casn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"signet.internal/appliance/cms"
+	"signet.internal/appliance/enroll"
+)
+
+// needsRSA is the mend where there is no challenge to encrypt an answer under.
+const needsRSA = "the message is not signed with an RSA key, so the answer cannot be encrypted: use an RSA key for this"
+
+// poll answers a CertPoll (GetCertInitial, RFC 8894 §3.3.3). Transaction and key decide, and nothing in the envelope: it holds no
+// more than the names of issuer and subject, which any sender may write there, and an answer that depended on whether they can be read
+// would tell whoever signs a captured envelope again what is in it. So it stays closed, and a device that polls costs the RA
+// key no more than the signature of its answer.
+func (s *Server) poll(x *exchange, req *request) ([]byte, error) {
+	envelope, err := x.profile.envelope(req)
+	if err != nil {
+		return nil, s.counted(x, err)
+	}
+	if !x.profile.policy.AllowsCipher(envelope.ContentCipher) {
+		return nil, s.counted(x, fmt.Errorf("%w: %v", cms.ErrAlgorithm, envelope.ContentCipher))
+	}
+	if _, ok := req.signer.PublicKey.(*rsa.PublicKey); !ok {
+		return nil, s.counted(x, refuse(badAlg, needsRSA))
+	}
+	res, err := s.engine.Poll(x.r.Context(), enroll.Poll{
+		Profile:       x.profile.Name,
+		Protocol:      enroll.ProtocolSCEP,
+		TransactionID: req.transaction,
+		SignerSPKI:    req.signer.RawSPKI,
+		Source:        x.source,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.result(x, req, res, sealing{recipient: req.signer, cipher: x.profile.answerCipher(envelope.ContentCipher)})
+}
+
+// unknownCertificate answers everything between the envelope of a GetCert or GetCRL and a certificate of this profile's authority, in
+// one and the same way; see unopened for why.
+const unknownCertificate = "the envelope does not open or names no certificate of this profile's authority: encrypt to the RA certificate from GetCACert, and send issuer and serial number"
+
+// lookUp answers a GetCert or a GetCRL (RFC 8894 §3.3.4). Both ask for what is public and are taken from anybody. They are never
+// answered from what was answered before: clients send constants for the transaction.
+func (s *Server) lookUp(x *exchange, req *request) ([]byte, error) {
+	envelope, err := x.profile.envelope(req)
+	if err != nil {
+		return nil, s.counted(x, err)
+	}
+	if _, ok := req.signer.PublicKey.(*rsa.PublicKey); !ok {
+		return nil, s.counted(x, refuse(badAlg, needsRSA))
+	}
+	content, err := x.profile.decrypt(envelope)
+	if err != nil && !errors.Is(err, cms.ErrDecrypt) {
+		return nil, s.counted(x, err)
+	}
+	issuer, serial, ok := readIssuerAndSerial(content)
+	if err != nil || !ok || !bytes.Equal(issuer, x.profile.CA.RawSubject) {
+		return nil, s.counted(x, refuse(badCertID, unknownCertificate))
+	}
+	var answer []byte
+	if req.messageType == typeGetCRL {
+		answer, err = s.crl(x)
+	} else {
+		answer, err = s.certificate(x, serial)
+	}
+	if errors.Is(err, enroll.ErrNoCertificate) {
+		return nil, s.counted(x, refuse(badCertID, unknownCertificate))
+	}
+	if err != nil {
+		return nil, err
+	}
+	x.outcome = "answered"
+	return s.success(x.profile, req, answer, sealing{recipient: req.signer, cipher: x.profile.answerCipher(envelope.ContentCipher)})
+}
+
+// crl is the content of an answer to GetCRL. Whichever certificate is asked about, there is one list for all of the authority.
+func (s *Server) crl(x *exchange) ([]byte, error) {
+	der, err := s.engine.CRL(x.r.Context(), x.profile.Name)
+	if err != nil {
+		return nil, err
+	}
+	return cms.CRLOnly(der)
+}
+
+// certificate is the content of an answer to GetCert. sscep asks for the RA's own unless told otherwise.
+func (s *Server) certificate(x *exchange, serial *big.Int) ([]byte, error) {
+	p := x.profile
+	der := []byte(nil)
+	switch {
+	case serial.Cmp(p.RA.SerialNumber) == 0:
+		der = p.RA.Raw
+	case serial.Cmp(p.CA.SerialNumber) == 0:
+		der = p.CA.Raw
+	default:
+		var err error
+		if der, err = s.engine.Certificate(p.Name, p.CA.RawSubject, serial); err != nil {
+			return nil, err
+		}
+	}
+	return p.certificates(der)
+}
+
+// readIssuerAndSerial reads an IssuerAndSerialNumber (RFC 5652 §10.2.4) with nothing behind it; issuer is the whole Name.
+func readIssuerAndSerial(der []byte) (issuer []byte, serial *big.Int, ok bool) {
+	in := cryptobyte.String(der)
+	var body, name cryptobyte.String
+	serial = new(big.Int)
+	if !in.ReadASN1(&body, casn1.SEQUENCE) || !in.Empty() ||
+		!body.ReadASN1Element(&name, casn1.SEQUENCE) || !body.ReadASN1Integer(serial) || !body.Empty() {
+		return nil, nil, false
+	}
+	return name, serial, true
+}

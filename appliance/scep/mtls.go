@@ -1,0 +1,60 @@
+package scep
+
+import (
+	"crypto/x509"
+	"fmt"
+	"net/http"
+)
+
+// admit verifies the client certificate of a request to /scep-mtls against the bundle of this profile alone, and answers 401 where
+// there is none or it does not verify. What SCEP itself asks for, the challenge above all, is asked for all the same.
+func (s *Server) admit(x *exchange) bool {
+	if x.profile.MTLS.Mode == "" || x.profile.MTLS.Mode == mtlsOff {
+		x.refuse(http.StatusNotFound, "this profile takes no client certificates: use /scep/<profile>")
+		return false
+	}
+	if x.r.TLS == nil || len(x.r.TLS.PeerCertificates) == 0 {
+		x.refuse(http.StatusUnauthorized, "no client certificate: connect with one that this profile trusts")
+		s.count(x, x.reason)
+		return false
+	}
+	client := x.r.TLS.PeerCertificates[0]
+	intermediates := x509.NewCertPool()
+	for _, c := range x.r.TLS.PeerCertificates[1:] {
+		intermediates.AddCert(c)
+	}
+	_, err := client.Verify(x509.VerifyOptions{
+		Roots:         x.profile.MTLS.Pool,
+		Intermediates: intermediates,
+		CurrentTime:   s.now(),
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		x.err = fmt.Errorf("verifying the client certificate: %w", err)
+		x.refuse(http.StatusUnauthorized, "this profile does not trust the client certificate: connect with one of its bundle that is valid and for client authentication")
+		s.count(x, x.reason)
+		return false
+	}
+	revoked, err := s.engine.IsRevoked(client)
+	if err != nil {
+		x.err = fmt.Errorf("looking up the client certificate: %w", err)
+		x.retryLater("the box could not finish the request: try again later")
+		x.outcome = "error"
+		return false
+	}
+	if revoked {
+		x.refuse(http.StatusUnauthorized, "the client certificate is revoked: connect with another one")
+		s.count(x, x.reason)
+		return false
+	}
+	x.client = client
+	return true
+}
+
+// checkMTLS refuses to decide on a request that came without the client certificate this profile requires.
+func (x *exchange) checkMTLS() error {
+	if x.profile.MTLS.Mode == mtlsRequired && x.client == nil {
+		return refuse(badRequest, "this profile requires a client certificate: use /scep-mtls/<profile>")
+	}
+	return nil
+}
