@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -24,7 +25,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/store"
 )
@@ -60,6 +65,7 @@ type testBox struct {
 	store   *store.Store
 	clock   *fakeClock
 	log     *syncBuffer
+	engine  *enroll.Engine
 	claims  int // calls of OnClaimed
 }
 
@@ -92,6 +98,7 @@ func newBox(t *testing.T, change ...func(*Config)) *testBox {
 		}
 	})
 	box := &testBox{t: t, store: st, clock: &fakeClock{now: start}, log: &syncBuffer{}}
+	box.engine = newEngine(t, box)
 	site := demoSite(t)
 	cfg := Config{
 		Store:      st,
@@ -109,6 +116,29 @@ func newBox(t *testing.T, change ...func(*Config)) *testBox {
 			}
 			return netip.MustParseAddrPort(r.RemoteAddr).Addr()
 		},
+	}
+	cfg.Enroll = box.engine
+	cfg.SCEP = func() []SCEPProfile { return demoSCEP(site) }
+	cfg.Metrics = promhttp.HandlerFor(prometheus.NewRegistry(), promhttp.HandlerOpts{})
+	cfg.Mint = func(m Mint) (string, time.Time, error) {
+		switch m.Profile {
+		case "iot":
+			return "SECRET-OF-" + m.CN, box.clock.Now().Add(m.TTL), nil
+		case "corp":
+			return "", time.Time{}, ErrNoOneTime
+		}
+		return "", time.Time{}, ErrNoProfile
+	}
+	cfg.ReloadTrust = func(profile, actor string) (string, error) {
+		switch profile {
+		case "intune":
+			return profile, nil
+		case "broken":
+			return "", &TrustError{errors.New("trust/x.pem: no certificate in it")}
+		case "corp", "":
+			return "", ErrNoSigned
+		}
+		return "", ErrNoProfile
 	}
 	for _, f := range change {
 		f(&cfg)

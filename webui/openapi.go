@@ -86,6 +86,9 @@ func describeOperation(rt route, schemas schemaSet) map[string]any {
 		}
 	}
 	var parameters []any
+	for _, name := range pathParameters(rt.pattern) {
+		parameters = append(parameters, map[string]any{"name": name, "in": "path", "required": true, "schema": map[string]any{"type": "string"}})
+	}
 	for _, p := range op.query {
 		parameters = append(parameters, map[string]any{"name": p.name, "in": "query", "description": p.description, "schema": p.schema})
 	}
@@ -93,6 +96,17 @@ func describeOperation(rt route, schemas schemaSet) map[string]any {
 		out["parameters"] = parameters
 	}
 	return out
+}
+
+// pathParameters are the names in braces of a pattern.
+func pathParameters(pattern string) []string {
+	var names []string
+	for _, segment := range strings.Split(pattern, "/") {
+		if name, ok := strings.CutPrefix(segment, "{"); ok {
+			names = append(names, strings.TrimSuffix(name, "}"))
+		}
+	}
+	return names
 }
 
 // refusalStatuses are the statuses of problem details a route can answer with.
@@ -128,7 +142,7 @@ func (s schemaSet) of(t reflect.Type) map[string]any {
 		return map[string]any{"type": "string"}
 	case reflect.Bool:
 		return map[string]any{"type": "boolean"}
-	case reflect.Int, reflect.Uint32, reflect.Uint64:
+	case reflect.Int, reflect.Int64, reflect.Uint32, reflect.Uint64:
 		return map[string]any{"type": "integer"}
 	case reflect.Slice:
 		return map[string]any{"type": "array", "items": s.of(t.Elem())}

@@ -45,7 +45,14 @@ type statusView struct {
 	Summary  string
 	Claim    *form     // while unclaimed
 	SignIn   *form     // for anonymous visitors of a claimed box
+	Pending  *waiting  // for people signed in
 	Activity *activity // for people signed in
+}
+
+// waiting is what waits for an operator.
+type waiting struct {
+	Requests []PendingRequest
+	Decide   bool // the visitor may
 }
 
 // form is a form with what was typed into it and what was wrong with it.
@@ -91,6 +98,9 @@ func (c *console) statusPage(w http.ResponseWriter, r *http.Request, who princip
 		if err != nil {
 			return err
 		}
+		if view.Pending, err = c.waiting(who); err != nil {
+			return err
+		}
 		if view.Activity, err = c.activity(before, r.URL.Query().Get("show") == "all"); err != nil {
 			return err
 		}
@@ -98,7 +108,15 @@ func (c *console) statusPage(w http.ResponseWriter, r *http.Request, who princip
 	return c.render(w, http.StatusOK, "status", view)
 }
 
-// statusView fills everything but the activity.
+func (c *console) waiting(who principal) (*waiting, error) {
+	requests, err := c.pending()
+	if err != nil || len(requests) == 0 {
+		return nil, err
+	}
+	return &waiting{Requests: requests, Decide: who.role >= operator}, nil
+}
+
+// statusView fills everything but what people signed in see.
 func (c *console) statusView(who principal) (statusView, error) {
 	s, err := c.status()
 	if err != nil {

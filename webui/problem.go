@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"time"
 
+	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
 
@@ -96,6 +98,26 @@ var problems = []struct {
 		"send the members that /openapi.json names for this route, and no others"},
 	{errBusy, http.StatusServiceUnavailable, "busy", "too many sign-ins at once",
 		"try again in a few seconds"},
+	{ErrNoProfile, http.StatusNotFound, "no-profile", "the site has no such profile",
+		"write the name of a profile as the status page shows it"},
+	{ErrNoOneTime, http.StatusConflict, "no-one-time", "the profile takes no one-time challenges",
+		"add challenges: {one_time: {ttl: 24h}} to the profile and bake the site again"},
+	{ErrNoSigned, http.StatusConflict, "no-signed", "the profile takes no signed challenges",
+		"add challenges: {signed: …} to the profile and bake the site again"},
+	{enroll.ErrNoRequest, http.StatusNotFound, "no-request", "no such request waits",
+		"list those that do: signet pending"},
+	{enroll.ErrDenied, http.StatusConflict, "decided", "the request was denied before",
+		"have the device enroll anew"},
+	{enroll.ErrNoCertificate, http.StatusNotFound, "no-certificate", "the box issued no such certificate",
+		"copy the serial from the audit log or the certificate itself"},
+	{enroll.ErrClock, http.StatusServiceUnavailable, "clock", "the box does not trust its clock and issues nothing",
+		"set the machine's clock and start the box again"},
+	{enroll.ErrBusy, http.StatusServiceUnavailable, "busy-signing", "the box is busy signing",
+		"try again in a few seconds"},
+	{enroll.ErrUnavailable, http.StatusServiceUnavailable, "unavailable", "the box could not finish this",
+		"try again; if it happens again look into the box's log"},
+	{enroll.ErrClosed, http.StatusServiceUnavailable, "stopping", "the box is stopping",
+		"try again when it is up"},
 	{store.ErrFull, http.StatusInsufficientStorage, "disk-full", "the box's state disk is nearly full",
 		"free or add space; until then the box issues nothing and changes nothing"},
 	{store.ErrFailed, http.StatusServiceUnavailable, "store-failed", "the box's state disk failed a write",
@@ -115,6 +137,16 @@ func problemOf(err error) (Problem, bool) {
 	if errors.As(err, &lim) {
 		return Problem{Type: problemType("too-many-guesses"), Title: "too many wrong guesses", Status: http.StatusTooManyRequests,
 			Detail: lim.what, Mend: "wait " + strconv.Itoa(seconds(lim.retry)) + " seconds and try again"}, true
+	}
+	var policy *pki.PolicyError
+	if errors.As(err, &policy) {
+		return Problem{Type: problemType("policy"), Title: "the profile does not allow what the request asks for", Status: http.StatusConflict,
+			Detail: policy.Error(), Mend: "deny the request and have the device ask for what the profile allows"}, true
+	}
+	var trust *TrustError
+	if errors.As(err, &trust) {
+		return Problem{Type: problemType("trust"), Title: "the certificates cannot be used; those before stay in use", Status: http.StatusInternalServerError,
+			Detail: trust.Error(), Mend: "mend the file and reload again"}, true
 	}
 	for _, p := range problems {
 		if !errors.Is(err, p.err) {

@@ -41,17 +41,20 @@ const (
 	mediaJSON    = "application/json"
 	mediaProblem = "application/problem+json"
 	mediaPEM     = "application/x-pem-file"
+	mediaMetrics = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores" // as promhttp sends it to those who ask for nothing else
 	apiPrefix    = "/api/v1/"
 )
 
 // routeTable lists everything the console listener answers.
 func routeTable() []route {
 	get, post := http.MethodGet, http.MethodPost
-	return []route{
+	routes := []route{
 		{get, "/{$}", anonymous, nil, (*console).statusPage},
 		{post, "/claim", anonymous, nil, (*console).claimForm},
 		{post, "/sign-in", anonymous, nil, (*console).signInForm},
 		{post, "/sign-out", anonymous, nil, (*console).signOutForm},
+		{post, "/pending/{id}/approve", operator, nil, (*console).approveForm},
+		{post, "/pending/{id}/deny", operator, nil, (*console).denyForm},
 		{get, "/static/{file}", anonymous, nil, (*console).staticFile},
 		{get, "/openapi.json", anonymous, &operation{
 			id: "openapi", summary: "This document",
@@ -87,10 +90,69 @@ func routeTable() []route {
 			responses: []response{{http.StatusOK, "records", mediaJSON, AuditPage{}}},
 			refusals:  []int{http.StatusUnprocessableEntity},
 		}, (*console).apiAudit},
+		{get, "/metrics", auditor, &operation{
+			id: "metrics", summary: "Counters in Prometheus' text format",
+			responses: []response{{http.StatusOK, "metrics", mediaMetrics, nil}},
+		}, (*console).apiMetrics},
+	}
+	return append(routes, enrollmentRoutes()...)
+}
+
+// enrollmentRoutes are what operators decide and administrators see of enrollment.
+func enrollmentRoutes() []route {
+	get, post := http.MethodGet, http.MethodPost
+	decided := []response{{http.StatusOK, "decided and recorded", mediaJSON, Decision{}}}
+	return []route{
+		{get, apiPrefix + "pending", auditor, &operation{
+			id: "pending", summary: "Requests that wait for a person",
+			responses: []response{{http.StatusOK, "requests", mediaJSON, PendingList{}}},
+		}, (*console).apiPending},
+		{post, apiPrefix + "pending/{id}/approve", operator, &operation{
+			id: "approve", summary: "Issue what a held request asks for; the device gets it when it asks again",
+			responses: decided,
+			refusals:  []int{http.StatusNotFound, http.StatusConflict, http.StatusServiceUnavailable},
+		}, (*console).apiApprove},
+		{post, apiPrefix + "pending/{id}/deny", operator, &operation{
+			id: "deny", summary: "Refuse a held request for good",
+			request:   DenyRequest{},
+			responses: decided,
+			refusals:  []int{http.StatusNotFound, http.StatusConflict, http.StatusServiceUnavailable},
+		}, (*console).apiDeny},
+		{get, apiPrefix + "certificates/{serial}", auditor, &operation{
+			id: "certificate", summary: "A certificate by its serial, and what became of it",
+			responses: []response{{http.StatusOK, "the certificate", mediaJSON, IssuedCertificate{}}},
+			refusals:  []int{http.StatusNotFound, http.StatusUnprocessableEntity},
+		}, (*console).apiCertificate},
+		{post, apiPrefix + "certificates/{serial}/revoke", operator, &operation{
+			id: "revoke", summary: "Revoke a certificate; it renews nothing from then on",
+			request:   RevokeRequest{},
+			responses: decided,
+			refusals:  []int{http.StatusNotFound, http.StatusConflict, http.StatusServiceUnavailable},
+		}, (*console).apiRevoke},
+		{post, apiPrefix + "challenges", operator, &operation{
+			id: "mintChallenge", summary: "Make a challenge that is good once, for one common name",
+			request:   ChallengeRequest{},
+			responses: []response{{http.StatusOK, "made; it is shown this once", mediaJSON, ChallengeResponse{}}},
+			refusals:  []int{http.StatusNotFound, http.StatusConflict, http.StatusServiceUnavailable},
+		}, (*console).apiMint},
+		{get, apiPrefix + "admin/scep/profiles", administrator, &operation{
+			id: "listSCEPProfiles", summary: "SCEP side of every profile: RA certificate, challenges, trust",
+			responses: []response{{http.StatusOK, "profiles", mediaJSON, SCEPProfiles{}}},
+		}, (*console).apiSCEPProfiles},
+		{get, apiPrefix + "admin/scep/intune/stats", administrator, &operation{
+			id: "intuneStats", summary: "How signed challenges fare in every profile",
+			responses: []response{{http.StatusOK, "profiles", mediaJSON, IntuneStats{}}},
+		}, (*console).apiIntuneStats},
+		{post, apiPrefix + "admin/scep/intune/reload-trust", administrator, &operation{
+			id: "reloadTrust", summary: "Read the certificates again that signed challenges are verified with; a bad file changes nothing",
+			request:   ReloadRequest{},
+			responses: []response{{http.StatusOK, "read again and in use", mediaJSON, ReloadResponse{}}},
+			refusals:  []int{http.StatusNotFound, http.StatusConflict},
+		}, (*console).apiReloadTrust},
 	}
 }
 
 // isAPI tells whether a program or a browser reads the answer to r.
 func isAPI(r *http.Request) bool {
-	return strings.HasPrefix(r.URL.Path, "/api/") || r.URL.Path == "/openapi.json"
+	return strings.HasPrefix(r.URL.Path, "/api/") || r.URL.Path == "/openapi.json" || r.URL.Path == "/metrics"
 }

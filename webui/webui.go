@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/store"
 )
@@ -35,6 +36,16 @@ type Config struct {
 	Log        *slog.Logger
 	OnClaimed  func() // called after the first administrator is stored; nil: nobody wants to know
 	Source     func(*http.Request) netip.Addr
+
+	Enroll  *enroll.Engine       // decides what operators ask for
+	SCEP    func() []SCEPProfile // called for each answer, in the site's order
+	Metrics http.Handler         // in Prometheus' text format
+
+	// Mint makes a one-time challenge: ErrNoProfile, ErrNoOneTime, or an error of the store.
+	Mint func(Mint) (secret string, expires time.Time, err error)
+	// ReloadTrust reads a profile's signers again, the default profile's for "", and returns its name:
+	// ErrNoProfile, ErrNoSigned, or a *TrustError, after which those before are still in use.
+	ReloadTrust func(profile, actor string) (name string, err error)
 }
 
 // Site is what the console shows of the baked site and of its certificates.
@@ -97,7 +108,8 @@ func New(cfg Config) (http.Handler, error) {
 }
 
 func newConsole(cfg Config) (*console, error) {
-	if cfg.Store == nil || cfg.Site == nil || cfg.CABundle == nil || cfg.Now == nil || cfg.Log == nil || cfg.Source == nil {
+	if cfg.Store == nil || cfg.Site == nil || cfg.CABundle == nil || cfg.Now == nil || cfg.Log == nil || cfg.Source == nil ||
+		cfg.Enroll == nil || cfg.SCEP == nil || cfg.Metrics == nil || cfg.Mint == nil || cfg.ReloadTrust == nil {
 		return nil, errors.New("console configuration: a required field is not set")
 	}
 	c := &console{
