@@ -39,8 +39,8 @@ func (k *GuardKey) UnmarshalText(b []byte) error { return unhex(k[:], b) }
 // is taken exactly when the intent exists.
 //
 // Who takes a guard is a TransactionKey. A guard taken by a transaction that was lost or failed, or
-// that is held for approval, is free for that same key and for nobody else; one taken by a
-// transaction that issued or is under way is free for nobody.
+// by a request that waits for approval, is free for that same key and for nobody else; one taken by a
+// transaction that issued or is under way, or by a request that was denied, is free for nobody.
 type Guard struct {
 	Kind GuardKind `json:"kind"`
 	Key  GuardKey  `json:"key"`
@@ -66,6 +66,10 @@ const (
 	// takenFor is how long a guard is remembered after it was taken, whatever its Until: while a retry
 	// or a decision on a held request may still ask who took it.
 	takenFor = 31 * 24 * time.Hour
+
+	// waitFor is the same while the request that took it waits for approval; one that waits longer can
+	// only be denied.
+	waitFor = 366 * 24 * time.Hour
 
 	// replayFor is how long a message that got a certificate cannot be replayed.
 	replayFor = 366 * 24 * time.Hour
@@ -208,7 +212,11 @@ func (c *change) takeGuard(g Guard, by taker) error {
 		return ErrGuardUnknown
 	}
 	next.Taken = []taker{by}
-	next.Remove = laterOf(next.Until, by.At.Add(takenFor))
+	if by.Serial == "" {
+		next.Remove = laterOf(next.Until, by.At.Add(waitFor))
+	} else {
+		next.Remove = laterOf(next.Until, by.At.Add(takenFor))
+	}
 	return c.setGuard(g, old, next)
 }
 
@@ -261,8 +269,12 @@ func (c *change) isFreeFor(key TransactionKey, t taker) (bool, error) {
 	if t.Key != key {
 		return false, nil
 	}
-	if t.Serial == "" { // held: its approval comes with a serial
-		return true, nil
+	if t.Serial == "" { // its approval comes with a serial
+		h, err := c.heldBy(hashKey(prefixHeldByKey, key))
+		if errors.Is(err, ErrNotFound) {
+			return false, nil
+		}
+		return h.State == Waiting, err
 	}
 	x, err := readTransaction(c.get, t.Serial)
 	if err != nil {
@@ -389,18 +401,29 @@ func (s *Store) Sweep(now time.Time, limit int) (removed int, err error) {
 // expired returns up to n index keys from a key on whose time has come.
 func (s *Store) expired(from []byte, now time.Time, n int) (due [][]byte, err error) {
 	err = s.read(func(db *pebble.DB) (err error) {
-		// The bound keeps the iterator from looking at anything that is still live.
-		it, err := db.NewIter(&pebble.IterOptions{LowerBound: from, UpperBound: expiryKey(now.Add(time.Millisecond), nil)})
+		it, err := db.NewIter(dueRange(from, now))
 		if err != nil {
 			return fmt.Errorf("reading store: %w", err)
 		}
 		defer func() { err = errors.Join(err, it.Close()) }()
-		for ok := it.First(); ok && len(due) < n; ok = it.Next() {
-			due = append(due, slices.Clone(it.Key()))
-		}
+		due = firstKeys(it, n)
 		return it.Error()
 	})
 	return due, err
+}
+
+// dueRange keeps an iterator from looking at anything that is still live.
+func dueRange(from []byte, now time.Time) *pebble.IterOptions {
+	return &pebble.IterOptions{LowerBound: from, UpperBound: expiryKey(now.Add(time.Millisecond), nil)}
+}
+
+func firstKeys(it *pebble.Iterator, n int) (keys [][]byte) {
+	for ok := it.First(); ok; ok = it.Next() {
+		if keys = append(keys, slices.Clone(it.Key())); len(keys) == n {
+			break
+		}
+	}
+	return keys
 }
 
 // sweep removes what the index keys name, except entries that were given more time since.
