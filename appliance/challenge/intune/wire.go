@@ -74,6 +74,9 @@ func (c *Client) exchange(ctx context.Context, who, activity string, r *http.Req
 	}
 	defer answer.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer+1))
+	if err == nil {
+		err = attempt.Err() // a server that sees us leave may still end its answer half-way, and tidily
+	}
 	if err != nil {
 		return 0, nil, nil, failed(err)
 	}
