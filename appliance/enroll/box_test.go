@@ -78,12 +78,13 @@ func (b *box) open(o store.Options) {
 	must(b.t, err)
 	static, err := challenge.NewStatic(hashOf(secret))
 	must(b.t, err)
+	set := challenge.NewSet(challenge.Config{Static: static})
 	b.store = st
 	b.engine, err = New(Config{
 		Store: st,
 		Profiles: []Profile{
-			{Name: "corp", Policy: policy, Issuer: b.issuer, Static: static},
-			{Name: "closed", Policy: policy, Issuer: b.issuer},
+			{Name: "corp", Policy: policy, Issuer: b.issuer, Challenges: set},
+			{Name: "closed", Policy: policy, Issuer: b.issuer, Challenges: challenge.NewSet(challenge.Config{})},
 		},
 		Now: b.clock.Now, TimeSource: "host", TimeFloor: start.Add(-time.Hour),
 		Log:      slog.New(slog.DiscardHandler),

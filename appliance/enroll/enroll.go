@@ -6,12 +6,9 @@
 package enroll
 
 import (
-	"bytes"
 	"context"
-	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -24,9 +21,6 @@ import (
 	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
-
-// retryWindow is how long a SCEP request is answered with the certificate it got before.
-const retryWindow = 24 * time.Hour
 
 // Config is what New needs; all of it but OwnNames and IsBusy is required.
 type Config struct {
@@ -57,6 +51,7 @@ type Engine struct {
 	ownNames   func() []string
 	isBusy     func(error) bool
 	refusals   refusals
+	crls       map[issuerID]*crl // immutable; each guards itself
 
 	mu      sync.Mutex
 	closed  bool
@@ -76,6 +71,7 @@ func New(c Config) (*Engine, error) {
 	e := &Engine{
 		store: c.Store, now: c.Now, timeSource: c.TimeSource, timeFloor: c.TimeFloor, log: c.Log, ownNames: c.OwnNames, isBusy: c.IsBusy,
 		profiles: map[string]Profile{},
+		crls:     map[issuerID]*crl{},
 		flights:  map[store.TransactionKey]chan struct{}{},
 		refusals: newRefusals(),
 		stop:     make(chan struct{}),
@@ -91,6 +87,10 @@ func New(c Config) (*Engine, error) {
 		if _, ok := e.profiles[p.Name]; ok {
 			return nil, fmt.Errorf("configuring enrollment: profile %q is there twice", p.Name)
 		}
+		if err := p.check(); err != nil {
+			return nil, fmt.Errorf("configuring enrollment: profile %q: %w", p.Name, err)
+		}
+		e.crls[idOf(p.Issuer)] = &crl{}
 		e.profiles[p.Name] = p
 	}
 	now := e.now()
@@ -108,7 +108,7 @@ func New(c Config) (*Engine, error) {
 	if n > 0 {
 		e.log.Warn("transactions lost in the last run", "count", n)
 	}
-	go e.flushRefusals()
+	go e.background()
 	return e, nil
 }
 
@@ -138,9 +138,22 @@ func (e *Engine) enter() bool {
 	return true
 }
 
-// Enroll answers one request: with a certificate that is durably recorded, or with an error after
-// which none is issued for it. Once the intent is recorded the request is carried to its end, also
-// when ctx ends; a retry then finds the certificate.
+// attempt is a request on its way to a certificate.
+type attempt struct {
+	Request
+	profile Profile
+	key     store.TransactionKey
+	csrSum  [sha256.Size]byte // of the PKCS#10 as it came
+	verdict challenge.Verdict // of the challenge, zero where none was needed
+
+	// Of a renewal: the certificate it renews, as issued, and its serial. nil and "" for a first request.
+	renews     *x509.Certificate
+	supersedes string
+}
+
+// Enroll answers one request: with a certificate that is durably recorded, with Pending after the
+// request is, or with an error after which none is issued for it. Once the intent is recorded the
+// request is carried to its end, also when ctx ends; a retry then finds the certificate.
 func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 	if !e.enter() {
 		return nil, ErrClosed
@@ -150,67 +163,26 @@ func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 		return nil, fmt.Errorf("enrolling by protocol %q: unknown protocol or no CSR", r.Protocol)
 	}
 
-	// (a) Authenticate. Until this is passed, refusals are counted and not written one by one. A
-	// challenge that is consumed by use would be looked up here by the request's transaction, so that
-	// it still authenticates the retry.
-	p, err := e.authenticate(ctx, r)
+	// (a) Authenticate. Until this is passed, refusals are counted and not written one by one.
+	x, err := e.authenticate(ctx, r)
 	if err != nil {
 		e.refuseUnauthenticated(r, err)
 		return nil, err
 	}
 
 	// From here on the sender is known, and each refusal has its own record.
-	res, err := e.decide(ctx, p, r)
+	res, err := e.decide(ctx, x)
+	if err != nil || !res.Replayed && !res.Pending {
+		x.profile.Challenges.Decided(x.verdict, err)
+	}
 	if err != nil {
-		return nil, e.refuse(r, err)
+		return nil, e.refuse(x, err)
 	}
 	return res, nil
 }
 
-// authenticate returns the request's profile once the proof is good.
-func (e *Engine) authenticate(ctx context.Context, r Request) (Profile, error) {
-	p, ok := e.profiles[r.Profile]
-	if !ok {
-		return Profile{}, ErrUnknownProfile
-	}
-	// Whoever captured an envelope could sign it again with a key of their own and have the answer
-	// encrypted to that. Names may differ: Cisco ASA signs with another subject than it asks for.
-	if !isSigner(r.Proof.SignerSPKI, r.CSR) {
-		return Profile{}, ErrSignerKey
-	}
-	if p.Static == nil {
-		return Profile{}, fmt.Errorf("%w: profile %s takes no challenge password", ErrChallenge, p.Name)
-	}
-	err := p.Static.Verify(ctx, r.Source, r.Proof.Challenge)
-	switch {
-	case errors.Is(err, challenge.ErrWrong):
-		return Profile{}, ErrChallenge
-	case errors.Is(err, challenge.ErrBusy):
-		return Profile{}, fmt.Errorf("%w: %w", ErrBusy, err)
-	case err != nil:
-		return Profile{}, err
-	}
-	return p, nil
-}
-
-// isSigner compares keys, not encodings: clients differ in how they write the parameters.
-func isSigner(spki []byte, csr *pki.Request) bool {
-	if len(spki) == 0 {
-		return false
-	}
-	if bytes.Equal(spki, csr.RawSPKI) {
-		return true
-	}
-	signer, err := x509.ParsePKIXPublicKey(spki)
-	if err != nil {
-		return false
-	}
-	k, ok := signer.(interface{ Equal(crypto.PublicKey) bool })
-	return ok && k.Equal(csr.PublicKey)
-}
-
 // decide answers an authenticated request.
-func (e *Engine) decide(ctx context.Context, p Profile, r Request) (*Result, error) {
+func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 	now := e.now()
 	if err := e.checkClock(now); err != nil {
 		return nil, err
@@ -218,47 +190,98 @@ func (e *Engine) decide(ctx context.Context, p Profile, r Request) (*Result, err
 
 	// One request at a time per transaction: a duplicate that arrives while the first is being signed
 	// waits, and then finds the certificate.
-	key := transactionKey(r)
-	if err := e.lock(ctx, key); err != nil {
+	if err := e.lock(ctx, x.key); err != nil {
 		return nil, err
 	}
-	defer e.unlock(key)
+	defer e.unlock(x.key)
 
-	// (b) A retry?
-	res, newest, err := e.earlier(r, key, now)
+	// (b) A retry, or another sending of a request that is held?
+	res, newest, err := e.earlier(x, now)
 	if res != nil || err != nil {
 		return res, err
 	}
 
-	// (c) Decide what would be signed.
-	if err := e.checkOwnNames(r.CSR); err != nil {
-		return nil, err
-	}
-	prepared, err := p.Issuer.Prepare(p.Policy, r.CSR, now)
+	// (c) Decide what would be signed, and whether a person has to look at it first.
+	prepared, err := e.prepare(ctx, x, now)
 	if err != nil {
 		return nil, err
+	}
+	if err := ctx.Err(); err != nil { // the caller's patience counts up to here and no further
+		return nil, err
+	}
+	if x.profile.Approval.holds(x.CSR) {
+		return e.hold(x, now)
 	}
 
-	// (d) Make the intent durable. The caller's patience counts up to here and no further.
-	if err := ctx.Err(); err != nil {
+	// (d) Make the intent durable.
+	i := e.intent(x, prepared, now)
+	i.After, i.Guards = newest, x.guards()
+	if !x.Raw { // a bare CSR has no nonce that would tell a new message from an old one
+		i.Replay = replayKey(x.key, x.SenderNonce)
+	}
+	if err := e.store.Begin(i, e.begunRecord(x, prepared, now)); err != nil {
+		return nil, storeError(err)
+	}
+	return e.issue(x, prepared)
+}
+
+// prepare decides what would be signed for x, or refuses. Nothing is recorded.
+func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.Prepared, error) {
+	if x.profile.Compliance != nil {
+		if err := x.profile.Compliance(ctx, x.Request); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrCompliance, err)
+		}
+	}
+	if err := e.checkOwnNames(x.CSR); err != nil {
 		return nil, err
 	}
-	signerKey, csr, issuer := sha256.Sum256(r.CSR.RawSPKI), sha256.Sum256(r.CSR.Raw), sha256.Sum256(p.Issuer.Certificate().Raw)
-	rec := e.recordOf(r, audit.IssuanceBegun, audit.OutcomeBegun, now)
-	rec.Serial, rec.Reason = prepared.Serial(), r.CSR.OtherNames()
-	err = e.store.Begin(store.Intent{
-		Key: key, After: newest, Replay: replayKey(key, r.SenderNonce),
-		Serial: prepared.Serial(), Profile: r.Profile, Protocol: r.Protocol, Transaction: r.TransactionID,
-		Identity: r.CSR.Identity(), Issuer: issuer[:], SignerKey: signerKey[:], CSR: csr[:],
-		Template: prepared.Template(), Begun: now,
-	}, rec)
-	if errors.Is(err, store.ErrReplay) {
-		return nil, ErrReplay
-	}
+	prepared, err := x.profile.Issuer.Prepare(x.profile.Policy, x.CSR, now)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil, err
 	}
-	return e.issue(p.Issuer, prepared, r)
+	if x.renews != nil {
+		err := prepared.CheckIdentity(x.renews)
+		if errors.Is(err, pki.ErrIdentity) {
+			return nil, ErrRenewalIdentity
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return prepared, nil
+}
+
+// intent is what the store records before anything is signed.
+func (e *Engine) intent(x *attempt, prepared *pki.Prepared, now time.Time) store.Intent {
+	signerKey, issuer := sha256.Sum256(x.Proof.SignerSPKI), idOf(x.profile.Issuer)
+	return store.Intent{
+		Key: x.key, Serial: prepared.Serial(), Profile: x.Profile, Protocol: x.Protocol, Transaction: x.TransactionID,
+		Identity: x.CSR.Identity(), Issuer: issuer[:], SignerKey: signerKey[:], CSR: x.csrSum[:],
+		Template: prepared.Template(), Begun: now, NotAfter: prepared.NotAfter(), Supersedes: x.supersedes,
+	}
+}
+
+func (e *Engine) begunRecord(x *attempt, prepared *pki.Prepared, now time.Time) audit.Record {
+	rec := e.recordOf(x, audit.IssuanceBegun, audit.OutcomeBegun, now)
+	rec.Serial, rec.Reason = prepared.Serial(), x.reason()
+	return rec
+}
+
+// storeError says what a refused Begin or Hold means to the sender.
+func storeError(err error) error {
+	for is, means := range map[error]error{
+		store.ErrReplay:       ErrReplay,
+		store.ErrRevoked:      ErrSignerRevoked,
+		store.ErrGuardUsed:    ErrChallenge,
+		store.ErrGuardUnknown: ErrChallenge,
+		store.ErrGuardRate:    ErrRateLimited,
+		store.ErrHeldFull:     ErrHeldFull,
+	} {
+		if errors.Is(err, is) {
+			return fmt.Errorf("%w: %w", means, err)
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
 // checkOwnNames refuses a certificate that would be good for the box itself: people and devices that
@@ -276,27 +299,27 @@ func (e *Engine) checkOwnNames(csr *pki.Request) error {
 }
 
 // issue carries a begun transaction to its end.
-func (e *Engine) issue(issuer *pki.Issuer, prepared *pki.Prepared, r Request) (*Result, error) {
+func (e *Engine) issue(x *attempt, prepared *pki.Prepared) (*Result, error) {
 	serial := prepared.Serial()
 	decided := false
 	defer func() {
 		if !decided { // a panic below: whether a signature exists is unknown
-			e.undone(r, serial, errors.New("internal error while signing"))
+			e.undone(x, serial, errors.New("internal error while signing"))
 		}
 	}()
 
 	// (e) Sign.
-	der, err := issuer.Issue(prepared)
+	der, err := x.profile.Issuer.Issue(prepared)
 	if err != nil {
 		decided = true
-		return nil, e.undone(r, serial, err)
+		return nil, e.undone(x, serial, err)
 	}
 
 	// (f) Make the result durable, then hand it out. Where it cannot be made durable nothing is handed
 	// out, and the next start finds the transaction begun and burns the serial.
 	now := e.now()
-	rec := e.recordOf(r, audit.SCEPPKCSReq, audit.OutcomeSuccess, now)
-	rec.Serial, rec.Reason = serial, r.CSR.OtherNames()
+	rec := e.recordOf(x, x.action(), audit.OutcomeSuccess, now)
+	rec.Serial, rec.Reason = serial, x.reason()
 	decided = true
 	if err := e.store.Finish(serial, der, now, rec); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -305,99 +328,18 @@ func (e *Engine) issue(issuer *pki.Issuer, prepared *pki.Prepared, r Request) (*
 }
 
 // undone records that a begun transaction has no certificate, and returns the error for the client.
-func (e *Engine) undone(r Request, serial string, cause error) error {
+func (e *Engine) undone(x *attempt, serial string, cause error) error {
 	now := e.now()
 	if e.isBusy(cause) {
-		rec := e.recordOf(r, audit.SCEPPKCSReq, audit.OutcomeFailed, now)
+		rec := e.recordOf(x, x.action(), audit.OutcomeFailed, now)
 		rec.Serial, rec.Reason = serial, "key holder is busy; nothing was signed"
 		err := errors.Join(cause, e.store.Fail(serial, now, rec))
 		return fmt.Errorf("%w: %w", ErrBusy, err)
 	}
-	rec := e.recordOf(r, audit.TransactionLost, audit.OutcomeLost, now)
+	rec := e.recordOf(x, audit.TransactionLost, audit.OutcomeLost, now)
 	rec.Serial, rec.Reason = serial, "signing: "+cause.Error()
 	err := errors.Join(cause, e.store.Lose(serial, now, rec))
-	e.log.Error("transaction lost", "serial", serial, "profile", r.Profile, "error", err)
+	e.crls[idOf(x.profile.Issuer)].stale.Store(true)
+	e.log.Error("transaction lost", "serial", serial, "profile", x.Profile, "error", err)
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
-}
-
-// earlier returns the certificate that r got before, if r is a retry, and otherwise the serial of
-// the newest transaction of its key, "" if there is none.
-//
-// A first request, signed by a throw-away certificate, is recognised by its transaction key. One
-// signed by an issued certificate is new unless it is the same message byte for byte, because
-// clients derive their transaction id from the key and renew with both unchanged.
-func (e *Engine) earlier(r Request, key store.TransactionKey, now time.Time) (*Result, string, error) {
-	newest, err := e.store.Newest(key)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, "", nil
-	}
-	if err != nil {
-		return nil, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	answered := newest
-	if !r.Proof.SelfSigned {
-		answered, err = e.store.Replayed(replayKey(key, r.SenderNonce))
-		if errors.Is(err, store.ErrNotFound) {
-			return nil, newest.Serial, nil
-		}
-		if err != nil {
-			return nil, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-	}
-	if answered.State == store.Issued && now.Sub(answered.Decided) <= retryWindow {
-		return &Result{Certificate: answered.Certificate, Serial: answered.Serial, Replayed: true}, "", nil
-	}
-	return nil, newest.Serial, nil
-}
-
-// lock makes the caller the only one with key, or returns ctx's error.
-func (e *Engine) lock(ctx context.Context, key store.TransactionKey) error {
-	for {
-		e.mu.Lock()
-		other, taken := e.flights[key]
-		if !taken {
-			e.flights[key] = make(chan struct{})
-			e.mu.Unlock()
-			return nil
-		}
-		e.mu.Unlock()
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-func (e *Engine) unlock(key store.TransactionKey) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	close(e.flights[key])
-	delete(e.flights, key)
-}
-
-// transactionKey hashes what makes two messages the same request: profile, transaction id, the
-// signer's public key and the CertificationRequestInfo. The same transaction id and key with another
-// CSR is another request.
-//
-// The key is taken from the CSR, which equals the signer's: the signer's certificate is not signed, and
-// whoever captured a message could write the key in it another way.
-func transactionKey(r Request) store.TransactionKey {
-	return hashFields("transaction", []byte(r.Protocol), []byte(r.Profile), []byte(r.TransactionID), r.CSR.RawSPKI, r.CSR.RawInfo)
-}
-
-// replayKey names the very message. A SCEP message without senderNonce has the empty one: outside
-// the retry window it then counts as a replay of the first, however often it is made anew.
-func replayKey(key store.TransactionKey, nonce []byte) store.ReplayKey {
-	return hashFields("message", key[:], nonce)
-}
-
-// hashFields is injective over its arguments: each is preceded by its length.
-func hashFields(purpose string, fields ...[]byte) [32]byte {
-	b := append([]byte("signet "), purpose...)
-	for _, f := range fields {
-		b = binary.BigEndian.AppendUint64(b, uint64(len(f)))
-		b = append(b, f...)
-	}
-	return sha256.Sum256(b)
 }

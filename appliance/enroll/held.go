@@ -1,15 +1,268 @@
 package enroll
 
-import "context"
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
 
-// Poll answers a device that asks again for a held request: Pending, the certificate, or ErrDenied.
-func (e *Engine) Poll(ctx context.Context, p Poll) (*Result, error) { return nil, ErrNoRequest }
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/challenge"
+	"signet.internal/appliance/pki"
+	"signet.internal/appliance/store"
+)
+
+// maxHeld is how many requests of one profile may wait for a person: more than anyone decides on one by
+// one, and few enough that whoever knows a challenge fills neither the disk nor the list.
+const maxHeld = 1000
+
+// ErrDecided: a held request was approved or denied before.
+var ErrDecided = errors.New("request was decided on already")
+
+// hold records x as a request that waits for a person.
+func (e *Engine) hold(x *attempt, now time.Time) (*Result, error) {
+	poll, err := pollKey(x.Protocol, x.Profile, x.TransactionID, x.Proof.SignerSPKI)
+	if err != nil {
+		return nil, err
+	}
+	kept, err := x.CSR.Keep()
+	if err != nil {
+		return nil, err
+	}
+	id := make([]byte, 8)
+	rand.Read(id) // never fails (crypto/rand)
+	signerKey := sha256.Sum256(x.Proof.SignerSPKI)
+	h := store.Held{
+		ID: hex.EncodeToString(id), Key: x.key, Poll: poll, Profile: x.Profile, Protocol: x.Protocol, Transaction: x.TransactionID,
+		Identity: x.CSR.Identity(), Names: x.CSR.OtherNames(), Source: sourceText(x.Source), SignerKey: signerKey[:], CSR: x.csrSum[:],
+		Request: kept, Kind: string(x.verdict.Kind), Raw: x.Raw, Supersedes: x.supersedes, Guards: x.guards(), Since: now,
+	}
+	rec := e.recordOf(x, audit.RequestHeld, audit.OutcomePending, now)
+	rec.Reason = x.reason()
+	if err := e.store.Hold(h, maxHeld, rec); err != nil {
+		return nil, storeError(err)
+	}
+	return &Result{Pending: true, ID: h.ID}, nil
+}
+
+// Poll answers a device that asks again for a held request, by the key it made it with: with Pending,
+// with the certificate until a day after it was issued, or with ErrDenied. Everything else is
+// ErrNoRequest.
+func (e *Engine) Poll(ctx context.Context, p Poll) (*Result, error) {
+	if !e.enter() {
+		return nil, ErrClosed
+	}
+	defer e.running.Done()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	res, err := e.poll(p)
+	if errors.Is(err, ErrUnknownProfile) || errors.Is(err, ErrNoRequest) {
+		reason := "poll for a request that this key did not make"
+		if errors.Is(err, ErrUnknownProfile) {
+			reason = "unknown profile"
+		}
+		e.countRefusal(Refusal{Profile: p.Profile, Protocol: p.Protocol, Source: p.Source, TransactionID: p.TransactionID, Reason: reason})
+	}
+	return res, err
+}
+
+func (e *Engine) poll(p Poll) (*Result, error) {
+	if _, ok := e.profiles[p.Profile]; !ok {
+		return nil, ErrUnknownProfile
+	}
+	key, err := pollKey(p.Protocol, p.Profile, p.TransactionID, p.SignerSPKI)
+	if err != nil {
+		return nil, ErrNoRequest
+	}
+	h, err := e.store.HeldByPoll(key)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, ErrNoRequest
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	switch h.State {
+	case store.Waiting:
+		return &Result{Pending: true, ID: h.ID}, nil
+	case store.Denied:
+		return nil, denied(h)
+	}
+	t, err := e.store.Transaction(h.Serial)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if t.State == store.Issued {
+		if res := stored(t, e.now()); res != nil {
+			return res, nil
+		}
+		return nil, ErrNoRequest
+	}
+	return &Result{Pending: true, ID: h.ID}, nil // approved, and being signed just now
+}
+
+func denied(h store.Held) error {
+	if h.Reason == "" {
+		return ErrDenied
+	}
+	return fmt.Errorf("%w: %s", ErrDenied, h.Reason)
+}
 
 // PendingRequests lists the requests that wait for a person, oldest first.
-func (e *Engine) PendingRequests() ([]PendingRequest, error) { return nil, nil }
+func (e *Engine) PendingRequests() ([]PendingRequest, error) {
+	if !e.enter() {
+		return nil, ErrClosed
+	}
+	defer e.running.Done()
+	waiting, err := e.store.Waiting()
+	if err != nil {
+		return nil, err
+	}
+	list := make([]PendingRequest, len(waiting))
+	for i, h := range waiting {
+		list[i] = PendingRequest{
+			ID: h.ID, Profile: h.Profile, Protocol: h.Protocol, Transaction: h.Transaction, Identity: h.Identity, Names: h.Names,
+			Source: h.Source, CSRSHA256: hex.EncodeToString(h.CSR), Renews: h.Supersedes, Since: h.Since,
+		}
+	}
+	return list, nil
+}
 
-// Approve has a held request issued; actor is the user who decided so.
-func (e *Engine) Approve(ctx context.Context, id, actor string) error { return ErrNoRequest }
+// Approve has a held request issued; actor is the user who decided so. The request is held against
+// the profile as it is now: an error is a refusal after which the request still waits, as it does after
+// ErrBusy and ErrUnavailable. ErrNoRequest: there is none of that id; ErrDecided: it does not wait.
+func (e *Engine) Approve(ctx context.Context, id, actor string) error {
+	if !e.enter() {
+		return ErrClosed
+	}
+	defer e.running.Done()
+	now := e.now()
+	if err := e.checkClock(now); err != nil {
+		return err
+	}
+	h, err := e.waiting(id)
+	if err != nil {
+		return err
+	}
+	if err := e.lock(ctx, h.Key); err != nil {
+		return err
+	}
+	defer e.unlock(h.Key)
 
-// Deny refuses a held request for good; the reason is told to the device.
-func (e *Engine) Deny(ctx context.Context, id, actor, reason string) error { return ErrNoRequest }
+	x, err := e.resume(h)
+	if err != nil {
+		return err
+	}
+	approved := e.recordOf(x, audit.RequestApproved, audit.OutcomeSuccess, now)
+	approved.Actor, approved.Reason = actor, x.reason()
+	prepared, err := e.prepare(ctx, x, now)
+	if err != nil {
+		approved.Outcome, approved.Reason = audit.OutcomeRefused, err.Error()
+		return errors.Join(err, e.store.Append(approved))
+	}
+	i := e.intent(x, prepared, now)
+	i.SignerKey = h.SignerKey
+	if newest, err := e.store.Newest(x.key); err == nil {
+		i.After = newest.Serial
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	approved.Serial = prepared.Serial()
+	if err := e.store.Approve(id, actor, i, approved, e.begunRecord(x, prepared, now)); err != nil {
+		return heldError(err)
+	}
+	_, err = e.issue(x, prepared)
+	if err == nil {
+		x.profile.Challenges.Decided(x.verdict, nil)
+	}
+	return err
+}
+
+// resume makes an attempt again of a held request.
+func (e *Engine) resume(h store.Held) (*attempt, error) {
+	p, ok := e.profiles[h.Profile]
+	if !ok {
+		return nil, fmt.Errorf("%w: %s", ErrUnknownProfile, h.Profile)
+	}
+	csr, err := pki.ParseKept(h.Request)
+	if err == nil && len(h.CSR) != sha256.Size {
+		err = store.ErrDamaged
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading held request: %w", err)
+	}
+	source, _ := netip.ParseAddr(h.Source) // "" where it was not known
+	x := &attempt{
+		Request: Request{
+			Profile: h.Profile, Protocol: h.Protocol, TransactionID: h.Transaction, CSR: csr, Source: source, Raw: h.Raw,
+		},
+		profile: p, key: h.Key, csrSum: [sha256.Size]byte(h.CSR), supersedes: h.Supersedes,
+		verdict: challenge.Verdict{Kind: challenge.Kind(h.Kind)},
+	}
+	if h.Supersedes == "" {
+		return x, nil
+	}
+	t, err := e.store.Transaction(h.Supersedes)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if t.Revoked() {
+		return nil, ErrSignerRevoked
+	}
+	if x.renews, err = x509.ParseCertificate(t.Certificate); err != nil {
+		return nil, fmt.Errorf("reading certificate to be renewed: %w", err)
+	}
+	return x, nil
+}
+
+// Deny refuses a held request for good; the reason is told to the device. Errors as of Approve.
+func (e *Engine) Deny(ctx context.Context, id, actor, reason string) error {
+	if !e.enter() {
+		return ErrClosed
+	}
+	defer e.running.Done()
+	h, err := e.waiting(id)
+	if err != nil {
+		return err
+	}
+	if err := e.lock(ctx, h.Key); err != nil {
+		return err
+	}
+	defer e.unlock(h.Key)
+	now := e.now()
+	rec := e.record(audit.RequestDenied, audit.OutcomeRefused, now)
+	rec.Actor, rec.Source, rec.Reason = actor, h.Source, reason
+	rec.Profile, rec.Protocol, rec.Transaction, rec.Identity = h.Profile, h.Protocol, h.Transaction, h.Identity
+	rec.CSRSHA256 = hex.EncodeToString(h.CSR)
+	if err := e.store.Deny(id, actor, reason, now, rec); err != nil {
+		return heldError(err)
+	}
+	return nil
+}
+
+func (e *Engine) waiting(id string) (store.Held, error) {
+	h, err := e.store.Held(id)
+	if err == nil && h.State != store.Waiting {
+		err = store.ErrNotWaiting
+	}
+	if err != nil {
+		return store.Held{}, heldError(err)
+	}
+	return h, nil
+}
+
+// heldError says what a refused decision on a held request means.
+func heldError(err error) error {
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return ErrNoRequest
+	case errors.Is(err, store.ErrNotWaiting):
+		return ErrDecided
+	}
+	return storeError(err)
+}

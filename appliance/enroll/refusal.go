@@ -2,7 +2,6 @@ package enroll
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"time"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/challenge"
 )
 
 // Refusal is a message refused before its sender was authenticated.
@@ -65,6 +65,19 @@ func (e *Engine) refuseUnauthenticated(r Request, cause error) {
 		reason = "signer key is not the key of the CSR"
 	case errors.Is(cause, ErrChallenge):
 		reason = "wrong or missing challenge"
+		if refused := (*challenge.Refused)(nil); errors.As(cause, &refused) {
+			reason = string(refused.Kind) + " challenge refused: " + string(refused.Label)
+		}
+	case errors.Is(cause, ErrRaw):
+		reason = "profile takes no bare CSR"
+	case errors.Is(cause, ErrSignerUnknown):
+		reason = "renewal signed by a certificate this authority did not issue"
+	case errors.Is(cause, ErrSignerRevoked):
+		reason = "certificate is revoked"
+	case errors.Is(cause, ErrSignerExpired):
+		reason = "renewal of an expired certificate"
+	case errors.Is(cause, ErrRenewalEarly):
+		reason = "renewal before its time"
 	default: // the box's own trouble, or the client went away
 		return
 	}
@@ -76,36 +89,27 @@ func (e *Engine) refuseUnauthenticated(r Request, cause error) {
 
 // refuse records the refusal of an authenticated request and returns the error for the caller. What
 // the transaction's own records already tell, and a client that went away, is not recorded again.
-func (e *Engine) refuse(r Request, cause error) error {
+//
+// A limit keeps a sender from costing more than its share, so what it refuses is only counted.
+func (e *Engine) refuse(x *attempt, cause error) error {
 	switch {
+	case errors.Is(cause, ErrRateLimited):
+		e.countRefusal(Refusal{
+			Profile: x.Profile, Protocol: x.Protocol, Source: x.Source,
+			TransactionID: x.TransactionID, Identity: x.CSR.Identity(), Reason: "too many certificates within an hour",
+		})
+		return cause
 	case errors.Is(cause, ErrBusy), errors.Is(cause, ErrUnavailable),
 		errors.Is(cause, context.Canceled), errors.Is(cause, context.DeadlineExceeded):
 		return cause
 	}
-	rec := e.recordOf(r, audit.SCEPRefused, audit.OutcomeRefused, e.now())
+	rec := e.recordOf(x, audit.SCEPRefused, audit.OutcomeRefused, e.now())
 	rec.Reason = cause.Error()
 	if err := e.store.Append(rec); err != nil {
 		e.log.Error("recording refusal", "error", err)
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return cause
-}
-
-// flushRefusals writes counted refusals once a period until the engine closes.
-func (e *Engine) flushRefusals() {
-	defer close(e.stopped)
-	t := time.NewTicker(refusalPeriod)
-	defer t.Stop()
-	for {
-		select {
-		case <-t.C:
-			if err := e.writeCounted(); err != nil {
-				e.log.Error("recording counted refusals", "error", err)
-			}
-		case <-e.stop:
-			return
-		}
-	}
 }
 
 // writeCounted writes what was counted since the last time, in one batch, and starts a new period.
@@ -120,9 +124,7 @@ func (e *Engine) writeCounted() error {
 func (e *Engine) refusalRecord(r Refusal, reason string) audit.Record {
 	rec := e.record(audit.SCEPRefused, audit.OutcomeRefused, e.now())
 	rec.Actor = audit.ActorDevice
-	if r.Source.IsValid() {
-		rec.Source = r.Source.Unmap().String()
-	}
+	rec.Source = sourceText(r.Source)
 	rec.Profile, rec.Protocol, rec.Transaction, rec.Identity, rec.Reason = r.Profile, r.Protocol, r.TransactionID, r.Identity, reason
 	return rec
 }
@@ -133,16 +135,20 @@ func (e *Engine) record(action audit.Action, outcome audit.Outcome, now time.Tim
 }
 
 // recordOf is a record about a device's request.
-func (e *Engine) recordOf(r Request, action audit.Action, outcome audit.Outcome, now time.Time) audit.Record {
+func (e *Engine) recordOf(x *attempt, action audit.Action, outcome audit.Outcome, now time.Time) audit.Record {
 	rec := e.record(action, outcome, now)
-	rec.Actor = audit.ActorDevice
-	if r.Source.IsValid() {
-		rec.Source = r.Source.Unmap().String()
-	}
-	csr := sha256.Sum256(r.CSR.Raw)
-	rec.Profile, rec.Protocol, rec.Transaction = r.Profile, r.Protocol, r.TransactionID
-	rec.Identity, rec.CSRSHA256 = r.CSR.Identity(), hex.EncodeToString(csr[:])
+	rec.Actor, rec.Source = audit.ActorDevice, sourceText(x.Source)
+	rec.Profile, rec.Protocol, rec.Transaction = x.Profile, x.Protocol, x.TransactionID
+	rec.Identity, rec.CSRSHA256 = x.CSR.Identity(), hex.EncodeToString(x.csrSum[:])
 	return rec
+}
+
+// sourceText is an address as in the log, "" where it is not known.
+func sourceText(a netip.Addr) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.Unmap().String()
 }
 
 // refusals counts refusals of one period. It holds at most countedMax sources and reasons; what

@@ -99,7 +99,9 @@ type Profile struct {
 	Name   string
 	Policy *pki.Profile
 	Issuer *pki.Issuer
-	Static *challenge.Static // nil: the profile takes no static challenge
+
+	// Challenges are the kinds of challenge the profile takes; required.
+	Challenges *challenge.Set
 
 	Renewal  Renewal
 	Approval Approval

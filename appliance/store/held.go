@@ -62,10 +62,11 @@ type Held struct {
 	Identity    string         `json:"identity"`
 	Names       string         `json:"names,omitempty"`
 	Source      string         `json:"source"`
-	SignerKey   []byte         `json:"signer_key"` // as in Intent
-	CSR         []byte         `json:"csr"`        // SHA-256 of the PKCS#10's DER
-	Request     []byte         `json:"request"`    // what it asks for, without a challenge
-	Kind        string         `json:"kind,omitempty"`
+	SignerKey   []byte         `json:"signer_key"`     // as in Intent
+	CSR         []byte         `json:"csr"`            // SHA-256 of the PKCS#10's DER
+	Request     []byte         `json:"request"`        // what it asks for, without a challenge
+	Kind        string         `json:"kind,omitempty"` // of its challenge
+	Raw         bool           `json:"raw,omitempty"`  // it came as a bare CSR
 	Supersedes  string         `json:"supersedes,omitempty"`
 	Guards      []Guard        `json:"guards,omitempty"` // taken since
 	Since       time.Time      `json:"since"`
