@@ -3,13 +3,17 @@ package appliance
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -17,7 +21,6 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
-	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/keys"
@@ -32,29 +35,38 @@ import (
 // only make clients time out.
 const inFlight = 16
 
+// Expired entries of the store are removed so often, and at most so many in one batch.
+const (
+	sweepInterval = time.Minute
+	sweepBatch    = 1000
+)
+
 // upkeepInterval is how often certificates, addresses and the watchdog are looked after.
 const upkeepInterval = time.Minute
 
 // Config is a service ready to be put together: every part that touches hardware comes in as a value.
 type Config struct {
 	Site        *provision.Site
+	Files       fs.FS // the site's directory, to read trust/ again
 	StateDir    string
 	Keys        *keys.Client
 	Boot        handover.Boot
 	Listeners   map[string]net.Listener // by name of the listener table; New takes them over
 	Log         *slog.Logger
 	Now         func() time.Time
-	ReadyFile   string       // "" writes none
-	Initialised func() error // called once the service is ready in a provisioning boot; nil: nobody wants to know
+	Reload      <-chan os.Signal // each value has trust/ read again; nil: never
+	ReadyFile   string           // "" writes none
+	Initialised func() error     // called once the service is ready in a provisioning boot; nil: nobody wants to know
 }
 
 // Appliance is the running enrollment service.
 type Appliance struct {
-	config   Config
-	store    *store.Store
-	identity *identity
-	engine   *enroll.Engine
-	servers  []*server
+	config     Config
+	store      *store.Store
+	identity   *identity
+	challenges []*profileChallenges // in the site's order
+	engine     *enroll.Engine
+	servers    []*server
 }
 
 // New opens the state and puts the service together; Serve runs it.
@@ -79,6 +91,9 @@ func (a *Appliance) assemble() error {
 	if a.identity, err = openIdentity(c, a.store); err != nil {
 		return err
 	}
+	if a.challenges, err = newChallenges(c.Site, a.store); err != nil {
+		return err
+	}
 	if a.engine, err = a.newEngine(); err != nil {
 		return err
 	}
@@ -91,6 +106,7 @@ func (a *Appliance) assemble() error {
 		return err
 	}
 	handlers := map[string]http.Handler{
+		"est":     scepServer.HandlerMTLS(),
 		"scep":    scepServer.Handler(false),
 		"plain":   scepServer.Handler(true),
 		"console": console,
@@ -100,28 +116,54 @@ func (a *Appliance) assemble() error {
 		if !ok {
 			return fmt.Errorf("no handler for listener %q", name)
 		}
-		certificate := a.identity.certificate
-		if name == "plain" {
-			certificate = nil
-		}
-		a.servers = append(a.servers, newServer(name, l, handler, certificate, c.Log))
+		a.servers = append(a.servers, newServer(name, l, handler, a.tlsConfig(name), c.Log))
 	}
 	return nil
 }
 
+// tlsConfig is the TLS of a listener, nil for the plain one.
+func (a *Appliance) tlsConfig(listener string) *tls.Config {
+	c := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.identity.certificate, NextProtos: []string{"http/1.1"}}
+	switch listener {
+	case "plain":
+		return nil
+	case "est":
+		// Asked for and not verified: a failed handshake would leave no answer that says why. The bundles
+		// only tell clients which of their certificates to choose.
+		c.ClientAuth, c.ClientCAs = tls.RequestClientCert, x509.NewCertPool()
+		for _, p := range a.challenges {
+			if m := p.profile.SCEP.MTLS; m != nil {
+				addAll(c.ClientCAs, m.Certificates)
+			}
+		}
+	}
+	return c
+}
+
+func addAll(to *x509.CertPool, certificates []*x509.Certificate) {
+	for _, c := range certificates {
+		to.AddCert(c)
+	}
+}
+
 func (a *Appliance) newEngine() (*enroll.Engine, error) {
-	gate := challenge.NewGate(2) // each verification takes as much memory as its hash says, usually 64 MiB
 	var profiles []enroll.Profile
-	for _, p := range a.config.Site.Profiles {
-		static, err := gate.NewStatic(p.SCEP.Challenges.StaticHash)
-		if err != nil {
-			return nil, fmt.Errorf("profile %s: challenge: %w", p.Name, err)
+	for _, c := range a.challenges {
+		p := c.profile
+		renewal := enroll.Renewal{Proof: enroll.ProofCertificate, Window: p.Renewal.Window, Grace: p.Renewal.Grace}
+		if p.Renewal.Challenge {
+			renewal.Proof = enroll.ProofCertificateChallenge
 		}
 		profiles = append(profiles, enroll.Profile{
-			Name:   p.Name,
-			Policy: p.Policy,
-			Issuer: a.identity.authorities[p.Authority].issuer,
-			Static: static,
+			Name:       p.Name,
+			Policy:     p.Policy,
+			Issuer:     a.identity.authorities[p.Authority].issuer,
+			Challenges: c.set,
+			Renewal:    renewal,
+			Approval:   enroll.Approval{Manual: p.Approval.Manual, ManualIf: p.Approval.CNSuffix},
+			Limits:     enroll.Limits(p.Limits),
+			RawCSR:     p.SCEP.RawCSR,
+			Compliance: a.check(c),
 		})
 	}
 	return enroll.New(enroll.Config{
@@ -149,10 +191,14 @@ func (a *Appliance) newSCEP() (*scep.Server, error) {
 			PlainHTTP:   p.SCEP.PlainHTTP,
 			Chain:       p.SCEP.Chain,
 			GetCACert:   p.SCEP.GetCACert,
+			Renewal:     true,
+			Legacy:      scep.Legacy(p.SCEP.Legacy),
+			RawCSR:      p.SCEP.RawCSR,
 			CA:          authority.issuer.Certificate(),
 			RA:          authority.ra,
 			RASigner:    a.identity.raKey,
 			RADecrypter: a.identity.raKey,
+			MTLS:        mtlsOf(p.SCEP.MTLS),
 		})
 	}
 	return scep.New(scep.Config{
@@ -163,6 +209,18 @@ func (a *Appliance) newSCEP() (*scep.Server, error) {
 		InFlight: inFlight,
 		IsBusy:   isBusy,
 	})
+}
+
+func mtlsOf(m *provision.MTLS) scep.MTLS {
+	if m == nil {
+		return scep.MTLS{}
+	}
+	out := scep.MTLS{Mode: "optional", Pool: x509.NewCertPool()}
+	if m.Required {
+		out.Mode = "required"
+	}
+	addAll(out.Pool, m.Certificates)
+	return out
 }
 
 func (a *Appliance) newConsole() (http.Handler, error) {
@@ -177,6 +235,12 @@ func (a *Appliance) newConsole() (http.Handler, error) {
 		Log:        a.config.Log,
 		OnClaimed:  a.onClaimed,
 		Source:     sourceOf,
+
+		Enroll:      a.engine,
+		SCEP:        a.scepForConsole,
+		Metrics:     newMetrics(a.challenges, a.engine),
+		Mint:        a.mint,
+		ReloadTrust: a.reloadTrust,
 	})
 }
 
@@ -197,6 +261,17 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 		return errors.Join(err, closeAll(a.config.Listeners))
 	}
 	g.Go(func() error { return a.upkeep(ctx) })
+	g.Go(func() error { return a.sweep(ctx) })
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-a.config.Reload:
+				a.reloadAll()
+			}
+		}
+	})
 	return g.Wait()
 }
 
@@ -224,8 +299,12 @@ func (a *Appliance) notify(state string) {
 		claimed = "1"
 	}
 	condition := ""
+	conditions := a.conditions()
 	if c := a.engine.Condition(); c != nil {
-		b, _ := json.Marshal(handover.Condition(*c)) // two strings cannot fail to encode
+		conditions = append([]handover.Condition{handover.Condition(*c)}, conditions...)
+	}
+	if len(conditions) > 0 { // the screen has room for the worst
+		b, _ := json.Marshal(conditions[0]) // two strings cannot fail to encode
 		condition = string(b)
 	}
 	message := fmt.Sprintf("%s\n%s=%s\n%s=%s\n%s=%s", state,
@@ -278,6 +357,31 @@ func (a *Appliance) upkeep(ctx context.Context) error {
 	}
 }
 
+// sweep removes what has expired of challenges, nonces and rates, a little at a time.
+func (a *Appliance) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if a.engine.Condition() != nil {
+			continue // by a clock that is not trusted nothing has expired
+		}
+		for ctx.Err() == nil {
+			n, err := a.store.Sweep(a.config.Now(), sweepBatch)
+			if err != nil {
+				a.config.Log.Error("removing expired entries", "err", err)
+			}
+			if err != nil || n < sweepBatch {
+				break
+			}
+		}
+	}
+}
+
 func (a *Appliance) healthy() error {
 	if _, err := a.config.Keys.List(); err != nil {
 		return fmt.Errorf("key holder: %w", err)
@@ -312,6 +416,7 @@ func (a *Appliance) siteForConsole() webui.Site {
 			Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: a.scepURLs(p),
 		})
 	}
+	site.Conditions = a.conditions()
 	if c := a.engine.Condition(); c != nil {
 		site.Stopped = true
 		site.Conditions = append(site.Conditions, handover.Condition(*c))
@@ -322,7 +427,7 @@ func (a *Appliance) siteForConsole() webui.Site {
 // scepURLs are the addresses devices reach a profile at, TLS first.
 func (a *Appliance) scepURLs(p provision.Profile) []string {
 	var urls []string
-	add := func(listener, scheme string, usual int) {
+	add := func(listener, scheme, route string, usual int) {
 		l := a.config.Listeners[listener]
 		if l == nil {
 			return
@@ -331,11 +436,16 @@ func (a *Appliance) scepURLs(p provision.Profile) []string {
 		if port := l.Addr().(*net.TCPAddr).Port; port != usual {
 			host = net.JoinHostPort(host, strconv.Itoa(port))
 		}
-		urls = append(urls, scheme+"://"+host+"/scep/"+p.Name)
+		urls = append(urls, scheme+"://"+host+"/"+route+"/"+p.Name)
 	}
-	add("scep", "https", 443)
+	if p.SCEP.MTLS == nil || !p.SCEP.MTLS.Required {
+		add("scep", "https", "scep", 443)
+	}
 	if p.SCEP.PlainHTTP {
-		add("plain", "http", 80)
+		add("plain", "http", "scep", 80)
+	}
+	if p.SCEP.MTLS != nil {
+		add("est", "https", "scep-mtls", 443)
 	}
 	return urls
 }
@@ -354,6 +464,8 @@ func (a *Appliance) writeReadyFile() error {
 	}
 	for name, l := range a.config.Listeners {
 		switch name {
+		case "est":
+			r.EST = listenerURL("https", l)
 		case "scep":
 			r.SCEP = listenerURL("https", l)
 		case "console":

@@ -45,7 +45,7 @@ const (
 // enabled are the names of the listeners the site has on.
 func enabled(l provision.Listeners) []string {
 	var names []string
-	for name, on := range map[string]bool{"scep": l.SCEP, "console": l.Console, "plain": l.Plain} {
+	for name, on := range map[string]bool{"est": l.EST, "scep": l.SCEP, "console": l.Console, "plain": l.Plain} {
 		if on {
 			names = append(names, name)
 		}
@@ -111,11 +111,11 @@ type server struct {
 	http     *http.Server
 }
 
-// newServer serves handler on l, over TLS 1.3 where certificate is given.
-func newServer(name string, l net.Listener, handler http.Handler, certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error), log *slog.Logger) *server {
+// newServer serves handler on l, over TLS where a configuration is given.
+func newServer(name string, l net.Listener, handler http.Handler, secure *tls.Config, log *slog.Logger) *server {
 	l = netutil.LimitListener(l, maxConnections)
-	if certificate != nil {
-		l = tls.NewListener(l, &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: certificate, NextProtos: []string{"http/1.1"}})
+	if secure != nil {
+		l = tls.NewListener(l, secure)
 	}
 	return &server{name: name, listener: l, http: &http.Server{
 		Handler:           handler,

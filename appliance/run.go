@@ -15,12 +15,14 @@ import (
 
 // Options are signetd's command line.
 type Options struct {
-	ConfigDir  string       // the site directory
-	StateDir   string       // created if absent
-	TPM        string       // "swtpm:SOCKET" or a device; empty on a box, where the key holder's socket is inherited
-	ListenBase string       // "ADDRESS:PORT"; empty: the ports of the listener table, or inherited sockets
-	ReadyFile  string       // see Ready; empty: none is written
-	Log        *slog.Logger // where requests and events go
+	ConfigDir  string // the site directory
+	StateDir   string // created if absent
+	TPM        string // "swtpm:SOCKET" or a device; empty on a box, where the key holder's socket is inherited
+	ListenBase string // "ADDRESS:PORT"; empty: the ports of the listener table, or inherited sockets
+	ReadyFile  string // see Ready; empty: none is written
+
+	Reload <-chan os.Signal // each value has the site's trust/ read again; nil: never
+	Log    *slog.Logger     // where requests and events go
 }
 
 // mendable is an error with the action that mends it.
@@ -50,7 +52,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	c := Config{Site: site, StateDir: o.StateDir, Log: o.Log, Now: time.Now, ReadyFile: o.ReadyFile}
+	c := Config{Site: site, Files: os.DirFS(o.ConfigDir), Reload: o.Reload, StateDir: o.StateDir, Log: o.Log, Now: time.Now, ReadyFile: o.ReadyFile}
 	if o.TPM == "" {
 		if c.Keys, c.Boot, err = inherited.fromBox(); err != nil {
 			return err

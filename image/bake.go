@@ -224,7 +224,7 @@ func listenerNames(l provision.Listeners) []string {
 	for _, x := range []struct {
 		name string
 		on   bool
-	}{{"scep", l.SCEP}, {"console", l.Console}, {"plain", l.Plain}} {
+	}{{"est", l.EST}, {"scep", l.SCEP}, {"console", l.Console}, {"plain", l.Plain}} {
 		if x.on {
 			names = append(names, x.name)
 		}

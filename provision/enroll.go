@@ -25,7 +25,7 @@ const (
 	signedSkew     = time.Minute
 	signedPerDay   = 3
 	maxSkew        = 15 * time.Minute
-	maxSigners     = 64
+	maxSigners     = 32
 )
 
 // renewalShare is the last part of a certificate's validity it can be renewed in where a profile
@@ -115,6 +115,24 @@ func (l *loader) readChallenges(o, scep *object, profile string) Challenges {
 	return c
 }
 
+// readMTLS reads whose devices the sibling route lets in; nil is off.
+func (l *loader) readMTLS(o *object) *MTLS {
+	o.require("mode", "write mode: \"off\", optional or required")
+	mode := o.choice("mode", "off", "optional", "required")
+	if mode == "off" && o.has("bundle") {
+		o.failf("bundle", "remove it, or write mode: optional", "means nothing while mode is off")
+	}
+	if mode == "" || mode == "off" {
+		return nil
+	}
+	m := &MTLS{Required: mode == "required"}
+	o.require("bundle", "write bundle: trust/devices.pem, a file with the CA certificates of the devices' certificates")
+	if file, ok := o.text("bundle"); ok {
+		m.File, m.Certificates = file, l.bundle(o, "bundle", file, "put the CA certificates of the devices' certificates there")
+	}
+	return m
+}
+
 func readStatic(o *object) string {
 	hash, ok := o.text("hash")
 	if !ok {
@@ -172,19 +190,25 @@ func (l *loader) readSigned(o *object) *Signed {
 	return c
 }
 
-// signers reads the certificates whose keys sign challenges. What is wrong inside the file is
-// reported where trust/ is read.
-func (l *loader) signers(o *object, file string) []*x509.Certificate {
+// bundle reads the certificates of a file in trust/ that a field names. What is wrong inside the file
+// is reported where trust/ is read.
+func (l *loader) bundle(o *object, field, file, mend string) []*x509.Certificate {
 	if path.Dir(file) != trustDir || path.Ext(file) != ".pem" {
-		o.failf("certificates", "put the file in "+trustDir+"/ and write "+trustDir+"/NAME.pem", "%q is not a file in %s/", file, trustDir)
+		o.failf(field, "put the file in "+trustDir+"/ and write "+trustDir+"/NAME.pem", "%q is not a file in %s/", file, trustDir)
 		return nil
 	}
 	content, err := fs.ReadFile(l.fsys, file)
 	if err != nil {
-		o.failf("certificates", "put the certificates of those who sign challenges there", "%s: %v", file, pathCause(err))
+		o.failf(field, mend, "%s: %v", file, pathCause(err))
 		return nil
 	}
 	certificates, _ := parseBundle(file, content, l.now)
+	return certificates
+}
+
+// signers reads the certificates whose keys sign challenges.
+func (l *loader) signers(o *object, file string) []*x509.Certificate {
+	certificates := l.bundle(o, "certificates", file, "put the certificates of those who sign challenges there")
 	for _, what := range unusableSigners(certificates) {
 		o.failf("certificates", signerMend, "%s: %s", file, what)
 	}

@@ -149,7 +149,7 @@ func (l *loader) readSite() {
 	}
 	l.site.SecureBoot = o.choice("secure_boot", "none")
 	l.readNetwork(o.object("network", "dhcp", "address", "gateway", "dns"))
-	l.readListeners(o.object("listeners", "scep", "console", "plain"))
+	l.readListeners(o.object("listeners", "est", "scep", "console", "plain"))
 	l.readAuthorities(o)
 	l.readRA(o.object("ra", "algorithm", "protection", "validity"))
 }
@@ -219,9 +219,9 @@ func address(o *object, field, text string) netip.Addr {
 	return a
 }
 
-// readListeners reads what is off: every listener is on otherwise.
+// readListeners reads what is written; est is off otherwise, every other listener on.
 func (l *loader) readListeners(o *object) {
-	for name, on := range map[string]*bool{"scep": &l.site.Listeners.SCEP, "console": &l.site.Listeners.Console, "plain": &l.site.Listeners.Plain} {
+	for name, on := range map[string]*bool{"est": &l.site.Listeners.EST, "scep": &l.site.Listeners.SCEP, "console": &l.site.Listeners.Console, "plain": &l.site.Listeners.Plain} {
 		listener := o.object(name, "on")
 		listener.require("on", "write on: true or on: false")
 		if b, ok := listener.bool("on"); ok {

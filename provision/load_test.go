@@ -171,6 +171,12 @@ func TestProblems(t *testing.T) {
 		f["trust/ca.pem"], f["trust/p224.pem"] = valid, certificateOn(t, elliptic.P224(), time.Now().Add(time.Hour))
 		return f
 	}
+	mtls := func(fields string) files {
+		f := profile("  reply:", "  mtls: {"+fields+"}\n  reply:")
+		f["site.yaml"] = strings.Replace(goodSite, "  scep: {on: true}", "  est: {on: true}\n  scep: {on: true}", 1)
+		f["trust/ca.pem"] = valid
+		return f
+	}
 	second := strings.Count(valid, "\n") + 1 // line of what follows valid in a file
 	scepPart := goodProfile[strings.Index(goodProfile, "scep:"):]
 	tests := []struct {
@@ -216,7 +222,7 @@ func TestProblems(t *testing.T) {
 		{"gateway elsewhere", site("dhcp: true", "address: 192.0.2.10/24, gateway: 198.51.100.1"), "site.yaml:7: not another address in 192.0.2.0/24 — router"},
 		{"dns", site("dhcp: true", "address: 192.0.2.10/24, gateway: 192.0.2.1, dns: [192.0.2.53, ns]"), "site.yaml:7: network.dns[1]: \"ns\" is not a host's address — 192.0.2.1"},
 
-		{"legacy listener", site("  scep: {on: true}", "  legacy: {on: true}"), "site.yaml:9: unknown field listeners.legacy — scep, console, plain"},
+		{"legacy listener", site("  scep: {on: true}", "  legacy: {on: true}"), "site.yaml:9: unknown field listeners.legacy — est, scep, console, plain"},
 		{"listener without on", site("scep: {on: true}", "scep: {}"), "site.yaml:9: listeners.scep.on is missing — on: true"},
 		{"nothing to enroll at", site("  scep: {on: true}\n  plain: {on: true}", "  scep: {on: false}\n  plain: {on: false}"),
 			"site.yaml:8: no listener is on — scep: {on: true}\nprofiles/corp.yaml:10: listener plain is off — turn on"},
@@ -295,6 +301,12 @@ func TestProblems(t *testing.T) {
 		{"limits", profile("validity:", "limits: {per_source: -1, per_profile: many}\nvalidity:"), "profiles/corp.yaml:8: -1 is outside — from 0\nprofiles/corp.yaml:8: not a whole number — from 0"},
 		{"legacy", profile("  reply:", "  legacy: {md5: 1, rc4: true}\n  reply:"), "profiles/corp.yaml:11: unknown field scep.legacy.rc4 — md5\nprofiles/corp.yaml:11: legacy.md5: not true or false — true or false"},
 		{"must_staple is not there yet", profile("validity:", "must_staple: false\nvalidity:"), "profiles/corp.yaml:8: unknown field must_staple — remove it"},
+		{"mtls without listener", profile("  reply:", "  mtls: {mode: optional, bundle: trust/x.pem}\n  reply:"),
+			"profiles/corp.yaml:11: trust/x.pem: file does not exist — CA certificates\nprofiles/corp.yaml:11: listener est is off — turn on"},
+		{"mtls without bundle", mtls("mode: optional"), "profiles/corp.yaml:11: mtls.bundle is missing — trust/devices.pem"},
+		{"mtls off with bundle", mtls("mode: \"off\", bundle: trust/x.pem"), "profiles/corp.yaml:11: means nothing while mode is off — optional"},
+		{"mtls without mode", mtls("bundle: trust/x.pem"), "profiles/corp.yaml:11: mtls.mode is missing — optional"},
+		{"mtls required and plain HTTP", mtls("mode: required, bundle: trust/ca.pem"), "profiles/corp.yaml:10: without a client certificate — plain_http: false"},
 		{"raw_csr without TLS", func() files {
 			f := site("scep: {on: true}", "scep: {on: false}")
 			f["profiles/corp.yaml"] = strings.Replace(goodProfile, "  plain_http: true", "  plain_http: true\n  raw_csr: true", 1)

@@ -127,9 +127,10 @@ func compilePolicy(d *document, o *object, c pki.ProfileConfig) *pki.Profile {
 
 func (l *loader) readSCEP(o *object, profile string) SCEP {
 	s := SCEP{GetCACert: "ra+chain"}
-	scep := o.object("scep", "plain_http", "raw_csr", "legacy", "reply", "challenges")
+	scep := o.object("scep", "plain_http", "raw_csr", "mtls", "legacy", "reply", "challenges")
 	s.PlainHTTP, _ = scep.bool("plain_http")
 	s.RawCSR, _ = scep.bool("raw_csr")
+	s.MTLS = l.readMTLS(scep.object("mtls", "mode", "bundle"))
 	legacy := scep.object("legacy", "sha1", "des3", "des_decrypt", "md5")
 	s.Legacy.SHA1, _ = legacy.bool("sha1")
 	s.Legacy.DES3, _ = legacy.bool("des3")
@@ -145,6 +146,12 @@ func (l *loader) readSCEP(o *object, profile string) SCEP {
 	}
 	if scep != nil && !s.PlainHTTP && !l.site.Listeners.SCEP {
 		o.failf("scep", "turn on listener scep in site.yaml, or write plain_http: true", "no listener serves it")
+	}
+	if s.MTLS != nil && !l.site.Listeners.EST {
+		scep.failf("mtls", "turn on listener est in site.yaml, or write mtls: {mode: \"off\"}", "listener est is off: it alone asks for client certificates")
+	}
+	if s.MTLS != nil && s.MTLS.Required && s.PlainHTTP {
+		scep.failf("plain_http", "write plain_http: false, or mtls: {mode: optional, …}", "no request without a client certificate is answered")
 	}
 	if s.RawCSR && !l.site.Listeners.SCEP {
 		scep.failf("raw_csr", "turn on listener scep in site.yaml, or write raw_csr: false", "such requests are taken over TLS only, and listener scep is off")

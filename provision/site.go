@@ -42,6 +42,7 @@ type Network struct {
 
 // Listeners says which listeners are on.
 type Listeners struct {
+	EST     bool // :443, TLS 1.3, asks for client certificates; off unless the site says otherwise
 	SCEP    bool // :8443, TLS 1.3
 	Console bool // :9443, TLS 1.3
 	Plain   bool // :80
@@ -103,6 +104,7 @@ type SCEP struct {
 	Chain      bool   // the CA certificate comes with an issued one
 	GetCACert  string // "ra+chain", "ra+ca" or "ra"
 	Legacy     Legacy
+	MTLS       *MTLS // nil: devices show no certificate in TLS
 	Challenges Challenges
 }
 
@@ -112,6 +114,14 @@ type Legacy struct {
 	DES3       bool // triple DES, both ways
 	DESDecrypt bool // single DES in requests; no answer is ever in it
 	MD5        bool // digests of requests
+}
+
+// MTLS is the sibling route of devices that have a certificate of somebody else already. It takes the
+// place of nothing: the challenge is needed all the same.
+type MTLS struct {
+	Required     bool                // the route without is closed
+	File         string              // of the site, in trust/
+	Certificates []*x509.Certificate // of File, at least one: whose devices are let in
 }
 
 // Challenges are the kinds of challenge a profile takes; at least one is on.

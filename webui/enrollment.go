@@ -86,6 +86,12 @@ var (
 	ErrNoSigned = errors.New("the profile takes no signed challenges")
 )
 
+// OrderError says what is wrong with an order for a challenge.
+type OrderError struct{ Err error }
+
+func (e *OrderError) Error() string { return e.Err.Error() }
+func (e *OrderError) Unwrap() error { return e.Err }
+
 const (
 	maxReason = 200 // characters; fits an audit record and a CertRep's failInfoText
 	maxName   = 256

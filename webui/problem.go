@@ -138,6 +138,11 @@ func problemOf(err error) (Problem, bool) {
 		return Problem{Type: problemType("too-many-guesses"), Title: "too many wrong guesses", Status: http.StatusTooManyRequests,
 			Detail: lim.what, Mend: "wait " + strconv.Itoa(seconds(lim.retry)) + " seconds and try again"}, true
 	}
+	var order *OrderError
+	if errors.As(err, &order) {
+		return Problem{Type: problemType("input"), Title: "a value is not acceptable", Status: http.StatusUnprocessableEntity,
+			Detail: order.Error(), Mend: "correct what the detail says"}, true
+	}
 	var policy *pki.PolicyError
 	if errors.As(err, &policy) {
 		return Problem{Type: problemType("policy"), Title: "the profile does not allow what the request asks for", Status: http.StatusConflict,

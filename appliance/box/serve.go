@@ -34,6 +34,7 @@ func listenerPorts(l provision.Listeners) []listenerPort {
 		on bool
 		listenerPort
 	}{
+		{l.EST, listenerPort{"est", 443}},
 		{l.SCEP, listenerPort{"scep", 8443}},
 		{l.Console, listenerPort{"console", 9443}},
 		{l.Plain, listenerPort{"plain", 80}},

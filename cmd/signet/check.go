@@ -87,7 +87,7 @@ func listenerNames(l provision.Listeners) []string {
 	for _, listener := range []struct {
 		on   bool
 		name string
-	}{{l.SCEP, "scep :8443"}, {l.Console, "console :9443"}, {l.Plain, "plain :80"}} {
+	}{{l.EST, "est :443"}, {l.SCEP, "scep :8443"}, {l.Console, "console :9443"}, {l.Plain, "plain :80"}} {
 		if listener.on {
 			names = append(names, listener.name)
 		}

@@ -98,6 +98,11 @@ func commands(t *terminal) []*cobra.Command {
 		newRun(t),
 		newStop(t),
 		newClaim(t),
+		newChallenge(t),
+		newPending(t),
+		newApprove(t),
+		newDeny(t),
+		newRevoke(t),
 	}
 }
 

@@ -35,6 +35,7 @@ const (
 // endpoints is what `signet run --json` prints; a key is absent while its listener is off. The
 // values are scheme://127.0.0.1:port.
 type endpoints struct {
+	EST       string `json:"est,omitempty"`        // :443
 	SCEP      string `json:"scep,omitempty"`       // :8443
 	Console   string `json:"console,omitempty"`    // :9443
 	SCEPPlain string `json:"scep_plain,omitempty"` // :80
@@ -144,6 +145,9 @@ func awaitBox(ctx context.Context, t *terminal, machine *vm.Machine, m *image.Ma
 		ready.UptimeSeconds, (ready.MemoryTotal-ready.MemoryAvailable)>>10, ready.MemoryTotal>>10, ready.ServiceResident>>10)
 	e := &endpoints{ClaimCode: ready.ClaimCode, TLSSHA256: ready.TLSSHA256}
 	on := func(name string) bool { return slices.Contains(m.Listeners, name) }
+	if on("est") {
+		e.EST = "https://" + machine.Addr(443)
+	}
 	if on("scep") {
 		e.SCEP = "https://" + machine.Addr(8443)
 	}
@@ -225,7 +229,7 @@ func describeBox(m *image.Manifest, e *endpoints) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n%s %s is ready\n\n", m.Name, m.Version)
 	for _, x := range []struct{ label, value string }{
-		{"console", e.Console}, {"SCEP", e.SCEP}, {"SCEP, plain HTTP", e.SCEPPlain},
+		{"console", e.Console}, {"SCEP", e.SCEP}, {"SCEP, certificate", e.EST}, {"SCEP, plain HTTP", e.SCEPPlain},
 		{"claim code", e.ClaimCode}, {"TLS SHA-256", e.TLSSHA256}, {"CA bundle", e.CABundle},
 	} {
 		if x.value != "" {

@@ -38,6 +38,9 @@ func run() int {
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	reload := make(chan os.Signal, 1)
+	signal.Notify(reload, syscall.SIGHUP)
+	o.Reload = reload
 	err := appliance.Run(ctx, o)
 	if err == nil || errors.Is(err, context.Canceled) {
 		return 0
