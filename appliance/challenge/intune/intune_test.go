@@ -308,7 +308,7 @@ func TestFailures(t *testing.T) {
 		"intune down":           {"intune", []answer{{503, nil, "SECRET"}}, false, false, "status 503", 3},
 		"intune down twice":     {"intune", []answer{{503, nil, ""}, {500, nil, ""}, success}, true, false, "", 3},
 		"intune busy, shortly":  {"intune", []answer{{429, map[string]string{"Retry-After": "0"}, ""}, success}, true, false, "", 2},
-		"intune busy for long":  {"intune", []answer{{429, map[string]string{"Retry-After": "120"}, ""}, success}, false, false, "status 429", 1},
+		"intune busy for long":  {"intune", []answer{{429, map[string]string{"Retry-After": "9"}, ""}, success}, false, false, "status 429", 1},
 		"intune moved":          {"intune", []answer{{302, map[string]string{"Location": "https://127.0.0.1:1/SECRET"}, ""}}, false, false, "redirect", 1},
 		"intune unauthorized":   {"intune", []answer{{401, nil, ""}, success}, true, false, "", 2},
 		"intune unauthorized 3": {"intune", []answer{{401, nil, ""}}, false, true, "scep_challenge_provider", 3},
@@ -331,7 +331,7 @@ func TestFailures(t *testing.T) {
 		"entra down":            {"entra", []answer{{503, nil, ""}}, false, false, "status 503", 3},
 		"entra redirects":       {"entra", []answer{{307, map[string]string{"Location": "/"}, ""}}, false, false, "redirect", 1},
 		"entra: no token":       {"entra", []answer{{200, nil, `{"token_type":"Bearer","expires_in":1}`}}, false, false, "access_token", 1},
-		"entra: token breaks":   {"entra", []answer{{200, nil, `{"token_type":"Bearer","expires_in":1,"access_token":"SECRET\r\nX: y"}`}}, false, false, "no token", 1},
+		"entra: token breaks":   {"entra", []answer{{200, nil, `{"token_type":"Bearer","expires_in":1,"access_token":"SECRET\r\nX:y"}`}}, false, false, "no token", 1},
 		"entra: other type":     {"entra", []answer{{200, nil, `{"token_type":"mac","expires_in":1,"access_token":"SECRET"}`}}, false, false, "Bearer", 1},
 		"entra: no age":         {"entra", []answer{{200, nil, `{"token_type":"Bearer","access_token":"SECRET"}`}}, false, false, "expires_in", 1},
 		"entra: negative age":   {"entra", []answer{{200, nil, `{"token_type":"Bearer","expires_in":-1,"access_token":"SECRET"}`}}, false, false, "expires_in", 1},
@@ -427,6 +427,28 @@ func TestTokensAreRenewedBeforeTheirEnd(t *testing.T) {
 	validate(2*time.Minute, 3) // only Intune's: the service's address is still known
 }
 
+// TestRefusedTokenIsReplaced: a 401 costs one new token, a 403 the next caller one, since a token keeps
+// the permissions it was made with.
+func TestRefusedTokenIsReplaced(t *testing.T) {
+	c := newCloud(t)
+	cl := c.client(nil)
+	for _, test := range []struct {
+		status, tokens int
+		ok             bool
+	}{{200, 2, true}, {401, 3, true}, {403, 3, false}, {200, 4, true}, {200, 4, true}} {
+		c.answer("intune", answer{test.status, nil, `{"code":"Success"}`}, answer{200, nil, `{"code":"Success"}`})
+		if err := cl.ValidateRequest(context.Background(), transaction); (err == nil) != test.ok {
+			t.Errorf("status %d: %v", test.status, err)
+		}
+		if n := len(c.seen("entra")); n != test.tokens {
+			t.Errorf("status %d: %d tokens, not %d", test.status, n, test.tokens)
+		}
+	}
+	if n := len(c.seen("graph")); n != 1 {
+		t.Errorf("%d discoveries, not one", n)
+	}
+}
+
 func TestExpiredCertificate(t *testing.T) {
 	c := newCloud(t)
 	cl := c.client(func(x *Config) { x.Now = func() time.Time { return time.Now().Add(48 * time.Hour) } })
@@ -466,9 +488,16 @@ func TestSilence(t *testing.T) {
 	t.Cleanup(silent.Close)
 	at := func(x *Config) { x.Authority = silent.URL }
 
-	cl := c.client(func(x *Config) { at(x); x.Attempt = 20 * time.Millisecond })
-	if err := cl.ValidateRequest(context.Background(), transaction); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) || len(asked) != 3 {
-		t.Errorf("attempts: %v after %d", err, len(asked))
+	var log bytes.Buffer
+	cl := c.client(func(x *Config) {
+		at(x)
+		x.Attempt, x.Log = 20*time.Millisecond, slog.New(slog.NewTextHandler(&log, nil))
+	})
+	if err := cl.ValidateRequest(context.Background(), transaction); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("attempts: %v", err)
+	}
+	if !strings.Contains(log.String(), "attempts=3") {
+		t.Errorf("not three attempts: %s", log.String())
 	}
 	cl = c.client(func(x *Config) { at(x); x.Timeout = 20 * time.Millisecond })
 	if err := cl.ValidateRequest(context.Background(), transaction); !errors.Is(err, ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
@@ -498,7 +527,7 @@ func TestUnknownRootIsRefused(t *testing.T) {
 	cl := c.client(func(x *Config) { x.Roots = x509.NewCertPool() })
 	err := cl.ValidateRequest(context.Background(), transaction)
 	var unknown x509.UnknownAuthorityError
-	if !errors.Is(err, ErrUnavailable) || !errors.As(err, &unknown) || len(c.seen("entra")) != 0 {
+	if !errors.Is(err, ErrUnavailable) || !errors.As(err, &unknown) || len(c.seen("entra")) != 0 || strings.Contains(err.Error(), "oauth2") {
 		t.Errorf("%v", err)
 	}
 }
