@@ -39,7 +39,7 @@ func parseToken(s string) (token, *Refused) {
 		return malformed(fmt.Sprintf("%d bytes, at most %d are read", len(s), maxToken))
 	}
 	parts := strings.Split(s, ".")
-	if len(parts) != 3 || parts[0] == "" || parts[1] == "" || parts[2] == "" || len(parts[0]) > maxHeader {
+	if len(parts) != 3 || parts[0] == "" || parts[1] == "" || len(parts[0]) > maxHeader {
 		return malformed("not header, claims and signature")
 	}
 	for _, p := range parts {
@@ -66,6 +66,9 @@ func parseToken(s string) (token, *Refused) {
 	}
 	if algorithm != string(jose.RS256) && algorithm != string(jose.ES256) {
 		return token{}, &Refused{KindSigned, SignatureInvalid, fmt.Sprintf("signed with algorithm %.20q, use RS256 or ES256", algorithm)}
+	}
+	if parts[2] == "" {
+		return token{}, &Refused{KindSigned, SignatureInvalid, "it is not signed"}
 	}
 	jws, err := jose.ParseSignedCompact(s, []jose.SignatureAlgorithm{jose.RS256, jose.ES256})
 	if err != nil || len(jws.Signatures) != 1 {
