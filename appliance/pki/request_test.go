@@ -477,6 +477,7 @@ func FuzzParseInfo(f *testing.F) {
 			return
 		}
 		request.Identity()
+		checkKept(t, &request)
 		prepared, err := issuer.Prepare(profile, &request, now)
 		var refused *PolicyError
 		if err != nil && !errors.As(err, &refused) {
