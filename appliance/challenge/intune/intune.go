@@ -3,7 +3,7 @@
 // EXPERIMENTAL: it follows Microsoft's public client library (microsoft/Intune-Resource-Access,
 // src/CsrValidation) field by field and is tested against a server that checks those fields, but it
 // has not been run against a tenant. The README beside this file has the table of fields, what an
-// administrator sets up in Entra, and what is known of the service only from the field.
+// administrator sets up in Entra, and the values whose form Microsoft leaves open.
 //
 // With Intune the device presents a challenge that only Microsoft can open: an encrypted, signed blob
 // inside the request's challengePassword. Microsoft's cloud never sends a device a JWS, so the signed
@@ -77,7 +77,7 @@ type Config struct {
 	Caller   string // callerInfo: product and version, shown in Intune's logs
 
 	// Certificate is registered with the app registration; Key is its RSA key, which may be resident in
-	// a TPM: it signs one JWT for each token, about two an hour.
+	// a TPM: it signs one JWT for each token, about one an hour.
 	Certificate *x509.Certificate
 	Key         crypto.Signer
 	// Algorithm is RS256 (default; the JWT names the certificate by x5t) or PS256 (x5t#S256, what
