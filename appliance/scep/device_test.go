@@ -265,7 +265,7 @@ func (s *service) checkEmptyContent(e exchanged) {
 	}
 }
 
-func mustMarshal(t *testing.T, v any) []byte {
+func mustMarshal(t testing.TB, v any) []byte {
 	t.Helper()
 	b, err := asn1.Marshal(v)
 	if err != nil {
@@ -293,4 +293,27 @@ func (d *device) certificates(r certRep) ([]*x509.Certificate, []byte) {
 		d.t.Fatal(err)
 	}
 	return certs.Certificates, r.content
+}
+
+// issuerAndSerial is what GetCert and GetCRL ask about; issuer is a whole Name.
+func issuerAndSerial(t testing.TB, issuer []byte, serial *big.Int) []byte {
+	t.Helper()
+	var b cryptobyte.Builder
+	b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddBytes(issuer)
+		b.AddASN1BigInt(serial)
+	})
+	der, err := b.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return der
+}
+
+func parsePKCS8(der []byte) (*rsa.PrivateKey, error) {
+	key, err := x509.ParsePKCS8PrivateKey(der)
+	if err != nil {
+		return nil, err
+	}
+	return key.(*rsa.PrivateKey), nil
 }

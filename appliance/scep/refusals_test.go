@@ -25,7 +25,7 @@ import (
 )
 
 // checkHTTPRefusal wants an HTTP error with one short line of text that says something.
-func checkHTTPRefusal(t *testing.T, e exchanged, status int, says string) {
+func checkHTTPRefusal(t testing.TB, e exchanged, status int, says string) {
 	t.Helper()
 	text := string(e.reply)
 	if e.status != status || !strings.Contains(text, says) {

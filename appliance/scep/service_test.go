@@ -51,7 +51,7 @@ func must[T any](v T, err error) T {
 
 // service is the real thing but for the TPM: keys in software, Pebble in a temporary directory, HTTP on loopback.
 type service struct {
-	t      *testing.T
+	t      testing.TB
 	url    string // http://127.0.0.1:port of the plain listener
 	server *Server
 	engine *enroll.Engine
@@ -59,6 +59,7 @@ type service struct {
 	log    *logBuffer
 	ca, ra map[string]*x509.Certificate // by profile
 	raKey  *rsa.PrivateKey
+	secure *httptest.Server // see postSecure
 
 	mu    sync.Mutex
 	posts []exchanged // PKIOperations seen, oldest first
@@ -93,8 +94,8 @@ func (l *logBuffer) String() string {
 }
 
 // newService starts a service with the profiles corp (RSA CA, default) and modern (ECDSA CA), both on plain HTTP,
-// legacy with all four switches, and tlsonly. adjust may change the configuration.
-func newService(t *testing.T, adjust func(*Config)) *service {
+// legacy with all four switches, raw which takes bare requests, and tlsonly. adjust may change the configuration.
+func newService(t testing.TB, adjust func(*Config)) *service {
 	t.Helper()
 	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}}
 	now := time.Now()
@@ -134,6 +135,7 @@ func newService(t *testing.T, adjust func(*Config)) *service {
 		{Name: "modern", PlainHTTP: true, Chain: true, GetCACert: "ra+ca"},
 		{Name: "tlsonly", GetCACert: "ra"},
 		{Name: "legacy", PlainHTTP: true, GetCACert: "ra+chain", Legacy: Legacy{SHA1: true, DES3: true, DESDecrypt: true, MD5: true}},
+		{Name: "raw", PlainHTTP: true, GetCACert: "ra+chain", RawCSR: true},
 	} {
 		key := rsaCA
 		if p.Name == "modern" {
@@ -148,7 +150,7 @@ func newService(t *testing.T, adjust func(*Config)) *service {
 		p.RASigner, p.RADecrypter = s.raKey, s.raKey
 		s.ca[p.Name], s.ra[p.Name] = p.CA, p.RA
 		config.Profiles = append(config.Profiles, p)
-		profiles = append(profiles, enroll.Profile{Name: p.Name, Policy: policy, Issuer: issuer, Static: static})
+		profiles = append(profiles, enroll.Profile{Name: p.Name, Policy: policy, Issuer: issuer, Static: static, RawCSR: p.RawCSR})
 	}
 	engine, err := enroll.New(enroll.Config{Store: st, Profiles: profiles, Now: time.Now, TimeSource: "test", Log: log})
 	if err != nil {
@@ -282,7 +284,7 @@ func (s *service) checkLog() {
 }
 
 // newIssuer makes a root CA.
-func newIssuer(t *testing.T, dn string, key crypto.Signer, now time.Time) *pki.Issuer {
+func newIssuer(t testing.TB, dn string, key crypto.Signer, now time.Time) *pki.Issuer {
 	t.Helper()
 	subject, err := pki.ParseDN(dn)
 	if err != nil {
@@ -299,7 +301,7 @@ func newIssuer(t *testing.T, dn string, key crypto.Signer, now time.Time) *pki.I
 	return issuer
 }
 
-func parse(t *testing.T, der []byte) *x509.Certificate {
+func parse(t testing.TB, der []byte) *x509.Certificate {
 	t.Helper()
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -308,7 +310,7 @@ func parse(t *testing.T, der []byte) *x509.Certificate {
 	return c
 }
 
-func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
+func rsaKey(t testing.TB, bits int) *rsa.PrivateKey {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, bits)
 	if err != nil {
@@ -318,7 +320,7 @@ func rsaKey(t *testing.T, bits int) *rsa.PrivateKey {
 }
 
 // writePEM writes certificates or a key for a client to read, and returns the file's name.
-func writePEM(t *testing.T, name, kind string, blocks ...[]byte) string {
+func writePEM(t testing.TB, name, kind string, blocks ...[]byte) string {
 	t.Helper()
 	var b bytes.Buffer
 	for _, der := range blocks {

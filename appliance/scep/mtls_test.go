@@ -1,0 +1,145 @@
+package scep
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"io"
+	"math/big"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+)
+
+// authority is a CA outside the box that makes client certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T, name string) authority {
+	t.Helper()
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	return authority{parse(t, must(x509.CreateCertificate(rand.Reader, template, template, key.Public(), key))), key}
+}
+
+func (a authority) pool() *x509.CertPool {
+	p := x509.NewCertPool()
+	p.AddCert(a.cert)
+	return p
+}
+
+// issue makes a client certificate that ends after the given time from now.
+func (a authority) issue(usage x509.ExtKeyUsage, validity time.Duration) tls.Certificate {
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "factory"}, ExtKeyUsage: []x509.ExtKeyUsage{usage},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(validity),
+	}
+	der := must(x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key))
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// mutualListener starts the listener that asks for client certificates, as the box does.
+func (s *service) mutualListener() *httptest.Server {
+	web := httptest.NewUnstartedServer(s.server.HandlerMTLS())
+	web.TLS = &tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert}
+	web.StartTLS()
+	s.t.Cleanup(web.Close)
+	return web
+}
+
+func TestMTLSRoute(t *testing.T) {
+	ours, others := newAuthority(t, "bootstrap"), newAuthority(t, "somebody")
+	s := newService(t, func(c *Config) {
+		for i := range c.Profiles {
+			switch c.Profiles[i].Name {
+			case "corp":
+				c.Profiles[i].MTLS = MTLS{Mode: "optional", Pool: ours.pool()}
+			case "modern":
+				c.Profiles[i].MTLS = MTLS{Mode: "required", Pool: others.pool()}
+			}
+		}
+	})
+	web := s.mutualListener()
+	d := newDevice(t, rsaKey(t, 2048), "dev")
+	message := func(profile string) []byte {
+		w := s.good()
+		w.recipient = s.ra[profile]
+		return d.message(w)
+	}
+	post := func(path string, body []byte, certs ...tls.Certificate) exchanged {
+		client := web.Client()
+		transport := client.Transport.(*http.Transport).Clone()
+		transport.TLSClientConfig.Certificates = certs
+		defer transport.CloseIdleConnections()
+		resp, err := (&http.Client{Transport: transport}).Post(web.URL+path+"?operation=PKIOperation", "", bytes.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		return exchanged{status: resp.StatusCode, reply: must(io.ReadAll(resp.Body)), header: resp.Header}
+	}
+	good := ours.issue(x509.ExtKeyUsageClientAuth, time.Minute)
+	foreign := others.issue(x509.ExtKeyUsageClientAuth, time.Minute)
+
+	for name, c := range map[string]struct {
+		path   string
+		certs  []tls.Certificate
+		status int
+		says   string
+	}{
+		"no certificate":             {"/scep-mtls/corp", nil, 401, "no client certificate"},
+		"another profile's":          {"/scep-mtls/corp", []tls.Certificate{foreign}, 401, "does not trust"},
+		"ours at another profile":    {"/scep-mtls/modern", []tls.Certificate{good}, 401, "does not trust"},
+		"expired":                    {"/scep-mtls/corp", []tls.Certificate{ours.issue(x509.ExtKeyUsageClientAuth, -time.Minute)}, 401, "does not trust"},
+		"for servers":                {"/scep-mtls/corp", []tls.Certificate{ours.issue(x509.ExtKeyUsageServerAuth, time.Minute)}, 401, "does not trust"},
+		"a profile that takes none":  {"/scep-mtls/legacy", []tls.Certificate{good}, 404, "use /scep/<profile>"},
+		"no such profile":            {"/scep-mtls/unknown", []tls.Certificate{good}, 404, "/scep-mtls/<profile>"},
+		"the plain path here":        {"/scep/corp", []tls.Certificate{good}, 404, "/scep-mtls/<profile>"},
+		"another server's path here": {"/cgi-bin/pkiclient.exe", []tls.Certificate{good}, 404, "/scep-mtls/<profile>"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			checkHTTPRefusal(t, post(c.path, message("corp"), c.certs...), c.status, c.says)
+		})
+	}
+
+	for _, path := range []string{"/scep-mtls/corp", "/scep-mtls/corp/pkiclient.exe", "/scep-mtls", "/scep-mtls/cgi-bin/pkiclient.exe"} {
+		if r := s.openReply(post(path, message("corp"), good)); r.status != "0" {
+			t.Errorf("%s: pkiStatus %s, %s", path, r.status, r.text)
+		}
+	}
+	if r := s.openReply(post("/scep-mtls/modern", message("modern"), foreign)); r.status != "0" {
+		t.Errorf("required: pkiStatus %s, %s", r.status, r.text)
+	}
+	// The challenge is asked for all the same.
+	wrong := newDevice(t, d.key, "dev")
+	wrong.csr = makeCSR(t, d.key, "dev", "wrong-challenge")
+	if r := s.openReply(post("/scep-mtls/corp", wrong.message(s.good()), good)); r.status != "2" || r.fail != badRequest {
+		t.Errorf("wrong challenge: pkiStatus %s, failInfo %s", r.status, r.fail)
+	}
+	// The plain route of optional issues, that of required does not.
+	if r := s.openReply(s.post("corp", message("corp"))); r.status != "0" {
+		t.Errorf("/scep with optional: pkiStatus %s, %s", r.status, r.text)
+	}
+	if r := s.openReply(s.post("modern", message("modern"))); r.status != "2" || r.fail != badRequest || !strings.Contains(r.text, "use /scep-mtls/<profile>") {
+		t.Errorf("/scep with required: pkiStatus %s, failInfo %s: %s", r.status, r.fail, r.text)
+	}
+	// The route is on no other listener.
+	for _, l := range []listener{plain, secure} {
+		if p, _ := s.server.locate("/scep-mtls/corp", l); p != nil {
+			t.Errorf("/scep-mtls/corp is served on listener %d", l)
+		}
+	}
+	s.checkLog()
+}
