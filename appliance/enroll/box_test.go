@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net/netip"
 	"sync"
 	"testing"
@@ -45,7 +46,11 @@ type box struct {
 	clock  *clock
 	store  *store.Store
 	engine *Engine
+
+	oneTime map[string]*challenge.OneTime // by profile, of the engine's
 }
+
+const validity = 90 * 24 * time.Hour
 
 func newBox(t testing.TB) *box {
 	t.Helper()
@@ -69,29 +74,71 @@ func (b *box) open(o store.Options) {
 	b.t.Helper()
 	st, err := store.Open(o)
 	must(b.t, err)
-	policy, err := pki.NewProfile(pki.ProfileConfig{
-		Keys:     pki.KeyConfig{RSA: &pki.RSAConfig{MinBits: 2048}, ECDSA: []string{"p256"}},
-		Subject:  pki.SubjectConfig{Allow: []string{"CN"}},
-		Usage:    pki.UsageConfig{Key: []string{"digitalSignature"}, Extended: []string{"clientAuth"}},
-		Validity: 90 * 24 * time.Hour,
-	})
-	must(b.t, err)
-	static, err := challenge.NewStatic(hashOf(secret))
-	must(b.t, err)
-	set := challenge.NewSet(challenge.Config{Static: static})
 	b.store = st
 	b.engine, err = New(Config{
-		Store: st,
-		Profiles: []Profile{
-			{Name: "corp", Policy: policy, Issuer: b.issuer, Challenges: set},
-			{Name: "closed", Policy: policy, Issuer: b.issuer, Challenges: challenge.NewSet(challenge.Config{})},
-		},
+		Store: st, Profiles: b.profiles(),
 		Now: b.clock.Now, TimeSource: "host", TimeFloor: start.Add(-time.Hour),
 		Log:      slog.New(slog.DiscardHandler),
 		OwnNames: func() []string { return []string{"box.example.com"} },
 		IsBusy:   func(err error) bool { return errors.Is(err, errHolderBusy) },
 	})
 	must(b.t, err)
+}
+
+// profiles are what the tests enroll by.
+func (b *box) profiles() []Profile {
+	b.t.Helper()
+	policy, err := pki.NewProfile(pki.ProfileConfig{
+		Keys:     pki.KeyConfig{RSA: &pki.RSAConfig{MinBits: 2048}, ECDSA: []string{"p256"}},
+		Subject:  pki.SubjectConfig{Allow: []string{"CN"}},
+		SAN:      pki.SANConfig{DNS: []string{"*.example.com"}},
+		Usage:    pki.UsageConfig{Key: []string{"digitalSignature"}, Extended: []string{"clientAuth"}},
+		Validity: validity,
+	})
+	must(b.t, err)
+	static, err := challenge.NewStatic(hashOf(secret))
+	must(b.t, err)
+	once, err := challenge.NewOneTime(challenge.OneTimeConfig{Store: b.store, Profile: "once", TTL: 24 * time.Hour})
+	must(b.t, err)
+	onceManual, err := challenge.NewOneTime(challenge.OneTimeConfig{Store: b.store, Profile: "manual", TTL: 24 * time.Hour})
+	must(b.t, err)
+	b.oneTime = map[string]*challenge.OneTime{"once": once, "manual": onceManual}
+	byCertificate := Renewal{Proof: ProofCertificate, Window: validity}
+	all := []Profile{
+		{Name: "corp", Renewal: byCertificate, RawCSR: true},
+		{Name: "closed"},
+		{Name: "narrow", Renewal: Renewal{Proof: ProofCertificate, Window: 30 * 24 * time.Hour, Grace: 7 * 24 * time.Hour}},
+		{Name: "strict", Renewal: Renewal{Proof: ProofCertificateChallenge, Window: validity}},
+		{Name: "manual", Renewal: byCertificate, Approval: Approval{Manual: true}, Limits: Limits{PerProfile: 100}},
+		{Name: "suffix", Renewal: byCertificate, Approval: Approval{ManualIf: []string{".approve.test"}}},
+		{Name: "limited", Renewal: byCertificate, Limits: Limits{PerSource: 2, PerProfile: 3}},
+		{Name: "once", Renewal: byCertificate},
+		{Name: "compliant", Renewal: byCertificate, Compliance: func(_ context.Context, r Request) error {
+			if r.CSR.Identity() == "rooted-phone" {
+				return errors.New("not compliant: rooted")
+			}
+			return nil
+		}},
+	}
+	for i := range all {
+		all[i].Policy, all[i].Issuer = policy, b.issuer
+		config := challenge.Config{Static: static, OneTime: b.oneTime[all[i].Name]}
+		if all[i].Name == "closed" || all[i].Name == "once" {
+			config.Static = nil
+		}
+		all[i].Challenges = challenge.NewSet(config)
+	}
+	return all
+}
+
+// mint makes a one-time challenge of a profile for a common name.
+func (b *box) mint(profile, cn string) string {
+	b.t.Helper()
+	secret, _, err := b.oneTime[profile].Mint(cn, nil, 0, b.clock.Now(), func(g store.Guard) error {
+		return b.store.Mint(g, audit.Record{Time: b.clock.Now(), TimeSource: "host", Action: audit.ChallengeMinted, Outcome: audit.OutcomeSuccess})
+	})
+	must(b.t, err)
+	return secret
 }
 
 // close shuts the box down in good order and checks what it leaves.
@@ -117,7 +164,7 @@ func (b *box) check() {
 		switch r.Action {
 		case audit.IssuanceBegun:
 			begun[r.Serial]++
-		case audit.SCEPPKCSReq, audit.TransactionLost:
+		case audit.SCEPPKCSReq, audit.SCEPRenewalReq, audit.TransactionLost:
 			if before, ok := decided[r.Serial]; ok {
 				b.t.Errorf("serial %s is %s after it was %s", r.Serial, r.Outcome, before)
 			}
@@ -210,9 +257,9 @@ func newDevice(t testing.TB) *device {
 }
 
 // request is a fresh request of the device under its one transaction id.
-func (d *device) request(subject pkix.Name) Request {
+func (d *device) request(subject pkix.Name, dns ...string) Request {
 	d.t.Helper()
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: subject}, d.key)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: subject, DNSNames: dns}, d.key)
 	must(d.t, err)
 	csr, err := pki.ParseRequest(der)
 	must(d.t, err)
@@ -220,6 +267,22 @@ func (d *device) request(subject pkix.Name) Request {
 		Profile: "corp", Protocol: ProtocolSCEP, TransactionID: "TRANSACTION", CSR: csr, Source: source, SenderNonce: nonce(),
 		Proof: Proof{Challenge: secret, SignerSPKI: csr.RawSPKI, SelfSigned: true},
 	}
+}
+
+// renewal is a request of the device signed by a certificate that has signer's key, without a challenge.
+func (d *device) renewal(certificate []byte, signer *device, subject pkix.Name, dns ...string) Request {
+	r := d.request(subject, dns...)
+	spki, err := x509.MarshalPKIXPublicKey(signer.key.Public())
+	must(d.t, err)
+	r.Renewal = true
+	r.Proof = Proof{SignerSPKI: spki, SignerCertificate: certificate}
+	return r
+}
+
+// in is the request for another profile.
+func in(profile string, r Request) Request {
+	r.Profile = profile
+	return r
 }
 
 func nonce() []byte {
@@ -294,4 +357,13 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// selfSigned is a throw-away certificate of the device.
+func (d *device) selfSigned(subject pkix.Name) []byte {
+	d.t.Helper()
+	template := &x509.Certificate{SerialNumber: big.NewInt(0x1234567890), Subject: subject, NotBefore: start.Add(-time.Hour), NotAfter: start.Add(validity)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, d.key.Public(), d.key)
+	must(d.t, err)
+	return der
 }
