@@ -79,10 +79,17 @@ func freeBase(t *testing.T) string {
 // start runs the demo site on the TPM at spec with the given state directory.
 func start(t *testing.T, spec, state string) *service {
 	t.Helper()
+	return startSite(t, demoSite, spec, state, nil)
+}
+
+// startSite runs the site in a directory.
+func startSite(t *testing.T, site, spec, state string, reload <-chan os.Signal) *service {
+	t.Helper()
 	o := appliance.Options{
-		ConfigDir:  demoSite,
+		ConfigDir:  site,
 		StateDir:   state,
 		TPM:        spec,
+		Reload:     reload,
 		ListenBase: freeBase(t),
 		ReadyFile:  filepath.Join(t.TempDir(), "ready.json"),
 		Log:        slog.New(slog.NewTextHandler(t.Output(), nil)),

@@ -307,6 +307,11 @@ func TestProblems(t *testing.T) {
 		{"mtls off with bundle", mtls("mode: \"off\", bundle: trust/x.pem"), "profiles/corp.yaml:11: means nothing while mode is off — optional"},
 		{"mtls without mode", mtls("bundle: trust/x.pem"), "profiles/corp.yaml:11: mtls.mode is missing — optional"},
 		{"mtls required and plain HTTP", mtls("mode: required, bundle: trust/ca.pem"), "profiles/corp.yaml:10: without a client certificate — plain_http: false"},
+		{"sha1 and a resident RA", func() files {
+			f := site("{algorithm: rsa-3072,", "{algorithm: rsa-3072, protection: resident,")
+			f["profiles/corp.yaml"] = strings.Replace(goodProfile, "  reply:", "  legacy: {sha1: true}\n  reply:", 1)
+			return f
+		}(), "profiles/corp.yaml:11: resident RA key does not sign SHA-1 — sealed"},
 		{"raw_csr without TLS", func() files {
 			f := site("scep: {on: true}", "scep: {on: false}")
 			f["profiles/corp.yaml"] = strings.Replace(goodProfile, "  plain_http: true", "  plain_http: true\n  raw_csr: true", 1)

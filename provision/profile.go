@@ -153,6 +153,9 @@ func (l *loader) readSCEP(o *object, profile string) SCEP {
 	if s.MTLS != nil && s.MTLS.Required && s.PlainHTTP {
 		scep.failf("plain_http", "write plain_http: false, or mtls: {mode: optional, …}", "no request without a client certificate is answered")
 	}
+	if s.Legacy.SHA1 && l.site.RA.Protection == resident {
+		legacy.failf("sha1", "write ra: {protection: sealed} in site.yaml, or sha1: false", "a resident RA key does not sign SHA-1, which such clients are answered with")
+	}
 	if s.RawCSR && !l.site.Listeners.SCEP {
 		scep.failf("raw_csr", "turn on listener scep in site.yaml, or write raw_csr: false", "such requests are taken over TLS only, and listener scep is off")
 	}

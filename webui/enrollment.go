@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
 
@@ -40,7 +41,7 @@ type DenyRequest struct {
 
 // RevokeRequest is the body of POST /api/v1/certificates/{serial}/revoke.
 type RevokeRequest struct {
-	Reason string `json:"reason" doc:"of RFC 5280 §5.3.1, such as keyCompromise, superseded, cessationOfOperation or unspecified"`
+	Reason string `json:"reason" doc:"of RFC 5280 §5.3.1, such as keyCompromise, superseded, cessationOfOperation or unspecified; certificateHold can be taken back by removeFromCRL"`
 }
 
 // Decision answers what an operator decided.
@@ -249,6 +250,9 @@ type IssuedCertificate struct {
 	Protocol string       `json:"protocol"`
 	Identity string       `json:"identity"`
 	State    string       `json:"state" doc:"\"issued\", \"revoked\"; or what became of a serial without a certificate: \"begun\", \"failed\", \"lost\""`
+	Reason   string       `json:"reason,omitempty" doc:"of the revocation, by its name in RFC 5280 §5.3.1"`
+	Revoked  string       `json:"revoked_at,omitempty" doc:"RFC 3339"`
+	Renews   string       `json:"renews,omitempty" doc:"serial of the certificate it renewed"`
 	PEM      string       `json:"pem,omitempty"`
 	Details  *Certificate `json:"certificate,omitempty"`
 }
@@ -265,7 +269,15 @@ func (c *console) apiCertificate(w http.ResponseWriter, r *http.Request, _ princ
 	if err != nil {
 		return err
 	}
-	out := IssuedCertificate{Serial: serial, Profile: t.Profile, Protocol: t.Protocol, Identity: t.Identity, State: string(t.State)}
+	out := IssuedCertificate{Serial: serial, Profile: t.Profile, Protocol: t.Protocol, Identity: t.Identity, State: string(t.State), Renews: t.Supersedes}
+	if t.Revoked() {
+		out.State, out.Revoked = "revoked", t.RevokedAt.UTC().Format(time.RFC3339)
+		for name, code := range pki.Reasons() {
+			if code == t.Reason {
+				out.Reason = name
+			}
+		}
+	}
 	if len(t.Certificate) > 0 {
 		cert, err := x509.ParseCertificate(t.Certificate)
 		if err != nil {

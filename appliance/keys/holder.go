@@ -197,7 +197,7 @@ func (h *Holder) sign(r signRequest) ([]byte, error) {
 		return nil, err
 	}
 	hash, ok := hashes[r.hash]
-	if !ok || !signingHash(hash) {
+	if !ok || !k.signs(hash) {
 		return nil, refused("hash not for signing; use SHA-256, SHA-384 or SHA-512")
 	}
 	if len(r.digest) != hash.Size() {

@@ -86,6 +86,20 @@ func TestDecrypt(t *testing.T) {
 			}
 			checkOAEP(t, ra)
 
+			// Only the sealed RA key signs SHA-1, for replies to old clients.
+			sha1Digest := bytes.Repeat([]byte{7}, 20)
+			signature, err := ra.Sign(nil, sha1Digest, crypto.SHA1)
+			if isSealed := protection == Sealed; isSealed != (err == nil) {
+				t.Errorf("SHA-1 signature of a key that is %s: %v", protection, err)
+			} else if isSealed && rsa.VerifyPKCS1v15(pub, crypto.SHA1, sha1Digest, signature) != nil {
+				t.Error("the SHA-1 signature does not verify")
+			}
+			for _, name := range []string{"tls", "audit"} {
+				if _, err := getKey(t, client, name).Sign(nil, sha1Digest, crypto.SHA1); err == nil {
+					t.Errorf("%s signs SHA-1", name)
+				}
+			}
+
 			// Only the RA's key decrypts, even where another one could.
 			for _, name := range []string{"tls", "audit"} {
 				if _, err := getKey(t, client, name).Decrypt(nil, good, opts); err == nil || errors.Is(err, rsa.ErrDecryption) {

@@ -19,7 +19,12 @@ type privateKey interface {
 	decryptOAEP(ciphertext []byte, hash, mgfHash crypto.Hash, label []byte) ([]byte, error)
 }
 
-func signingHash(h crypto.Hash) bool {
+// signs reports whether the key signs digests of a hash. The sealed RA key signs SHA-1 too: replies to
+// old SCEP clients, which know nothing better. Nothing else trusts what it signs.
+func (k *heldKey) signs(h crypto.Hash) bool {
+	if h == crypto.SHA1 {
+		return k.info.Name == NameRA && k.info.Protection == Sealed
+	}
 	return h == crypto.SHA256 || h == crypto.SHA384 || h == crypto.SHA512
 }
 
