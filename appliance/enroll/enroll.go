@@ -108,7 +108,7 @@ func New(c Config) (*Engine, error) {
 	if n > 0 {
 		e.log.Warn("transactions lost in the last run", "count", n)
 	}
-	go e.background()
+	go e.flushRefusals()
 	return e, nil
 }
 

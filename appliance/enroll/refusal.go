@@ -112,6 +112,23 @@ func (e *Engine) refuse(x *attempt, cause error) error {
 	return cause
 }
 
+// flushRefusals writes counted refusals once a period until the engine closes.
+func (e *Engine) flushRefusals() {
+	defer close(e.stopped)
+	t := time.NewTicker(refusalPeriod)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			if err := e.writeCounted(); err != nil {
+				e.log.Error("recording counted refusals", "error", err)
+			}
+		case <-e.stop:
+			return
+		}
+	}
+}
+
 // writeCounted writes what was counted since the last time, in one batch, and starts a new period.
 func (e *Engine) writeCounted() error {
 	var records []audit.Record
