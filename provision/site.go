@@ -209,7 +209,7 @@ func (s *Site) Weaknesses() []string {
 			weak = append(weak, "profile "+p.Name+": plain_http lets somebody on the path swap the CA certificates a device fetches")
 		}
 		for _, pattern := range p.config.SAN.DNS {
-			if pattern == "*" {
+			if pattern == "*" && p.SCEP.Challenges.StaticHash != "" { // other kinds are made for certain names
 				weak = append(weak, "profile "+p.Name+": whoever knows its challenge gets any DNS name (san: dns: [\"*\"])")
 			}
 		}

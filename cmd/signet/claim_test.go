@@ -9,14 +9,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"signet.internal/appliance/handover"
+	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/store"
 	"signet.internal/webui"
 )
@@ -41,11 +40,16 @@ func newTestConsole(t *testing.T) testConsole {
 			t.Error(err)
 		}
 	})
-	handler, err := webui.New(webui.Config{
-		Store: st, Boot: handover.Boot{Kind: handover.KindHost}, Site: func() webui.Site { return webui.Site{Name: "demo"} },
-		ClaimCode: testClaimCode, CABundle: func() []byte { return nil }, Now: time.Now, TimeSource: "host", Log: slog.New(slog.DiscardHandler),
-		Source: func(*http.Request) netip.Addr { return netip.MustParseAddr("127.0.0.1") },
+	engine, err := enroll.New(enroll.Config{Store: st, Now: time.Now, TimeSource: "host", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := engine.Close(); err != nil {
+			t.Error(err)
+		}
 	})
+	handler, err := webui.New(consoleConfig(st, engine, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,6 +67,16 @@ func serveTLS(t *testing.T, handler http.Handler, st *store.Store) testConsole {
 		t.Fatal(err)
 	}
 	return testConsole{srv.URL, bundle, st}
+}
+
+// tokenOf is the token in what signet claim printed.
+func tokenOf(t *testing.T, claimed string) string {
+	t.Helper()
+	var out webui.ClaimResponse
+	if err := json.Unmarshal([]byte(claimed), &out); err != nil || out.Token == "" {
+		t.Fatalf("%v in %q", err, claimed)
+	}
+	return out.Token
 }
 
 // signet runs the real command.
