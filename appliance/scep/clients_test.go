@@ -2,6 +2,7 @@ package scep
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/pem"
@@ -195,7 +196,7 @@ func TestCertmongerHelper(t *testing.T) {
 	s := newService(t, nil)
 	dir := t.TempDir()
 	out, _, ok := run(t, dir, helper, "-u", s.url+"/scep", "-c")
-	if !ok || strings.TrimSpace(out) != baseCapabilities {
+	if !ok || strings.TrimSpace(out) != baseCapabilities+"\nRenewal" {
 		t.Errorf("GetCACaps: %q", out)
 	}
 	for _, profile := range []string{"corp", "modern"} {
@@ -248,7 +249,8 @@ func TestStrongSwanLegacy(t *testing.T) {
 	}
 }
 
-// certmongerScript runs a private certmonger on a private bus: it enrolls one certificate, waits for the verdict and prints it. The
+// certmongerScript runs a private certmonger on a private bus: it enrolls one certificate, waits for the verdict and prints it, and
+// renews it by the commands in $MORE. The
 // daemon must own its name before getcert runs, or the bus starts another with the user's own configuration.
 const certmongerScript = `
 set -e
@@ -264,10 +266,15 @@ done
 getcert add-scep-ca -s -c box -u "$URL" -N $PWD/ca.crt -r $PWD/ra.crt -I $PWD/chain.crt
 getcert request -s -c box -I id -f $PWD/dev.crt -k $PWD/dev.key -N CN=dev.example.com -D dev.example.com -L "$CHALLENGE" -g 2048 -w || true
 getcert list -s -i id
+for verb in $MORE; do
+	cp dev.crt before-$verb.crt
+	getcert $verb -s -i id -w || true
+	getcert list -s -i id
+done
 `
 
 // certmonger enrolls in dir and returns what getcert says in the end.
-func certmonger(t *testing.T, s *service, dir, url, challenge string) string {
+func certmonger(t *testing.T, s *service, dir, url, challenge string, more ...string) string {
 	t.Helper()
 	need(t, "/usr/lib/certmonger/certmonger-session", "certmonger")
 	bus := need(t, "dbus-run-session", "dbus")
@@ -276,6 +283,7 @@ func certmonger(t *testing.T, s *service, dir, url, challenge string) string {
 	writePEM(t, filepath.Join(dir, "chain.crt"), "CERTIFICATE", s.ra["corp"].Raw, s.ca["corp"].Raw)
 	t.Setenv("URL", url)
 	t.Setenv("CHALLENGE", challenge)
+	t.Setenv("MORE", strings.Join(more, " "))
 	out, _, _ := run(t, dir, bus, "--", "bash", "-c", certmongerScript)
 	return out
 }
@@ -298,6 +306,41 @@ func TestCertmongerEnrolls(t *testing.T) {
 		t.Errorf("the client used %s", sent.method)
 	}
 	s.checkReplayed(sent, "corp", parsePEM(t, text))
+	s.checkLog()
+}
+
+// certmonger renews with a PKCSReq (19) signed by the old certificate, to the same key and to a new one.
+func TestCertmongerRenews(t *testing.T) {
+	s := newService(t, nil)
+	dir := t.TempDir()
+	out := certmonger(t, s, dir, s.url+"/scep/corp", secret, "resubmit", "rekey")
+	if n := strings.Count(out, "status: MONITORING"); n != 3 {
+		t.Fatalf("%d of 3 certificates:\n%s\nlog:\n%s", n, out, s.log)
+	}
+	var certs []*x509.Certificate
+	for _, name := range []string{"before-resubmit.crt", "before-rekey.crt", "dev.crt"} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		certs = append(certs, parsePEM(t, text))
+		checkOpenSSL(t, dir, "ca.crt", name)
+	}
+	for i, c := range certs[1:] {
+		sameKey := c.PublicKey.(interface{ Equal(crypto.PublicKey) bool }).Equal(certs[i].PublicKey)
+		if c.SerialNumber.Cmp(certs[i].SerialNumber) == 0 || !bytes.Equal(c.RawSubject, certs[i].RawSubject) || sameKey != (i == 0) {
+			t.Errorf("certificate %d: serial %x after %x, the same key: %v", i+1, c.SerialNumber, certs[i].SerialNumber, sameKey)
+		}
+	}
+	var renewals int
+	for _, rec := range s.records() {
+		if rec.Action == audit.SCEPRenewalReq && rec.Outcome == audit.OutcomeSuccess {
+			renewals++
+		}
+	}
+	if renewals != 2 {
+		t.Errorf("%d renewals in the audit log", renewals)
+	}
 	s.checkLog()
 }
 

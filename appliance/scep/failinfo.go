@@ -85,7 +85,8 @@ func explain(err error) verdict {
 	case errors.Is(err, enroll.ErrRenewalIdentity):
 		return failure(badRequest, "a renewal keeps subject and names of the certificate: enroll anew for others", "")
 	case errors.Is(err, enroll.ErrDenied):
-		return failure(badRequest, "an operator denied the request", "")
+		_, why, _ := strings.Cut(err.Error(), enroll.ErrDenied.Error()) // ": " and the operator's words
+		return failure(badRequest, "an operator denied the request", why)
 	case errors.Is(err, enroll.ErrNoRequest):
 		return failure(badCertID, "this key has no request of this transaction: send PKCSReq (19)", "")
 	case errors.Is(err, enroll.ErrRateLimited):

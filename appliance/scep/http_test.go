@@ -51,8 +51,8 @@ func TestTranscript(t *testing.T) {
 	s := newService(t, nil)
 	plain := s.direct(true)
 	got := raw(t, plain, "GET //scep//pkiclient.exe?operation=GetCACaps&message=CA%IDENT HTTP/1.0\r\n\r\n")
-	want := "HTTP/1.0 200 OK\r\nContent-Length: 57\r\nContent-Type: text/plain\r\n\r\n" +
-		"POSTPKIOperation\nSHA-256\nSHA-384\nSHA-512\nAES\nSCEPStandard"
+	want := "HTTP/1.0 200 OK\r\nContent-Length: 65\r\nContent-Type: text/plain\r\n\r\n" +
+		"POSTPKIOperation\nSHA-256\nSHA-384\nSHA-512\nAES\nSCEPStandard\nRenewal"
 	if got != want {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}

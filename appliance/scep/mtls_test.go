@@ -66,6 +66,10 @@ func TestMTLSRoute(t *testing.T) {
 			switch c.Profiles[i].Name {
 			case "corp":
 				c.Profiles[i].MTLS = MTLS{Mode: "optional", Pool: ours.pool()}
+			case "iot":
+				pool := x509.NewCertPool()
+				pool.AddCert(c.Profiles[i].CA)
+				c.Profiles[i].MTLS = MTLS{Mode: "optional", Pool: pool}
 			case "modern":
 				c.Profiles[i].MTLS = MTLS{Mode: "required", Pool: others.pool()}
 			}
@@ -122,6 +126,16 @@ func TestMTLSRoute(t *testing.T) {
 	if r := s.openReply(post("/scep-mtls/modern", message("modern"), foreign)); r.status != "0" {
 		t.Errorf("required: pkiStatus %s, %s", r.status, r.text)
 	}
+	// A certificate of the box's own opens the route where its authority is the bundle, until it is revoked.
+	own := d.issued(s.openReply(s.post("iot", message("iot"))))
+	mine := tls.Certificate{Certificate: [][]byte{own.Raw}, PrivateKey: d.key}
+	if r := s.openReply(post("/scep-mtls/iot", message("iot"), mine)); r.status != "0" {
+		t.Errorf("by a certificate of our own: pkiStatus %s, %s", r.status, r.text)
+	}
+	if err := s.engine.Revoke(t.Context(), serialOf(own), "keyCompromise", "test"); err != nil {
+		t.Fatal(err)
+	}
+	checkHTTPRefusal(t, post("/scep-mtls/iot", message("iot"), mine), 401, "is revoked")
 	// The challenge is asked for all the same.
 	wrong := newDevice(t, d.key, "dev")
 	wrong.csr = makeCSR(t, d.key, "dev", "wrong-challenge")

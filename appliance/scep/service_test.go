@@ -93,8 +93,8 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// newService starts a service with the profiles corp (RSA CA, default) and modern (ECDSA CA), both on plain HTTP,
-// legacy with all four switches, raw which takes bare requests, and tlsonly. adjust may change the configuration.
+// newService starts a service with the profiles corp (RSA CA, default, renews) and modern (ECDSA CA), legacy with all four switches,
+// iot which renews and holds requests for *.approve.test, raw which takes bare requests, and tlsonly; all but that on plain HTTP. adjust may change the configuration.
 func newService(t testing.TB, adjust func(*Config)) *service {
 	t.Helper()
 	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}}
@@ -111,6 +111,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 	if err != nil {
 		t.Fatal(err)
 	}
+	challenges := challenge.NewSet(challenge.Config{Static: static})
 	policy, err := pki.NewProfile(pki.ProfileConfig{
 		Keys:     pki.KeyConfig{RSA: &pki.RSAConfig{MinBits: 2048}, ECDSA: []string{"p256"}},
 		Subject:  pki.SubjectConfig{Allow: []string{"CN", "O", "OU", "C", "L", "ST", "serialNumber"}},
@@ -131,10 +132,11 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 	config := Config{Log: log}
 	var profiles []enroll.Profile
 	for _, p := range []Profile{
-		{Name: "corp", Default: true, PlainHTTP: true, GetCACert: "ra+chain"},
+		{Name: "corp", Default: true, PlainHTTP: true, Renewal: true, GetCACert: "ra+chain"},
 		{Name: "modern", PlainHTTP: true, Chain: true, GetCACert: "ra+ca"},
 		{Name: "tlsonly", GetCACert: "ra"},
 		{Name: "legacy", PlainHTTP: true, GetCACert: "ra+chain", Legacy: Legacy{SHA1: true, DES3: true, DESDecrypt: true, MD5: true}},
+		{Name: "iot", PlainHTTP: true, GetCACert: "ra+chain", Renewal: true},
 		{Name: "raw", PlainHTTP: true, GetCACert: "ra+chain", RawCSR: true},
 	} {
 		key := rsaCA
@@ -146,11 +148,19 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var renewal enroll.Renewal
+		var approval enroll.Approval
+		if p.Renewal { // at any time of a certificate's life
+			renewal = enroll.Renewal{Proof: enroll.ProofCertificate, Window: 91 * 24 * time.Hour}
+		}
+		if p.Name == "iot" {
+			approval.ManualIf = []string{".approve.test"}
+		}
 		p.CA, p.RA = issuer.Certificate(), parse(t, der)
 		p.RASigner, p.RADecrypter = s.raKey, s.raKey
 		s.ca[p.Name], s.ra[p.Name] = p.CA, p.RA
 		config.Profiles = append(config.Profiles, p)
-		profiles = append(profiles, enroll.Profile{Name: p.Name, Policy: policy, Issuer: issuer, Static: static, RawCSR: p.RawCSR})
+		profiles = append(profiles, enroll.Profile{Name: p.Name, Policy: policy, Issuer: issuer, Challenges: challenges, RawCSR: p.RawCSR, Renewal: renewal, Approval: approval})
 	}
 	engine, err := enroll.New(enroll.Config{Store: st, Profiles: profiles, Now: time.Now, TimeSource: "test", Log: log})
 	if err != nil {
