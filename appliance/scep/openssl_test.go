@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/asn1"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"github.com/smallstep/pkcs7"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/cms"
 )
 
 // sealWithOpenSSL has openssl encrypt content to certificates. keyArgs follow every recipient, args say how the content is encrypted.
@@ -152,5 +154,32 @@ func TestECDeviceRefused(t *testing.T) {
 	}
 	if n := s.outcomes(audit.OutcomeBegun); n != 0 {
 		t.Errorf("%d issuances begun", n)
+	}
+}
+
+// MD5 is taken where a profile says so, and answered with SHA-1 there.
+func TestMD5(t *testing.T) {
+	s := newService(t, nil)
+	d := newDevice(t, rsaKey(t, 2048), "dev")
+	for profile, want := range map[string]asn1.ObjectIdentifier{"legacy": pkcs7.OIDDigestAlgorithmSHA1, "corp": pkcs7.OIDDigestAlgorithmSHA256} {
+		options := cms.SignOptions{
+			Content:           sealWithOpenSSL(t, d.csr, []string{"-aes128"}, nil, s.ra[profile]),
+			SignerCertificate: d.cert, Signer: d.key, Certificates: [][]byte{d.cert.Raw}, Digest: cms.MD5,
+		}
+		for _, a := range []attribute{
+			{oidTransactionID, printable("md5")},
+			{oidMessageType, printable("19")},
+			{oidSenderNonce, value{asn1.TagOctetString, []byte("0123456789abcdef")}},
+		} {
+			der := mustMarshal(t, asn1.RawValue{Tag: a.value.tag, Bytes: a.value.bytes})
+			options.Attributes = append(options.Attributes, cms.Attribute{Type: a.oid, Value: der})
+		}
+		r := s.openReply(s.post(profile, must(cms.Sign(options))))
+		if enrolled := r.status == "0"; enrolled != (profile == "legacy") {
+			t.Errorf("%s: pkiStatus %s, failInfo %s: %s", profile, r.status, r.fail, r.text)
+		}
+		if got := r.p7.Signers[0].DigestAlgorithm.Algorithm; !got.Equal(want) {
+			t.Errorf("%s: answered with digest %v", profile, got)
+		}
 	}
 }
