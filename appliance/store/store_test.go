@@ -192,6 +192,9 @@ func checkStore(t testing.TB, s *Store) {
 			t.Errorf("%d transactions of one key are not in its chain", n-1)
 		}
 	}
+	checkHeld(t, s)
+	checkGuards(t, s)
+	checkRevoked(t, s, transactions)
 	for message, serial := range issuedByMessage {
 		if x, err := s.Replayed(message); err != nil || x.Serial != serial {
 			t.Errorf("message that got %s leads to %q: %v", serial, x.Serial, err)
