@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -179,12 +178,9 @@ func parseObject(b []byte) (object, error) {
 	if err := checkValue(dec, 0); err != nil {
 		return nil, err
 	}
-	if _, err := dec.Token(); err != io.EOF {
-		return nil, errors.New("something follows the JSON object")
-	}
 	var o object
-	if err := json.Unmarshal(b, &o); err != nil || o == nil {
-		return nil, errors.New("not a JSON object")
+	if err := json.Unmarshal(b, &o); err != nil || o == nil { // or something follows it
+		return nil, errors.New("not one JSON object")
 	}
 	return o, nil
 }

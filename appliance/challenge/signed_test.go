@@ -368,8 +368,13 @@ func TestSignedForm(t *testing.T) {
 	check("standard base64", parts[0]+"."+parts[1]+"."+parts[2][:10]+"+/"+parts[2][12:], Malformed)
 	loose := strings.Split(rs.signRaw(t, `{"alg": "RS256"}`, payload), ".")
 	check("loose bits at the end of the header", looseBits(t, loose[0])+"."+loose[1]+"."+loose[2], Malformed)
-	check("more than is read", strings.Repeat("A", maxToken)+"."+parts[1]+"."+parts[2], Malformed)
-	check("a header of more than is read", strings.Repeat("A", maxHeader+1)+"."+parts[1]+"."+parts[2], Malformed)
+	padded := func(header, payload int) string {
+		return rs.signRaw(t, fmt.Sprintf(`{"alg":"RS256","kid":%q}`, strings.Repeat("k", header)),
+			strings.TrimSuffix(string(encoded), "}")+fmt.Sprintf(`,"padding":%q}`, strings.Repeat("p", payload)))
+	}
+	check("a long header and long claims", padded(maxHeader*3/4-100, maxToken/2), Success)
+	check("a header of more than is read", padded(maxHeader*3/4, 0), Malformed)
+	check("more than is read", padded(0, maxToken*3/4), Malformed)
 
 	for what, header := range map[string]string{
 		"critical header":         `{"alg":"RS256","crit":["exp"],"exp":1}`,
