@@ -3,8 +3,6 @@ package appliance
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -34,12 +32,6 @@ import (
 // CA signature, of which a hardware TPM makes two to five a second, so that a longer queue would
 // only make clients time out.
 const inFlight = 16
-
-// Expired entries of the store are removed so often, and at most so many in one batch.
-const (
-	sweepInterval = time.Minute
-	sweepBatch    = 1000
-)
 
 // upkeepInterval is how often certificates, addresses and the watchdog are looked after.
 const upkeepInterval = time.Minute
@@ -121,31 +113,6 @@ func (a *Appliance) assemble() error {
 	return nil
 }
 
-// tlsConfig is the TLS of a listener, nil for the plain one.
-func (a *Appliance) tlsConfig(listener string) *tls.Config {
-	c := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.identity.certificate, NextProtos: []string{"http/1.1"}}
-	switch listener {
-	case "plain":
-		return nil
-	case "est":
-		// Asked for and not verified: a failed handshake would leave no answer that says why. The bundles
-		// only tell clients which of their certificates to choose.
-		c.ClientAuth, c.ClientCAs = tls.RequestClientCert, x509.NewCertPool()
-		for _, p := range a.challenges {
-			if m := p.profile.SCEP.MTLS; m != nil {
-				addAll(c.ClientCAs, m.Certificates)
-			}
-		}
-	}
-	return c
-}
-
-func addAll(to *x509.CertPool, certificates []*x509.Certificate) {
-	for _, c := range certificates {
-		to.AddCert(c)
-	}
-}
-
 func (a *Appliance) newEngine() (*enroll.Engine, error) {
 	var profiles []enroll.Profile
 	for _, c := range a.challenges {
@@ -211,18 +178,6 @@ func (a *Appliance) newSCEP() (*scep.Server, error) {
 	})
 }
 
-func mtlsOf(m *provision.MTLS) scep.MTLS {
-	if m == nil {
-		return scep.MTLS{}
-	}
-	out := scep.MTLS{Mode: "optional", Pool: x509.NewCertPool()}
-	if m.Required {
-		out.Mode = "required"
-	}
-	addAll(out.Pool, m.Certificates)
-	return out
-}
-
 func (a *Appliance) newConsole() (http.Handler, error) {
 	return webui.New(webui.Config{
 		Store:      a.store,
@@ -262,16 +217,7 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 	}
 	g.Go(func() error { return a.upkeep(ctx) })
 	g.Go(func() error { return a.sweep(ctx) })
-	g.Go(func() error {
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-a.config.Reload:
-				a.reloadAll()
-			}
-		}
-	})
+	g.Go(func() error { return a.reloads(ctx) })
 	return g.Wait()
 }
 
@@ -354,31 +300,6 @@ func (a *Appliance) upkeep(ctx context.Context) error {
 			continue
 		}
 		a.notify(daemon.SdNotifyWatchdog)
-	}
-}
-
-// sweep removes what has expired of challenges, nonces and rates, a little at a time.
-func (a *Appliance) sweep(ctx context.Context) error {
-	tick := time.NewTicker(sweepInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if a.engine.Condition() != nil {
-			continue // by a clock that is not trusted nothing has expired
-		}
-		for ctx.Err() == nil {
-			n, err := a.store.Sweep(a.config.Now(), sweepBatch)
-			if err != nil {
-				a.config.Log.Error("removing expired entries", "err", err)
-			}
-			if err != nil || n < sweepBatch {
-				break
-			}
-		}
 	}
 }
 

@@ -189,6 +189,18 @@ func (c *profileChallenges) reload(site fs.FS, now time.Time) error {
 	return c.signed.Replace(signers, now)
 }
 
+// reloads answers every reload signal until ctx ends.
+func (a *Appliance) reloads(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.config.Reload:
+			a.reloadAll()
+		}
+	}
+}
+
 // reloadAll reads the signers of every profile again, as SIGHUP asks for. What cannot be read was
 // logged and recorded, and changes nothing.
 func (a *Appliance) reloadAll() {

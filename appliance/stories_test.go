@@ -379,7 +379,7 @@ func TestSignedChallenge(t *testing.T) {
 		t.Errorf("after a bad file: %v", err)
 	}
 	for _, how := range []string{"API", "SIGHUP"} {
-		key, cert := newConnector(t)
+		key, cert := newConnector(t, time.Now().Add(time.Hour))
 		if err := os.WriteFile(file, cert, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -393,6 +393,27 @@ func TestSignedChallenge(t *testing.T) {
 			t.Errorf("the replaced connector is still trusted after %s", how)
 		}
 	}
+	// A certificate that ends while it is trusted turns its profile off, and no other.
+	ends := time.Now().Add(5 * time.Second)
+	_, cert := newConnector(t, ends)
+	if err := os.WriteFile(file, cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code := reloadBy["API"](); code != 200 {
+		t.Fatalf("reloading a certificate that is still good: HTTP %d", code)
+	}
+	time.Sleep(time.Until(ends) + time.Second)
+	if err := d.request("laptop-6", d.newKey("6.key"), "6.crt", "--password", "intune-demo-challenge"); err == nil {
+		t.Error("a profile with an expired certificate in its trust issues")
+	}
+	corp := newDevice(t, s.ready.SCEPPlain+"/scep/corp")
+	if err := corp.request("laptop-7", corp.newKey("7.key"), "7.crt", "--password", "corp-demo-challenge"); err != nil {
+		t.Errorf("another profile: %v", err)
+	}
+	if status := s.get(t, "/api/v1/status", token); !strings.Contains(status, "Profile intune is off: certificate CN=connector in trust/connector.pem expired") {
+		t.Errorf("status says nothing: %s", status)
+	}
+
 	for profile, want := range map[string]int{"corp": 409, "nobody": 404} {
 		if code := s.api(t, "POST", "/api/v1/admin/scep/intune/reload-trust", token, map[string]string{"path_id": profile}, nil); code != want {
 			t.Errorf("reloading %s: HTTP %d, want %d", profile, code, want)
@@ -419,13 +440,13 @@ func (s *service) get(t *testing.T, path, token string) string {
 	return string(b)
 }
 
-func newConnector(t *testing.T) (*rsa.PrivateKey, []byte) {
+func newConnector(t *testing.T, notAfter time.Time) (*rsa.PrivateKey, []byte) {
 	t.Helper()
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "connector"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "connector"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: notAfter}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
