@@ -140,6 +140,14 @@ func TestBrowser(t *testing.T) {
 	step("sign-in-wrong", chromedp.SendKeys(chromedp.CSS("#user"), "alice"), chromedp.SendKeys(chromedp.CSS("#password"), "not the password"),
 		chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS("#form-problem")))
 	step("signed-in-again", chromedp.SendKeys(chromedp.CSS("#password"), password), chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS(".log")))
+	held := box.request("gate-north-4.example.com.wait")
+	box.request("door.wait")
+	approve := `form[action="/pending/` + held.ID + `/approve"] button`
+	step("pending", chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS(approve)))
+	step("approved", chromedp.Click(chromedp.CSS(approve)), chromedp.WaitNotPresent(chromedp.CSS(approve)))
+	if list, err := box.engine.PendingRequests(); err != nil || len(list) != 1 {
+		t.Errorf("after a click on Approve %d requests wait: %v", len(list), err)
+	}
 	step("not-found", chromedp.Navigate(box.URL+"/nowhere"), chromedp.WaitVisible(chromedp.CSS("#refusal")))
 	mu.Lock()
 	defer mu.Unlock()

@@ -29,6 +29,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/store"
@@ -66,6 +67,7 @@ type testBox struct {
 	clock   *fakeClock
 	log     *syncBuffer
 	engine  *enroll.Engine
+	oneTime *challenge.OneTime
 	claims  int // calls of OnClaimed
 }
 

@@ -1,18 +1,52 @@
 package webui
 
 import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
 	"testing"
 	"time"
 
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
+	"signet.internal/appliance/store"
 )
 
-// newEngine is a real engine on the box's store and clock.
+// newEngine is a real engine on the box's store and clock. Its profile iot takes one-time challenges
+// and holds devices whose name ends in .wait.
 func newEngine(t *testing.T, box *testBox) *enroll.Engine {
 	t.Helper()
-	e, err := enroll.New(enroll.Config{Store: box.store, Now: box.clock.Now, TimeSource: "host", Log: slog.New(slog.NewTextHandler(box.log, nil))})
+	var err error
+	if box.oneTime, err = challenge.NewOneTime(challenge.OneTimeConfig{Store: box.store, Profile: "iot", TTL: 24 * time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	policy, err := pki.NewProfile(pki.ProfileConfig{
+		Keys: pki.KeyConfig{ECDSA: []string{"p256"}}, Subject: pki.SubjectConfig{Allow: []string{"CN"}}, SAN: pki.SANConfig{DNS: []string{"*"}},
+		Usage: pki.UsageConfig{Key: []string{"digitalSignature"}, Extended: []string{"clientAuth"}}, Validity: 24 * time.Hour,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, key := newCA(t, "Demo Devices CA", 365*24*time.Hour)
+	issuer, err := pki.NewIssuer(ca, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := enroll.New(enroll.Config{
+		Store: box.store, Now: box.clock.Now, TimeSource: "host", Log: slog.New(slog.NewTextHandler(box.log, nil)),
+		Profiles: []enroll.Profile{{Name: "iot", Policy: policy, Issuer: issuer, Challenges: challenge.NewSet(challenge.Config{OneTime: box.oneTime}),
+			Approval: enroll.Approval{ManualIf: []string{".wait"}}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,6 +56,115 @@ func newEngine(t *testing.T, box *testBox) *enroll.Engine {
 		}
 	})
 	return e
+}
+
+// request has a device ask for a certificate for cn; again with the same key is a poll.
+func (b *testBox) request(cn string) *enroll.Result {
+	b.t.Helper()
+	b.clock.pass(time.Second)
+	secret, _, err := b.oneTime.Mint(cn, nil, 0, b.clock.Now(), func(g store.Guard) error {
+		return b.store.Mint(g, audit.Record{Time: b.clock.Now(), TimeSource: "host", Action: audit.ChallengeMinted, Outcome: audit.OutcomeSuccess})
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: cn}}, key)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	csr, err := pki.ParseRequest(der)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	nonce := sha256.Sum256([]byte(cn))
+	result, err := b.engine.Enroll(context.Background(), enroll.Request{
+		Profile: "iot", Protocol: enroll.ProtocolSCEP, TransactionID: "of " + cn, CSR: csr, SenderNonce: nonce[:16], Source: addr("10.20.0.77"),
+		Proof: enroll.Proof{Challenge: secret, SignerSPKI: csr.RawSPKI, SelfSigned: true},
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return result
+}
+
+// TestPendingPage: who sees what waits, and who may decide by the forms there.
+func TestPendingPage(t *testing.T) {
+	box := newBox(t)
+	op := bearer(box.claimAs(operator, operator))
+	box.get("/", op).saysNot(t, "Waiting for approval")
+	first, second, third := box.request("<b>door</b>.wait"), box.request("gate.wait"), box.request("hall.wait")
+	if !first.Pending || first.ID == "" {
+		t.Fatalf("%+v", first)
+	}
+	box.get("/", op).says(t, 200, "Waiting for approval", "&lt;b&gt;door&lt;/b&gt;.wait", "gate.wait", "10.20.0.77",
+		`action="/pending/`+first.ID+`/approve"`, `action="/pending/`+second.ID+`/deny"`)
+	box.get("/").saysNot(t, "gate.wait")
+
+	var list PendingList
+	box.get("/api/v1/pending", op).decode(t, &list)
+	if len(list.Pending) != 3 || list.Pending[0].ID != first.ID || list.Pending[0].Profile != "iot" || list.Pending[0].Source != "10.20.0.77" {
+		t.Errorf("%+v", list)
+	}
+
+	if got := box.submit("/pending/"+first.ID+"/approve", url.Values{}, op); got.StatusCode != http.StatusSeeOther || got.Header.Get("Location") != "/" {
+		t.Errorf("approving: status %d: %s", got.StatusCode, got.body)
+	}
+	box.submit("/pending/"+first.ID+"/approve", url.Values{}, op).says(t, 409, "decided on before")
+	box.submit("/pending/"+second.ID+"/deny", url.Values{"reason": {" "}}, op).says(t, 422, "reason is empty")
+	if got := box.submit("/pending/"+second.ID+"/deny", url.Values{"reason": {"not ours"}}, op); got.StatusCode != http.StatusSeeOther {
+		t.Errorf("denying: status %d: %s", got.StatusCode, got.body)
+	}
+	box.submit("/pending/"+third.ID+"/approve", url.Values{}, op, header("Sec-Fetch-Site", "cross-site")).says(t, 403)
+	box.get("/", op).says(t, 200, "hall.wait")
+
+	found := map[audit.Action]string{}
+	for _, r := range box.records() {
+		if r.Actor == "alice" {
+			found[r.Action] = r.Identity + " " + r.Reason
+		}
+	}
+	if !strings.HasPrefix(found[audit.RequestApproved], "<b>door</b>.wait") || !strings.Contains(found[audit.RequestDenied], "not ours") {
+		t.Errorf("decisions in the log: %v", found)
+	}
+}
+
+// TestPendingForAuditors: they see what waits, and no form.
+func TestPendingForAuditors(t *testing.T) {
+	box := newBox(t)
+	held := box.request("gate.wait")
+	who := bearer(box.claimAs(auditor, auditor))
+	page := box.get("/", who)
+	page.says(t, 200, "gate.wait", "an operator decides")
+	page.saysNot(t, "/pending/"+held.ID)
+	box.submit("/pending/"+held.ID+"/approve", url.Values{}, who).says(t, 403)
+	box.post("/api/v1/pending/"+held.ID+"/approve", nil, who).checkProblem(t, 403, "role")
+}
+
+// TestCertificate: what became of a serial.
+func TestCertificate(t *testing.T) {
+	box := newBox(t)
+	op := bearer(box.claimAs(operator, operator))
+	issued := box.request("lamp")
+	var shown IssuedCertificate
+	box.get("/api/v1/certificates/"+strings.ToUpper(issued.Serial), op).decode(t, &shown)
+	if shown.State != "issued" || shown.Details == nil || shown.Details.Subject != "CN=lamp" || !strings.HasPrefix(shown.PEM, "-----BEGIN CERTIFICATE") {
+		t.Errorf("%+v", shown)
+	}
+	box.post("/api/v1/certificates/"+issued.Serial+"/revoke", RevokeRequest{Reason: "tired"}, op).checkProblem(t, 422, "reason")
+	var done Decision
+	box.post("/api/v1/certificates/"+issued.Serial+"/revoke", RevokeRequest{Reason: "keyCompromise"}, op).decode(t, &done)
+	if done != (Decision{Serial: issued.Serial, Outcome: "revoked"}) {
+		t.Errorf("%+v", done)
+	}
+	box.get("/api/v1/certificates/"+issued.Serial, op).decode(t, &shown)
+	if shown.State != "revoked" || shown.Reason != "keyCompromise" || shown.Revoked != box.clock.Now().Format(time.RFC3339) {
+		t.Errorf("%+v", shown)
+	}
+	box.post("/api/v1/certificates/"+issued.Serial+"/revoke", RevokeRequest{Reason: "keyCompromise"}, op).checkProblem(t, 409, "revoked")
 }
 
 // demoSCEP is what the demo's SCEP side looks like: one profile of each kind.
