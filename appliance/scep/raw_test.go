@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"testing"
 
 	"github.com/smallstep/pkcs7"
@@ -114,6 +115,36 @@ func TestBareRequest(t *testing.T) {
 		t.Errorf("an ordinary request: pkiStatus %s, %s", r.status, r.text)
 	}
 	s.checkLog()
+}
+
+// A bare request that is held is answered 202 until a person has decided.
+func TestBareRequestHeld(t *testing.T) {
+	s := newService(t, nil)
+	for _, approve := range []bool{true, false} {
+		d := newDevice(t, rsaKey(t, 2048), "bare.approve.test")
+		message := bare(d.csr)
+		for range 2 {
+			e := s.postSecure("raw", message)
+			checkHTTPRefusal(t, e, http.StatusAccepted, "send the same request again")
+			if n, err := strconv.Atoi(e.header.Get("Retry-After")); err != nil || n < 1 {
+				t.Errorf("Retry-After %q", e.header.Get("Retry-After"))
+			}
+		}
+		held := s.pendingRequest()
+		if !approve {
+			if err := s.engine.Deny(t.Context(), held.ID, "test", "not ours"); err != nil {
+				t.Fatal(err)
+			}
+			checkHTTPRefusal(t, s.postSecure("raw", message), http.StatusForbidden, "not ours")
+			continue
+		}
+		if err := s.engine.Approve(t.Context(), held.ID, "test"); err != nil {
+			t.Fatal(err)
+		}
+		if certs := s.certsOnly(s.postSecure("raw", message)); len(certs) != 1 || certs[0].Subject.CommonName != "bare.approve.test" {
+			t.Errorf("%d certificates", len(certs))
+		}
+	}
 }
 
 func TestBareRequestRefused(t *testing.T) {

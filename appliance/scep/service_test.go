@@ -94,7 +94,7 @@ func (l *logBuffer) String() string {
 }
 
 // newService starts a service with the profiles corp (RSA CA, default, renews) and modern (ECDSA CA), legacy with all four switches,
-// iot which renews and holds requests for *.approve.test, raw which takes bare requests, and tlsonly; all but that on plain HTTP. adjust may change the configuration.
+// iot which renews, raw which takes bare requests, both of which hold requests for *.approve.test, and tlsonly; all but that on plain HTTP. adjust may change the configuration.
 func newService(t testing.TB, adjust func(*Config)) *service {
 	t.Helper()
 	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}}
@@ -153,7 +153,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 		if p.Renewal { // at any time of a certificate's life
 			renewal = enroll.Renewal{Proof: enroll.ProofCertificate, Window: 91 * 24 * time.Hour}
 		}
-		if p.Name == "iot" {
+		if p.Name == "iot" || p.Name == "raw" {
 			approval.ManualIf = []string{".approve.test"}
 		}
 		p.CA, p.RA = issuer.Certificate(), parse(t, der)
