@@ -210,6 +210,9 @@ func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 		return nil, err
 	}
 	if x.profile.Approval.holds(x.CSR) {
+		if x.AnswerNow {
+			return nil, ErrHold
+		}
 		return e.hold(x, now)
 	}
 

@@ -196,6 +196,24 @@ func TestApprovalBySuffix(t *testing.T) {
 	b.close()
 }
 
+// What could not be polled for is not held, and keeps its one-time challenge.
+func TestRequestThatCannotWait(t *testing.T) {
+	b := newBox(t)
+	r := in("manual", newDevice(t).request(printer))
+	r.Proof.Challenge, r.AnswerNow = b.mint("manual", "printer-7"), true
+	b.refused(r, ErrHold)
+	if len(b.waiting()) != 0 {
+		t.Error("it waits")
+	}
+	other := in("manual", newDevice(t).request(printer))
+	other.Proof.Challenge = r.Proof.Challenge
+	b.held(other)
+	r = newDevice(t).request(printer)
+	r.AnswerNow = true
+	b.issue(r)
+	b.close()
+}
+
 // A renewal is held like any other request, and is one when it is approved.
 func TestHeldRenewal(t *testing.T) {
 	b := newBox(t)

@@ -33,6 +33,7 @@ var (
 	// Of a request that a person has to decide on.
 	ErrDenied    = errors.New("request was denied")
 	ErrNoRequest = errors.New("there is no such request of this key")
+	ErrHold      = errors.New("request has to wait for approval, which this kind of request cannot: use an RSA key")
 	ErrHeldFull  = errors.New("too many requests of this profile wait for approval, have the operator decide on some")
 
 	// ErrRateLimited: the source or the profile had its share of certificates for now.
@@ -79,6 +80,11 @@ type Request struct {
 
 	// Raw says that the message was a bare certification request without transaction and nonce.
 	Raw bool
+
+	// AnswerNow says that the answer can only be given to this very message, because a poll for it could
+	// not be answered (a key that decrypts nothing, RFC 8894 §3.1). A request that would wait for a person
+	// is then refused with ErrHold before anything of it is recorded as held.
+	AnswerNow bool
 
 	// MTLS is the verified client certificate of the connection, nil if there was none. Where this box
 	// issued it, it has to be unrevoked.
