@@ -174,7 +174,7 @@ func demoSCEP(site Site) []SCEPProfile {
 		{Name: "corp", Authority: "devices", Static: true, RA: ra},
 		{Name: "intune", Authority: "devices", Static: true, RA: ra, Signed: &SignedChallenges{
 			File: "trust/connector.pem", Certificates: []*x509.Certificate{ca, ra}, Audience: "signet-demo", Validity: time.Hour, Skew: time.Minute,
-			PerDevice24h: 3, Live: 2, Counters: map[string]int{"success": 2, "replay": 1}}},
+			PerDevice24h: 3, Counters: map[string]int{"success": 2, "replay": 1}}},
 		{Name: "iot", Authority: "devices", RA: ra, MTLSFile: "trust/bootstrap.pem"},
 	}
 }

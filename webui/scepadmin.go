@@ -26,9 +26,11 @@ type SignedChallenges struct {
 	Validity     time.Duration
 	Skew         time.Duration
 	PerDevice24h int            // 0: no limit
-	Live         int            // nonces remembered
 	Counters     map[string]int // by outcome
 }
+
+// used is how many challenges got a certificate since the service started.
+func (s *SignedChallenges) used() int { return s.Counters["success"] }
 
 // SCEPProfiles is the body of GET /api/v1/admin/scep/profiles.
 type SCEPProfiles struct {
@@ -61,7 +63,7 @@ type IntuneSection struct {
 	ValidityNS        int64          `json:"challenge_validity_ns"`
 	SkewNS            int64          `json:"clock_skew_tolerance_ns"`
 	RateLimitDisabled bool           `json:"rate_limit_disabled"`
-	ReplayCacheSize   int            `json:"replay_cache_size" doc:"nonces remembered"`
+	ReplayCacheSize   int            `json:"replay_cache_size" doc:"challenges used since the service started; the box remembers those before as well"`
 	Counters          map[string]int `json:"counters" doc:"challenges by outcome since the service started"`
 }
 
@@ -135,7 +137,7 @@ func (c *console) apiSCEPProfiles(w http.ResponseWriter, r *http.Request, _ prin
 			}
 			row.Intune = &IntuneSection{
 				TrustAnchorPath: s.File, TrustAnchors: anchors, Audience: s.Audience, ValidityNS: s.Validity.Nanoseconds(), SkewNS: s.Skew.Nanoseconds(),
-				RateLimitDisabled: s.PerDevice24h == 0, ReplayCacheSize: s.Live, Counters: s.Counters,
+				RateLimitDisabled: s.PerDevice24h == 0, ReplayCacheSize: s.used(), Counters: s.Counters,
 			}
 		}
 		out.Profiles = append(out.Profiles, row)
@@ -157,7 +159,7 @@ func (c *console) apiIntuneStats(w http.ResponseWriter, r *http.Request, _ princ
 			}
 			row.Enabled, row.TrustAnchorPath, row.TrustAnchors, row.Audience = true, s.File, anchors, s.Audience
 			row.ValidityNS, row.SkewNS = s.Validity.Nanoseconds(), s.Skew.Nanoseconds()
-			row.RateLimitDisabled, row.ReplayCacheSize, row.Counters = s.PerDevice24h == 0, s.Live, s.Counters
+			row.RateLimitDisabled, row.ReplayCacheSize, row.Counters = s.PerDevice24h == 0, s.used(), s.Counters
 		}
 		out.Profiles = append(out.Profiles, row)
 	}
