@@ -165,6 +165,11 @@ func (p *Profile) allowsAttribute(a attribute) bool {
 	return false
 }
 
+// sidURI begins a URI that names an account of Active Directory by its SID (Microsoft KB5014754). Domain
+// controllers log in whoever holds a certificate with one, so a pattern that only happens to match it
+// does not allow it.
+const sidURI = "tag:microsoft.com,2022-09-14:sid:"
+
 func (p *Profile) checkName(n Name) error {
 	refused := &PolicyError{"san." + string(n.Kind), printable(n.Value)}
 	switch n.Kind {
@@ -203,6 +208,9 @@ func (p *Profile) checkName(n Name) error {
 	}
 	value := strings.ToLower(n.Value)
 	for _, pattern := range p.patterns[n.Kind] {
+		if n.Kind == URI && strings.HasPrefix(value, sidURI) && !strings.HasPrefix(pattern, sidURI) {
+			continue
+		}
 		if matches(pattern, value) {
 			return nil
 		}

@@ -295,3 +295,35 @@ func TestAuthoritysOwnName(t *testing.T) {
 		}
 	}
 }
+
+// The SID of an Active Directory account is allowed by a pattern that says so, and is nothing a pattern
+// for any URI lets through. As an extension it is not kept.
+func TestWindowsSID(t *testing.T) {
+	const sid = "S-1-5-21-1111111111-2222222222-3333333333-500"
+	key := newKey(t, "ecdsa-p256")
+	u, err := url.Parse("TAG:microsoft.com,2022-09-14:sid:" + sid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := goRequest(t, key, x509.CertificateRequest{URIs: []*url.URL{u}})
+	for pattern, allowed := range map[string]bool{
+		"*": false, "tag:*": false, "tag:microsoft.com,*": false, "*" + sid: false,
+		"tag:microsoft.com,2022-09-14:sid:*": true, "tag:microsoft.com,2022-09-14:sid:S-1-5-21-1111111111-*": true,
+		"tag:microsoft.com,2022-09-14:sid:S-1-5-21-9-*": false,
+	} {
+		config := permissive()
+		config.SAN.URI = []string{pattern}
+		var refused *PolicyError
+		if err := newProfile(t, config).Check(r); (err == nil) != allowed || err != nil && (!errors.As(err, &refused) || refused.Rule != "san.uri") {
+			t.Errorf("pattern %s: %v", pattern, err)
+		}
+	}
+
+	extension := pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 25, 2}, Value: []byte{0x30, 0x00}}
+	r = goRequest(t, key, x509.CertificateRequest{DNSNames: []string{"a.example.com"}, ExtraExtensions: []pkix.Extension{extension}})
+	for _, e := range issued(t, newAuthority(t, key), r).Extensions {
+		if e.Id.Equal(extension.Id) {
+			t.Error("the extension was kept")
+		}
+	}
+}

@@ -44,7 +44,7 @@ type SANConfig struct {
 	DNS   []string // "*", "*.example.com", "printer-*.example.com", "host.example.com"
 	Email []string // "*", "*@example.com"
 	IP    []string // CIDR: "10.0.0.0/8", "::/0"
-	URI   []string // "urn:*"
+	URI   []string // "urn:*"; a Windows SID is allowed by "tag:microsoft.com,2022-09-14:sid:…" alone
 	UPN   []string // "*@corp.example.com"
 }
 
