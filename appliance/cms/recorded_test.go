@@ -64,6 +64,16 @@ func open(t *testing.T, request []byte, p Policy) (opened, error) {
 	if err != nil {
 		return opened{}, err
 	}
+	if o.MessageType == "20" { // IssuerAndSubject: RFC 8894 §3.3.3
+		in := cryptobyte.String(content)
+		var names, issuer, subject cryptobyte.String
+		if !in.ReadASN1(&names, casn1.SEQUENCE) || !in.Empty() || !names.ReadASN1Element(&issuer, casn1.SEQUENCE) ||
+			!names.ReadASN1Element(&subject, casn1.SEQUENCE) || !names.Empty() || !bytes.Equal(issuer, ra.RawSubject) { // strongSwan names the RA
+			t.Fatalf("content: %x", content)
+		}
+		o.Subject = commonName(t, subject)
+		return o, nil
+	}
 	csr, err := x509.ParseCertificateRequest(content)
 	if err != nil {
 		t.Fatalf("content: %v", err)
@@ -91,6 +101,7 @@ func TestRecordedRequests(t *testing.T) {
 		"strongswan-5.9.8.der":             {"19", "dev.example.com", "dev.example.com", SHA256, AES128CBC, 3, 20},
 		"strongswan-5.9.8-get.der":         {"19", "dev.example.com", "dev.example.com", SHA256, AES128CBC, 3, 20},
 		"strongswan-5.9.8-des3-sha512.der": {"19", "dev.example.com", "dev.example.com", SHA512, DES3CBC, 3, 20},
+		"strongswan-5.9.8-poll.der":        {"20", "dev.approve.test", "dev.approve.test", SHA256, AES128CBC, 3, 20},
 		"strongswan-5.9.8-renewal.der":     {"17", "dev.example.com", "dev.example.com", SHA256, AES128CBC, 1, 1},
 	}
 	for name, request := range recorded(t) {

@@ -6,6 +6,7 @@ import (
 	"crypto/rsa"
 	"encoding/pem"
 	"io"
+	"log/slog"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -13,11 +14,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/smallstep/pkcs7"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/cms"
+	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
+	"signet.internal/appliance/store"
 )
 
 // countedKey counts what it is asked for.
@@ -179,8 +185,30 @@ func TestPollNeverOpensEnvelope(t *testing.T) {
 	}
 }
 
-// FuzzPKIOperation holds every body to: no panic, an answer of the right kind, and no certificate for anything but the messages that
-// were recorded, whose challenge is not the one of this service.
+// unwilling is an engine that takes no challenge, and so no time to verify one.
+func unwilling(t testing.TB, profiles ...string) *enroll.Engine {
+	t.Helper()
+	st := must(store.Open(store.Options{Dir: filepath.Join(t.TempDir(), "store")}))
+	t.Cleanup(func() { st.Close() })
+	config := enroll.Config{Store: st, Now: time.Now, TimeSource: "test", Log: slog.New(slog.DiscardHandler)}
+	issuer := newIssuer(t, "CN=nobody", boxKeys()[1], time.Now())
+	policy := must(pki.NewProfile(pki.ProfileConfig{
+		Keys:     pki.KeyConfig{RSA: &pki.RSAConfig{MinBits: 2048}},
+		Subject:  pki.SubjectConfig{Allow: []string{"CN"}},
+		Usage:    pki.UsageConfig{Key: []string{"digitalSignature"}, Extended: []string{"clientAuth"}},
+		Validity: time.Hour,
+	}))
+	for _, name := range profiles {
+		config.Profiles = append(config.Profiles, enroll.Profile{
+			Name: name, Policy: policy, Issuer: issuer, Challenges: challenge.NewSet(challenge.Config{}), RawCSR: true,
+		})
+	}
+	e := must(enroll.New(config))
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+// FuzzPKIOperation holds every body to: no panic, an answer of the right kind, and no certificate for anything.
 func FuzzPKIOperation(f *testing.F) {
 	files, err := filepath.Glob("../cms/testdata/requests/*.der")
 	if err != nil || len(files) == 0 {
@@ -205,6 +233,7 @@ func FuzzPKIOperation(f *testing.F) {
 	ra, ca := parse(f, block("ra.crt")), parse(f, block("ca.crt"))
 	key := must(parsePKCS8(block("ra-test-only.key")))
 	s := newService(f, func(c *Config) {
+		c.Engine = unwilling(f, "legacy", "raw")
 		for i := range c.Profiles {
 			if p := &c.Profiles[i]; p.Name == "legacy" || p.Name == "raw" {
 				p.RA, p.CA, p.RASigner, p.RADecrypter = ra, ca, key, key

@@ -18,9 +18,9 @@ import (
 const needsRSA = "the message is not signed with an RSA key, so the answer cannot be encrypted: use an RSA key for this"
 
 // poll answers a CertPoll (GetCertInitial, RFC 8894 §3.3.3). Transaction and key decide, and nothing in the envelope: it holds no
-// more than the names of issuer and subject, which any sender may write there, and an answer that depended on whether they can be read
-// would tell whoever signs a captured envelope again what is in it. So it stays closed, and a device that polls costs the RA
-// key no more than the signature of its answer.
+// more than the names of issuer and subject, which any sender may write there (strongSwan writes the RA's for the issuer's), and an
+// answer that depended on whether they can be read would tell whoever signs a captured envelope again what is in it. So it stays
+// closed, and a device that polls costs the RA key no more than the signature of its answer.
 func (s *Server) poll(x *exchange, req *request) ([]byte, error) {
 	envelope, err := x.profile.envelope(req)
 	if err != nil {
