@@ -164,8 +164,14 @@ func (c *claims) read(o object) error {
 	return nil
 }
 
-// object is a JSON object with its values undecoded. Names are compared exactly.
+// object is a JSON object with its values undecoded. Names are compared exactly; null is as good as
+// absent.
 type object map[string]json.RawMessage
+
+func (o object) get(name string) (json.RawMessage, bool) {
+	raw, ok := o[name]
+	return raw, ok && string(raw) != "null"
+}
 
 // parseObject reads one JSON object and nothing after it. A name that occurs twice, here or in
 // anything nested, is refused: readers differ in which of the two they believe.
@@ -223,7 +229,7 @@ func checkValue(dec *json.Decoder, depth int) error {
 
 // text returns a member that is a string; a required one is not empty.
 func (o object) text(name string, isRequired bool) (string, error) {
-	raw, ok := o[name]
+	raw, ok := o.get(name)
 	if !ok {
 		if isRequired {
 			return "", fmt.Errorf("%s is missing", name)
@@ -249,7 +255,7 @@ func decodeText(raw json.RawMessage) (string, error) {
 
 // texts returns a member that is a list of non-empty strings, nil where it is absent.
 func (o object) texts(name string) ([]string, error) {
-	raw, ok := o[name]
+	raw, ok := o.get(name)
 	if !ok {
 		return nil, nil
 	}
@@ -273,7 +279,7 @@ const maxSeconds = 253402300799
 
 // time returns a member that is a whole number of seconds since 1970 (RFC 7519 §2, NumericDate).
 func (o object) time(name string, isRequired bool) (time.Time, error) {
-	raw, ok := o[name]
+	raw, ok := o.get(name)
 	if !ok && !isRequired {
 		return time.Time{}, nil
 	}

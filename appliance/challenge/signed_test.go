@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -401,7 +402,9 @@ func TestSignedForm(t *testing.T) {
 		"an open end":             inner,
 		"list":                    "[" + payload + "]",
 		"null":                    "null",
-		"device_name null":        strings.Replace(payload, `"device_name":"laptop-1"`, `"device_name":null`, 1),
+		"nonce null":              strings.Replace(payload, `"nonce":"nonce-1"`, `"nonce":null`, 1),
+		"exp null":                regexp.MustCompile(`"exp":\d+`).ReplaceAllString(payload, `"exp":null`),
+		"aud null":                strings.Replace(payload, `"aud":"`+testAudience+`"`, `"aud":null`, 1),
 		"half a surrogate":        strings.Replace(payload, `"nonce-1"`, `"\ud800"`, 1),
 		"deep nesting":            inner + `,"x":` + strings.Repeat("[", 1000) + strings.Repeat("]", 1000) + "}",
 		"not UTF-8":               inner + ",\"x\":\"\xff\"}",
@@ -409,6 +412,20 @@ func TestSignedForm(t *testing.T) {
 	} {
 		check("claims: "+what, rs.signRaw(t, `{"alg":"RS256"}`, payload), Malformed)
 	}
+}
+
+// Some writers say null where there is nothing: it covers no name.
+func TestSignedNull(t *testing.T) {
+	c := newConnector(t, "p256")
+	signed := newSigned(t, newStore(t), c, nil)
+	raw := func(more string) string {
+		encoded, err := json.Marshal(goodClaims())
+		must(t, err)
+		return c.signRaw(t, `{"alg":"ES256"}`, strings.TrimSuffix(string(encoded), "}")+more+"}")
+	}
+	token := raw(`,"san_dns":null,"san_rfc822":null,"san_upn":null,"nbf":null`)
+	wantOutcome(t, "no names", signed, Request{Challenge: token, CSR: csrFor(t, named("laptop-1")), Now: epoch}, Success)
+	wantOutcome(t, "a name", signed, Request{Challenge: token, CSR: csrFor(t, named("laptop-1"), "dns:a.test"), Now: epoch}, ClaimMismatch)
 }
 
 // looseBits changes bits of the last character that no octet holds.

@@ -371,9 +371,9 @@ func (s *Store) Guard(g Guard, now time.Time) (GuardState, error) {
 // sweepChunk bounds what Sweep does in one transition, while others wait.
 const sweepChunk = 256
 
-// Sweep removes up to limit guards and replay entries whose time is over, and returns how many. It
-// reads the index of expiry times up to now and nothing else. now has to come from a clock the
-// caller trusts: what a clock far ahead removes is forgotten for good.
+// Sweep removes up to limit guards, replay entries and decided requests whose time is over, and
+// returns how many. It reads the index of expiry times up to now and nothing else. now has to come
+// from a clock the caller trusts: what a clock far ahead removes is forgotten for good.
 func (s *Store) Sweep(now time.Time, limit int) (removed int, err error) {
 	from := []byte{prefixExpiry}
 	for removed < limit {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -320,20 +321,33 @@ func TestOneChallengeManyRequests(t *testing.T) {
 	}
 }
 
-// TestSweepReadsWhatIsDue fills a store with live entries and sweeps a few expired ones from among
-// them: what the sweep looks at depends on the latter only.
+// TestSweepReadsWhatIsDue fills a store on a disk with live entries and sweeps a few expired ones from
+// among them: what the sweep looks at depends on the latter only, and the former are not in memory.
 func TestSweepReadsWhatIsDue(t *testing.T) {
 	const live, due = 100_000, 600
-	s := recovered(t, vfs.NewMem())
+	s, err := Open(Options{Dir: t.TempDir()})
+	must(t, err)
 	defer closeStore(t, s)
+	recoverAll(t, s)
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before, written := heap(), uint64(0)
 	put := func(from, n int, until func(int) time.Time) {
 		for at := from; at < from+n; at += 1000 {
 			must(t, s.do(false, func(c *change) error {
 				for k := at; k < min(at+1000, from+n); k++ {
 					g := guardOf(GuardNonce, fmt.Sprint(k))
-					if err := c.setGuard(g, nil, guardEntry{Until: until(k), Remove: until(k)}); err != nil {
+					by := taker{Key: sha256.Sum256([]byte(fmt.Sprint(k))), Serial: serialOf("a", k), At: epoch}
+					if err := c.setGuard(g, nil, guardEntry{Until: until(k), Remove: until(k), Taken: []taker{by}}); err != nil {
 						return err
 					}
+				}
+				for _, o := range c.ops {
+					written += uint64(len(o.key) + len(o.value))
 				}
 				return nil
 			}))
@@ -342,6 +356,9 @@ func TestSweepReadsWhatIsDue(t *testing.T) {
 	put(0, live, func(k int) time.Time { return epoch.Add(time.Hour + time.Duration(k)*time.Millisecond) })
 	put(live, due, func(k int) time.Time { return epoch.Add(-time.Duration(k) * time.Millisecond) })
 	must(t, s.db.Flush())
+	if after := heap(); after > before+written/2 {
+		t.Errorf("%d KiB of guards on the disk take %d KiB of memory", written>>10, (after-before)>>10)
+	}
 
 	count := func() (n int) {
 		must(t, s.scan(prefixGuard, func(_, _ []byte) error { n++; return nil }))
