@@ -78,6 +78,8 @@ func (e *Engine) refuseUnauthenticated(r Request, cause error) {
 		reason = "renewal of an expired certificate"
 	case errors.Is(cause, ErrRenewalEarly):
 		reason = "renewal before its time"
+	case errors.Is(cause, ErrClock):
+		reason = "the box does not trust its clock"
 	default: // the box's own trouble, or the client went away
 		return
 	}

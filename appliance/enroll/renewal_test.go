@@ -217,6 +217,19 @@ func TestRenewalOfRevoked(t *testing.T) {
 	b.close()
 }
 
+// By a clock that is not trusted nothing is said about a certificate's time, and the log says why.
+func TestRenewalWithoutClock(t *testing.T) {
+	b := newBox(t)
+	d := newDevice(t)
+	first := b.issue(in("narrow", d.request(printer)))
+	b.clock.advance(-2 * time.Hour)
+	b.refused(in("narrow", d.renewal(first.Certificate, d, printer)), ErrClock)
+	if log := b.log(); log[len(log)-1].Reason != "the box does not trust its clock" {
+		t.Errorf("record %+v", log[len(log)-1])
+	}
+	b.close()
+}
+
 // The certificate is revoked while the renewal is being decided on.
 func TestRevokedWhileRenewing(t *testing.T) {
 	b := newBox(t)

@@ -114,8 +114,9 @@ type Profile struct {
 	Limits   Limits
 	RawCSR   bool // takes bare certification requests
 
-	// Compliance, where set, is asked about every new request and renewal between proof and issuance;
-	// an error refuses the request. It has to keep a time limit of its own.
+	// Compliance, where set, is asked about every new request and renewal between proof and issuance,
+	// and once more when somebody approves, then without challenge; an error refuses the request. It has
+	// to keep a time limit of its own.
 	Compliance func(context.Context, Request) error
 }
 

@@ -3,7 +3,6 @@ package pki
 import (
 	"bytes"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"slices"
@@ -28,10 +27,7 @@ func (r *Request) Inherit(old *x509.Certificate) (*Request, error) {
 		return nil, err
 	}
 	c := *r
-	if raw != nil {
-		c.SAN, c.RawSAN = names, raw
-		c.Extensions = append(slices.Clone(r.Extensions), pkix.Extension{Id: oidSubjectAltName, Value: raw})
-	}
+	c.SAN, c.RawSAN = names, raw
 	return &c, nil
 }
 
@@ -91,35 +87,37 @@ func certificateNames(cert *x509.Certificate) ([]Name, []byte, error) {
 }
 
 // Keep returns the request in the form in which it may be kept until somebody decides on it: a DER
-// CertificationRequestInfo of its subject, key and requested extensions, without challenge password
-// and without signature, which was checked when it came.
+// CertificationRequestInfo of its subject, key and subjectAltNames, which is all that [Issuer.Prepare]
+// takes from a request it accepts. It has neither the challenge password nor the signature, which was
+// checked when it came.
 func (r *Request) Keep() ([]byte, error) {
 	var b cryptobyte.Builder
 	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1Int64(0)
 		b.AddBytes(r.RawSubject)
 		b.AddBytes(r.RawSPKI)
-		b.AddASN1(cbasn1.Tag(0).Constructed().ContextSpecific(), func(b *cryptobyte.Builder) {
-			if len(r.Extensions) == 0 {
-				return
-			}
-			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-				b.AddASN1ObjectIdentifier(oidExtensionRequest)
-				b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
-					b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-						for _, ext := range r.Extensions {
-							addExtension(b, ext.Id, ext.Critical, func(b *cryptobyte.Builder) { b.AddBytes(ext.Value) })
-						}
-					})
-				})
-			})
-		})
+		b.AddASN1(cbasn1.Tag(0).Constructed().ContextSpecific(), r.keepNames)
 	})
 	der, err := b.Bytes()
 	if err != nil {
 		return nil, fmt.Errorf("encoding request: %w", err)
 	}
 	return der, nil
+}
+
+// keepNames writes the extensionRequest attribute for subjectAltName.
+func (r *Request) keepNames(b *cryptobyte.Builder) {
+	if r.RawSAN == nil {
+		return
+	}
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		b.AddASN1ObjectIdentifier(oidExtensionRequest)
+		b.AddASN1(cbasn1.SET, func(b *cryptobyte.Builder) {
+			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+				addExtension(b, oidSubjectAltName, notCritical, func(b *cryptobyte.Builder) { b.AddBytes(r.RawSAN) })
+			})
+		})
+	})
 }
 
 // ParseKept reads what [Request.Keep] wrote. Nothing in it is signed: the caller has to trust the
