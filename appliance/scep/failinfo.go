@@ -84,6 +84,8 @@ func explain(err error) verdict {
 		return failure(badRequest, "the certificate is not due for renewal yet: try again nearer to its end", "")
 	case errors.Is(err, enroll.ErrRenewalIdentity):
 		return failure(badRequest, "a renewal keeps subject and names of the certificate: enroll anew for others", "")
+	case errors.Is(err, enroll.ErrHold):
+		return failure(badAlg, "the request has to wait for approval, and a poll could not be answered to a key that decrypts nothing: use an RSA key", "")
 	case errors.Is(err, enroll.ErrDenied):
 		_, why, _ := strings.Cut(err.Error(), enroll.ErrDenied.Error()) // ": " and the operator's words
 		return failure(badRequest, "an operator denied the request", why)

@@ -29,6 +29,7 @@ func (s *Server) issue(x *exchange, req *request) ([]byte, error) {
 		Source:        x.source,
 		SenderNonce:   req.senderNonce,
 		Renewal:       req.messageType == typeRenewalReq,
+		AnswerNow:     seal.recipient == nil, // a poll carries no challenge to answer under
 		MTLS:          x.client,
 	})
 	if err != nil {

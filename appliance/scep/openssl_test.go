@@ -157,6 +157,21 @@ func TestECDeviceRefused(t *testing.T) {
 	}
 }
 
+// An EC device whose request would wait is refused before anything is recorded: it could not be answered later.
+func TestECDeviceNotHeld(t *testing.T) {
+	s := newService(t, nil)
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	d := newDevice(t, key, "ec.approve.test")
+	w := s.good()
+	w.recipient = s.ra["iot"]
+	if r := s.openReply(s.post("iot", d.message(w))); r.status != "2" || r.fail != badAlg {
+		t.Errorf("pkiStatus %s, failInfo %s: %s", r.status, r.fail, r.text)
+	}
+	if held := must(s.engine.PendingRequests()); len(held) != 0 {
+		t.Errorf("%d requests are held", len(held))
+	}
+}
+
 // MD5 is taken where a profile says so, and answered with SHA-1 there.
 func TestMD5(t *testing.T) {
 	s := newService(t, nil)

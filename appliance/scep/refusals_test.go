@@ -329,6 +329,8 @@ func TestExplain(t *testing.T) {
 		{enroll.ErrRenewalEarly, 200, badRequest},
 		{enroll.ErrRenewalIdentity, 200, badRequest},
 		{enroll.ErrDenied, 200, badRequest},
+		{fmt.Errorf("%w: %s", enroll.ErrDenied, "the operator's words"), 200, badRequest},
+		{enroll.ErrHold, 200, badAlg},
 		{enroll.ErrNoRequest, 200, badCertID},
 		{enroll.ErrRateLimited, 200, badRequest},
 		{enroll.ErrCompliance, 200, badRequest},
