@@ -218,10 +218,7 @@ func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 
 	// (d) Make the intent durable.
 	i := e.intent(x, prepared, now)
-	i.After, i.Guards = newest, x.guards()
-	if !x.Raw { // a bare CSR has no nonce that would tell a new message from an old one
-		i.Replay = replayKey(x.key, x.SenderNonce)
-	}
+	i.After, i.Guards, i.Replay = newest, x.guards(), x.replay()
 	if err := e.store.Begin(i, e.begunRecord(x, prepared, now)); err != nil {
 		return nil, storeError(err)
 	}

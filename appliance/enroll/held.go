@@ -38,7 +38,7 @@ func (e *Engine) hold(x *attempt, now time.Time) (*Result, error) {
 	rand.Read(id) // never fails (crypto/rand)
 	signerKey := sha256.Sum256(x.Proof.SignerSPKI)
 	h := store.Held{
-		ID: hex.EncodeToString(id), Key: x.key, Poll: poll, Profile: x.Profile, Protocol: x.Protocol, Transaction: x.TransactionID,
+		ID: hex.EncodeToString(id), Key: x.key, Poll: poll, Replay: x.replay(), Profile: x.Profile, Protocol: x.Protocol, Transaction: x.TransactionID,
 		Identity: x.CSR.Identity(), Names: x.CSR.OtherNames(), Source: sourceText(x.Source), SignerKey: signerKey[:], CSR: x.csrSum[:],
 		Request: kept, Kind: string(x.verdict.Kind), Raw: x.Raw, Supersedes: x.supersedes, Guards: x.guards(), Since: now,
 	}

@@ -154,6 +154,18 @@ func TestDenial(t *testing.T) {
 	b.close()
 }
 
+// A message that got its certificate by approval is not held again when it is captured and sent later.
+func TestReplayOfApproved(t *testing.T) {
+	b := newBox(t)
+	r := in("manual", newDevice(t).request(printer))
+	must(t, b.approve(b.held(r)))
+	b.clock.advance(25 * time.Hour)
+	b.refused(r, ErrReplay)
+	r.SenderNonce = nonce()
+	b.held(r)
+	b.close()
+}
+
 // Only the key that made a request learns what became of it.
 func TestPollByOthers(t *testing.T) {
 	b := newBox(t)

@@ -114,6 +114,14 @@ func replayKey(key store.TransactionKey, nonce []byte) store.ReplayKey {
 	return hashFields("message", key[:], nonce)
 }
 
+// replay names the message of x where it can be told from a new one: a bare CSR has no nonce.
+func (x *attempt) replay() store.ReplayKey {
+	if x.Raw {
+		return store.ReplayKey{}
+	}
+	return replayKey(x.key, x.SenderNonce)
+}
+
 // pollKey names a held request as the device that made it does. The key is written in its one
 // canonical form, because certificates write it in several.
 func pollKey(protocol, profile, transaction string, spki []byte) (store.PollKey, error) {

@@ -56,6 +56,7 @@ type Held struct {
 	ID          string         `json:"id"` // 16 lower-case hex digits
 	Key         TransactionKey `json:"key"`
 	Poll        PollKey        `json:"poll"`
+	Replay      ReplayKey      `json:"replay"` // as in Intent
 	Profile     string         `json:"profile"`
 	Protocol    string         `json:"protocol"`
 	Transaction string         `json:"transaction"` // as the client sent it, for people
@@ -88,7 +89,7 @@ func checkHeldID(id string) error {
 
 // Hold records a request that waits for a person. It refuses with ErrHeldFull where limit requests of
 // its profile wait, with ErrConflict where one of the same key does, or the id is taken, and as Begin
-// does where it renews a certificate or takes guards.
+// does for a message answered before, and where it renews a certificate or takes guards.
 func (s *Store) Hold(h Held, limit int, rec audit.Record) error {
 	err := s.do(false, func(c *change) error {
 		if err := checkHeldID(h.ID); err != nil {
@@ -103,6 +104,11 @@ func (s *Store) Hold(h Held, limit int, rec audit.Record) error {
 		}
 		if err := c.checkSuperseded(h.Supersedes); err != nil {
 			return err
+		}
+		if h.Replay != (ReplayKey{}) {
+			if err := c.checkReplay(h.Replay); err != nil {
+				return err
+			}
 		}
 		earlier, err := c.heldBy(hashKey(prefixHeldByKey, h.Key))
 		if err != nil && !errors.Is(err, ErrNotFound) {
@@ -141,7 +147,7 @@ func (s *Store) Approve(id, by string, i Intent, approved, begun audit.Record) e
 		if err != nil {
 			return err
 		}
-		i.Held, i.Key, i.Supersedes, i.Guards = id, h.Key, h.Supersedes, nil
+		i.Held, i.Key, i.Replay, i.Supersedes, i.Guards = id, h.Key, h.Replay, h.Supersedes, nil
 		for _, g := range h.Guards {
 			if g.Kind != GuardRate { // its slot was taken for the time of the request
 				i.Guards = append(i.Guards, g)

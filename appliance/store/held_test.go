@@ -20,7 +20,7 @@ import (
 func heldOf(name string, n int) Held {
 	h := sha256.Sum256(fmt.Appendf(nil, "held %s %d", name, n))
 	return Held{
-		ID: hex.EncodeToString(h[:8]), Key: intent(name, 0).Key, Poll: sha256.Sum256([]byte("poll " + name)),
+		ID: hex.EncodeToString(h[:8]), Key: intent(name, 0).Key, Poll: sha256.Sum256([]byte("poll " + name)), Replay: sha256.Sum256([]byte("held message " + name)),
 		Profile: "corp", Protocol: "scep", Transaction: name, Identity: name, Source: "192.0.2.1",
 		SignerKey: h[:], CSR: h[:], Request: []byte("request " + name), Since: epoch,
 	}
@@ -194,6 +194,9 @@ func TestHeldLife(t *testing.T) {
 	again.After = serialOf("a", 0)
 	must(t, approve(s, a, again))
 	must(t, finish(s, again.Serial))
+	replayed := heldOf("a", 2)
+	replayed.Key, replayed.Replay = intent("other", 0).Key, a.Replay
+	wantIs(t, "a message that was answered", holdOne(s, replayed), ErrReplay)
 	must(t, deny(s, heldOf("b", 0)))
 	wantIs(t, "denying twice", deny(s, heldOf("b", 0)), ErrNotWaiting)
 
