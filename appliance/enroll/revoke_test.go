@@ -180,6 +180,26 @@ func TestCRLOverTime(t *testing.T) {
 	b.close()
 }
 
+// The power goes while a list is signed: that one was never handed out, and the next has everything.
+func TestPowerCutWhileSigningCRL(t *testing.T) {
+	b := newBox(t)
+	res := b.issue(newDevice(t).request(printer))
+	b.wantCRL(1, map[string]int{})
+	must(t, b.revoke(res.Serial, "keyCompromise"))
+	old := *b
+	b.signer.set(func() error {
+		b.signer.set(nil)
+		b.crash()
+		return nil
+	})
+	old.crl()
+	b.wantCRL(2, map[string]int{res.Serial: 1})
+	b.crash()
+	b.wantCRL(3, map[string]int{res.Serial: 1})
+	b.close()
+	old.close()
+}
+
 func TestCRLRefusals(t *testing.T) {
 	b := newBox(t)
 	crl := func(profile string) error {
