@@ -104,6 +104,11 @@ func TestAnswersTellNothingApart(t *testing.T) {
 		"something behind the request":       func(w *wrapping) { w.content = append(bytes.Clone(d.csr), 0) },
 		"another structure, IssuerAndSerial": func(w *wrapping) { w.content = issuerAndSerial(t, s.ca["corp"].RawSubject, big.NewInt(1)) },
 	}
+	oaep := sealWithOpenSSL(t, d.csr, []string{"-aes128"}, []string{"-keyopt", "rsa_padding_mode:oaep"}, s.ra["corp"])
+	stream := sealWithOpenSSL(t, d.csr, []string{"-aes256", "-stream"}, nil, s.ra["corp"])
+	cases["OAEP padding"] = func(w *wrapping) { w.envelope, w.damage = bytes.Clone(oaep), replaceKey(unpadded) }
+	cases["CBC padding behind OAEP"] = func(w *wrapping) { w.envelope, w.damage = bytes.Clone(oaep), func(b []byte) { b[len(b)-1] ^= 1 } }
+	cases["RSA padding, BER"] = func(w *wrapping) { w.envelope, w.damage = bytes.Clone(stream), replaceKey(unpadded) }
 	var want []byte
 	for name, change := range cases {
 		bad := w // the same transaction and nonce throughout

@@ -172,6 +172,33 @@ func TestECDeviceNotHeld(t *testing.T) {
 	}
 }
 
+// A device with an elliptic curve key renews with its certificate; the challenge is what the answer is encrypted under.
+func TestECDeviceRenews(t *testing.T) {
+	s := newService(t, nil)
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	d := newDevice(t, key, "ec")
+	certificate := func(messageType string) *x509.Certificate {
+		w := s.good()
+		w.messageType = messageType
+		r := s.openReply(s.post("corp", d.message(w)))
+		content, ok := openWithOpenSSL(t, r.content, secret)
+		if !ok {
+			t.Fatalf("type %s: pkiStatus %s, failInfo %s: %s", messageType, r.status, r.fail, r.text)
+		}
+		return must(pkcs7.Parse(content)).Certificates[0]
+	}
+	d.cert = certificate("19")
+	for _, messageType := range []string{"17", "19"} {
+		if renewed := certificate(messageType); serialOf(renewed) == serialOf(d.cert) || !key.PublicKey.Equal(renewed.PublicKey) {
+			t.Errorf("type %s: serial %s after %s", messageType, serialOf(renewed), serialOf(d.cert))
+		}
+	}
+	d.csr = makeCSR(t, key, "ec", "")
+	if r := s.openReply(s.post("corp", d.message(s.good()))); r.status != "2" || r.fail != badAlg {
+		t.Errorf("without a challenge: pkiStatus %s, failInfo %s", r.status, r.fail)
+	}
+}
+
 // MD5 is taken where a profile says so, and answered with SHA-1 there.
 func TestMD5(t *testing.T) {
 	s := newService(t, nil)
