@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/go-jose/go-jose/v4"
 	"golang.org/x/crypto/argon2"
 
 	"signet.internal/appliance/audit"
@@ -47,7 +49,8 @@ type box struct {
 	store  *store.Store
 	engine *Engine
 
-	oneTime map[string]*challenge.OneTime // by profile, of the engine's
+	oneTime   map[string]*challenge.OneTime // by profile, of the engine's
+	connector *device                       // signs challenges of profile signed
 }
 
 const validity = 90 * 24 * time.Hour
@@ -56,7 +59,7 @@ func newBox(t testing.TB) *box {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
-	b := &box{t: t, fs: vfs.NewCrashableMem(), signer: &signer{Signer: key}, clock: &clock{now: start}}
+	b := &box{t: t, connector: newDevice(t), fs: vfs.NewCrashableMem(), signer: &signer{Signer: key}, clock: &clock{now: start}}
 	subject, err := pki.ParseDN("CN=Test CA")
 	must(t, err)
 	der, err := pki.NewRoot(subject, key, start.Add(-time.Hour), 10*365*24*time.Hour)
@@ -104,6 +107,10 @@ func (b *box) profiles() []Profile {
 	must(b.t, err)
 	b.oneTime = map[string]*challenge.OneTime{"once": once, "manual": onceManual}
 	byCertificate := Renewal{Proof: ProofCertificate, Window: validity}
+	signed, err := challenge.NewSigned(challenge.SignedConfig{
+		Store: b.store, Signers: b.connector.signers(b.t), Issuer: "connector", Audience: "box", Validity: time.Hour, PerDevice: 3,
+	})
+	must(b.t, err)
 	all := []Profile{
 		{Name: "corp", Renewal: byCertificate, RawCSR: true},
 		{Name: "closed"},
@@ -113,6 +120,7 @@ func (b *box) profiles() []Profile {
 		{Name: "suffix", Renewal: byCertificate, Approval: Approval{ManualIf: []string{".approve.test"}}},
 		{Name: "limited", Renewal: byCertificate, Limits: Limits{PerSource: 2, PerProfile: 3}},
 		{Name: "once", Renewal: byCertificate},
+		{Name: "signed", Renewal: Renewal{Proof: ProofCertificateChallenge, Window: validity}},
 		{Name: "compliant", Renewal: byCertificate, Compliance: func(_ context.Context, r Request) error {
 			if r.CSR.Identity() == "rooted-phone" {
 				return errors.New("not compliant: rooted")
@@ -125,6 +133,9 @@ func (b *box) profiles() []Profile {
 		config := challenge.Config{Static: static, OneTime: b.oneTime[all[i].Name]}
 		if all[i].Name == "closed" || all[i].Name == "once" {
 			config.Static = nil
+		}
+		if all[i].Name == "signed" {
+			config = challenge.Config{Signed: signed}
 		}
 		all[i].Challenges = challenge.NewSet(config)
 	}
@@ -139,6 +150,34 @@ func (b *box) mint(profile, cn string) string {
 	})
 	must(b.t, err)
 	return secret
+}
+
+// signers trust a device to sign challenges.
+func (d *device) signers(t testing.TB) *challenge.Signers {
+	t.Helper()
+	cert, err := x509.ParseCertificate(d.selfSigned(pkix.Name{CommonName: "connector"}))
+	must(t, err)
+	signers, err := challenge.NewSigners([]*x509.Certificate{cert})
+	must(t, err)
+	return signers
+}
+
+// token is a challenge that the connector signs for a device.
+func (b *box) token(cn string) string {
+	b.t.Helper()
+	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: b.connector.key}, nil)
+	must(b.t, err)
+	now := b.clock.Now()
+	claims, err := json.Marshal(map[string]any{
+		"iss": "connector", "sub": "device-" + cn, "aud": "box", "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
+		"nonce": fmt.Sprintf("%x", nonce()), "device_name": cn,
+	})
+	must(b.t, err)
+	jws, err := signer.Sign(claims)
+	must(b.t, err)
+	compact, err := jws.CompactSerialize()
+	must(b.t, err)
+	return compact
 }
 
 // close shuts the box down in good order and checks what it leaves.
@@ -164,7 +203,7 @@ func (b *box) check() {
 		switch r.Action {
 		case audit.IssuanceBegun:
 			begun[r.Serial]++
-		case audit.SCEPPKCSReq, audit.SCEPRenewalReq, audit.TransactionLost:
+		case audit.SCEPPKCSReq, audit.SCEPRenewalReq, audit.SCEPPKCSReqIntune, audit.SCEPRenewalReqIntune, audit.TransactionLost:
 			if before, ok := decided[r.Serial]; ok {
 				b.t.Errorf("serial %s is %s after it was %s", r.Serial, r.Outcome, before)
 			}

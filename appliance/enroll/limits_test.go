@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -13,70 +14,126 @@ import (
 	"signet.internal/appliance/store"
 )
 
-// Hundreds of devices bring one one-time challenge at once: one gets a certificate. The power goes
-// while it is signed: that one alone can come back for it.
-func TestOneTimeChallengeOnce(t *testing.T) {
-	for _, crash := range []bool{false, true} {
-		t.Run(map[bool]string{false: "at once", true: "across a crash"}[crash], func(t *testing.T) {
-			b := newBox(t)
-			secret := b.mint("once", "printer-7")
-			const n = 200
-			requests := make([]Request, n)
-			for i := range requests {
-				requests[i] = in("once", newDevice(t).request(printer))
-				requests[i].Proof.Challenge = secret
-			}
-			all := func(engine *Engine) (winners []int) {
-				var done sync.WaitGroup
-				var mu sync.Mutex
-				for i, r := range requests {
-					done.Go(func() {
-						_, err := engine.Enroll(context.Background(), r)
-						mu.Lock()
-						defer mu.Unlock()
-						if err == nil {
-							winners = append(winners, i)
-						} else if !errors.Is(err, ErrChallenge) {
-							t.Error(err)
-						}
+// Hundreds of devices bring one challenge at once: one gets a certificate. The power goes while it is
+// signed: that one alone can come back for it.
+func TestChallengeOnce(t *testing.T) {
+	for _, profile := range []string{"once", "signed"} {
+		for _, crash := range []bool{false, true} {
+			t.Run(profile+map[bool]string{false: ", at once", true: ", across a crash"}[crash], func(t *testing.T) {
+				b := newBox(t)
+				secret := b.token("printer-7")
+				if profile == "once" {
+					secret = b.mint("once", "printer-7")
+				}
+				requests := make([]Request, 200)
+				for i := range requests {
+					requests[i] = in(profile, newDevice(t).request(printer))
+					requests[i].Proof.Challenge = secret
+				}
+				old := *b
+				if crash {
+					b.signer.set(func() error {
+						b.signer.set(nil)
+						b.crash()
+						return nil
 					})
 				}
-				done.Wait()
-				return winners
-			}
-			old := *b
-			if crash {
-				b.signer.set(func() error {
-					b.signer.set(nil)
-					b.crash()
-					return nil
-				})
-			}
-			first := all(old.engine)
-			if len(first) != 1 {
-				t.Fatalf("%d certificates for one challenge", len(first))
-			}
-			if crash {
-				if second := all(b.engine); len(second) != 1 || second[0] != first[0] {
-					t.Errorf("after the crash %v got certificates, %v had begun", second, first)
+				first := winners(t, old.engine, requests)
+				if len(first) != 1 {
+					t.Fatalf("%d certificates for one challenge", len(first))
 				}
-				old.close()
-			}
-			if last := all(b.engine); len(last) != 1 || last[0] != first[0] {
-				t.Errorf("retries: %v, want %v", last, first)
-			}
-			certificates := 0
-			for _, rec := range b.log() {
-				if rec.Action == audit.SCEPPKCSReq && rec.Outcome == audit.OutcomeSuccess {
-					certificates++
+				if crash {
+					if second := winners(t, b.engine, requests); len(second) != 1 || second[0] != first[0] {
+						t.Errorf("after the crash %v got certificates, %v had begun", second, first)
+					}
+					old.close()
 				}
+				b.clock.advance(2 * time.Hour) // the challenge is over, the retry is the same transaction
+				if last := winners(t, b.engine, requests); len(last) != 1 || last[0] != first[0] {
+					t.Errorf("retries: %v, want %v", last, first)
+				}
+				certificates := 0
+				for _, rec := range b.log() {
+					if (rec.Action == audit.SCEPPKCSReq || rec.Action == audit.SCEPPKCSReqIntune) && rec.Outcome == audit.OutcomeSuccess {
+						certificates++
+					}
+				}
+				if certificates != 1 {
+					t.Errorf("%d certificates in the log", certificates)
+				}
+				b.close()
+			})
+		}
+	}
+}
+
+// winners sends all requests at once and returns which got a certificate; the others are told that
+// their challenge is not good.
+func winners(t *testing.T, engine *Engine, requests []Request) (won []int) {
+	t.Helper()
+	var done sync.WaitGroup
+	var mu sync.Mutex
+	for i, r := range requests {
+		done.Go(func() {
+			_, err := engine.Enroll(context.Background(), r)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				won = append(won, i)
+			} else if !errors.Is(err, ErrChallenge) {
+				t.Error(err)
 			}
-			if certificates != 1 {
-				t.Errorf("%d certificates in the log", certificates)
-			}
-			b.close()
 		})
 	}
+	done.Wait()
+	return won
+}
+
+// A signed challenge is for one request, a renewal included, and for so many a day; the log tells
+// these requests from others, and the counters what became of them.
+func TestSignedChallenges(t *testing.T) {
+	b := newBox(t)
+	d := newDevice(t)
+	ask := func() Request {
+		r := in("signed", d.request(printer))
+		r.TransactionID, r.Proof.Challenge = string(nonce()), b.token("printer-7")
+		return r
+	}
+	r := ask()
+	first := b.issue(r)
+	b.issue(r)
+	renewal := in("signed", d.renewal(first.Certificate, d, printer))
+	b.refused(renewal, ErrChallenge)
+	renewal.Proof.Challenge = r.Proof.Challenge
+	b.refused(renewal, ErrChallenge) // used
+	renewal.Proof.Challenge = b.token("printer-8")
+	b.refused(renewal, ErrChallenge) // for another device
+	renewal.Proof.Challenge = b.token("printer-7")
+	b.issue(renewal)
+	b.issue(ask())
+	b.refused(ask(), ErrChallenge) // the fourth in a day
+	b.clock.advance(24 * time.Hour)
+	b.issue(ask())
+
+	var actions []audit.Action
+	for _, rec := range b.log() {
+		if rec.Outcome == audit.OutcomeSuccess {
+			actions = append(actions, rec.Action)
+		}
+	}
+	want := []audit.Action{audit.SCEPPKCSReqIntune, audit.SCEPRenewalReqIntune, audit.SCEPPKCSReqIntune, audit.SCEPPKCSReqIntune}
+	if !slices.Equal(actions, want) {
+		t.Errorf("log %v, want %v", actions, want)
+	}
+	counted := b.engine.profiles["signed"].Challenges.Snapshot()
+	for label, n := range map[challenge.Label]uint64{
+		challenge.Success: 4, challenge.Replay: 1, challenge.ClaimMismatch: 1, challenge.RateLimited: 1,
+	} {
+		if counted[label] != n {
+			t.Errorf("%d requests are counted as %s, want %d", counted[label], label, n)
+		}
+	}
+	b.close()
 }
 
 func TestLimits(t *testing.T) {
