@@ -3,6 +3,27 @@
 //
 // Protocol packages hand it a [Request] and turn the [Result] or error into bytes. Nothing else
 // asks pki to sign for a device.
+//
+// # What a request is
+//
+// A request signed by a certificate that the profile's authority issued is a renewal, whatever the
+// message calls itself, where the profile renews at all. Its certificate has to be the stored one byte
+// for byte, signed by the authority, unrevoked and inside the window, and what would be issued has to
+// be for the same subject and names. A certificate of another profile of the authority is no proof by
+// itself: the challenge of this one is needed besides. Everything else is a first request, proven by a
+// challenge and signed by the key it wants certified.
+//
+// A request is a retry, answered with what was issued before, where nothing differs but the message:
+// the same profile, transaction and CertificationRequestInfo, and the same key, or for a renewal the
+// same certificate. It has to prove itself like the first sending; a challenge that is used up by it
+// still does.
+//
+// # Waiting for a person
+//
+// Where the profile says so, what would be issued (renewals included) is first held: checked against
+// the profile, its challenge and its slot of the limits taken, and durable before the device is told
+// to wait. It is checked once more against the profile as it is when somebody approves. Where that
+// approval comes to nothing because the signer failed or the power went, the request waits again.
 package enroll
 
 import (
