@@ -46,7 +46,7 @@ func newChallenges(site *provision.Site, st *store.Store) ([]*profileChallenges,
 			}
 		}
 		if s := p.SCEP.Challenges.Signed; s != nil {
-			if c.signed, err = newSigned(s, st); err != nil {
+			if c.signed, err = newSigned(&p, st); err != nil {
 				return nil, fmt.Errorf("profile %s: %w", p.Name, err)
 			}
 		}
@@ -57,7 +57,8 @@ func newChallenges(site *provision.Site, st *store.Store) ([]*profileChallenges,
 	return all, nil
 }
 
-func newSigned(s *provision.Signed, st *store.Store) (*challenge.Signed, error) {
+func newSigned(p *provision.Profile, st *store.Store) (*challenge.Signed, error) {
+	s := p.SCEP.Challenges.Signed
 	signers, err := challenge.NewSigners(s.Certificates)
 	if err != nil {
 		return nil, err
@@ -65,6 +66,7 @@ func newSigned(s *provision.Signed, st *store.Store) (*challenge.Signed, error) 
 	return challenge.NewSigned(challenge.SignedConfig{
 		Store: st, Signers: signers,
 		Issuer: s.Issuer, Audience: s.Audience, Validity: s.Validity, Skew: s.Skew, PerDevice: s.PerDevice24h,
+		Pinned: p.Pinned(),
 	})
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"signet.internal/appliance/challenge/phc"
+	"signet.internal/appliance/pki"
 )
 
 const testHash = "$argon2id$v=19$m=65536,t=3,p=1$Zq6FVRCIczoWwwe626BLIA$YtCMCv/Wq1+tyeyIr1An6riI9uL58n7YveG0GBy3jls"
@@ -453,6 +454,28 @@ func TestEnrollmentFields(t *testing.T) {
 	for _, silent := range []string{"manual: legacy", "legacy.md5", "limits are off"} {
 		if strings.Contains(weak, silent) {
 			t.Errorf("%q in\n%s", silent, weak)
+		}
+	}
+}
+
+// TestPinned: a kind of name of which the profile allows one value alone is not the device's to choose.
+func TestPinned(t *testing.T) {
+	for _, c := range []struct {
+		san  string
+		want []pki.Kind
+	}{
+		{`{dns: ["*.example.com"], ip: ["10.0.0.0/8"], uri: ["urn:*"]}`, nil},
+		{`{dns: [vpn.example.com], ip: ["10.0.0.7/32"], uri: ["urn:plant:7"]}`, []pki.Kind{pki.DNS, pki.URI, pki.IP}},
+		{`{dns: [a.example.com, b.example.com], ip: ["10.0.0.7/32", "10.0.0.8/32"]}`, nil},
+	} {
+		f := good()
+		f["profiles/corp.yaml"] = strings.Replace(goodProfile, `{dns: ["*.example.com"], ip: ["10.0.0.0/8"]}`, c.san, 1)
+		site, err := Load(f.fs())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(c.want, site.Profiles[0].Pinned()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.san, diff)
 		}
 	}
 }

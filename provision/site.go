@@ -11,6 +11,7 @@ package provision
 import (
 	"crypto/x509"
 	"net/netip"
+	"strings"
 	"time"
 
 	"signet.internal/appliance/challenge/phc"
@@ -76,6 +77,40 @@ type Profile struct {
 	SCEP      SCEP
 
 	config pki.ProfileConfig
+}
+
+// Pinned are the kinds of subjectAltNames the profile allows a single value of, which whoever asks
+// therefore does not choose.
+func (p *Profile) Pinned() []pki.Kind {
+	var pinned []pki.Kind
+	for _, kind := range []struct {
+		kind     pki.Kind
+		patterns []string
+	}{{pki.DNS, p.config.SAN.DNS}, {pki.Email, p.config.SAN.Email}, {pki.URI, p.config.SAN.URI}, {pki.UPN, p.config.SAN.UPN}} {
+		if len(kind.patterns) == 1 && !strings.Contains(kind.patterns[0], "*") {
+			pinned = append(pinned, kind.kind)
+		}
+	}
+	if len(p.config.SAN.IP) == 1 {
+		if network, err := netip.ParsePrefix(p.config.SAN.IP[0]); err == nil && network.IsSingleIP() {
+			pinned = append(pinned, pki.IP)
+		}
+	}
+	return pinned
+}
+
+// Kinds are the kinds of challenge that are on, as a profile names them.
+func (c Challenges) Kinds() []string {
+	var kinds []string
+	for _, k := range []struct {
+		name string
+		on   bool
+	}{{"static", c.StaticHash != ""}, {"one_time", c.OneTime != nil}, {"signed", c.Signed != nil}} {
+		if k.on {
+			kinds = append(kinds, k.name)
+		}
+	}
+	return kinds
 }
 
 // Approval says which requests wait for an operator.

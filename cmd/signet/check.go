@@ -74,7 +74,7 @@ func describeSite(s *provision.Site) string {
 		if p.Default {
 			name += " (default)"
 		}
-		line("profile", "%s: authority %s", name, p.Authority)
+		line("profile", "%s: authority %s, challenges %s", name, p.Authority, strings.Join(p.SCEP.Challenges.Kinds(), ", "))
 	}
 	for _, weakness := range s.Weaknesses() {
 		line("weak", "%s", weakness)
