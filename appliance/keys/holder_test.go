@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/big"
 	"net"
 	"os"
@@ -258,6 +259,27 @@ func TestMalformedClientsAreCutOff(t *testing.T) {
 		}
 	}
 	checkSigns(t, getKey(t, newClient(t, holder), "authority/modern"))
+}
+
+// The holder answers for a whole boot: no request may make it run out of memory or end.
+func TestRequestsThatWouldEndTheHolder(t *testing.T) {
+	dev, v := hostVault(t, tpmtest.Start(t), []Spec{{"authority/devices", "rsa-2048", Resident}, {"ra", "rsa-2048", Sealed}})
+	client := hold(t, dev, v)
+	digest := sha256.Sum256(nil)
+	for _, name := range []string{"authority/devices", "ra"} {
+		key := getKey(t, client, name)
+		for _, salt := range []int{math.MaxInt32, 1 << 20, 33, -2, math.MinInt32} {
+			if _, err := key.Sign(nil, digest[:], &rsa.PSSOptions{SaltLength: salt, Hash: crypto.SHA256}); err == nil || !strings.Contains(err.Error(), "PSS salt") {
+				t.Errorf("%s: salt of %d bytes: %v", name, salt, err)
+			}
+		}
+	}
+	if _, err := getKey(t, client, "ra").Sign(nil, digest[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}); err != nil {
+		t.Errorf("salt of the hash's length: %v", err)
+	}
+	if body, err := recovered(func() ([]byte, error) { panic("x") }); body != nil || err == nil {
+		t.Errorf("a panic gives %x, %v", body, err)
+	}
 }
 
 // A client that asks and never reads is held back, and the others are served.
