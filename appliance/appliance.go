@@ -29,8 +29,8 @@ import (
 
 // inFlight bounds PKIOperations taken in at a time to what the TPM's queue takes: each waits for a
 // CA signature, of which a hardware TPM makes two to five a second, so that a longer queue would
-// only make clients time out.
-const inFlight = 16
+// only make clients time out. Senders of wrong challenges, who wait for a hash, can hold half of them.
+const inFlight = 2 * challenge.MaxWaiting
 
 // upkeepInterval is how often certificates, addresses and the watchdog are looked after.
 const upkeepInterval = time.Minute

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"signet.internal/appliance/challenge/phc"
@@ -30,6 +31,16 @@ type Static struct {
 	gate  *Gate
 	key   [32]byte                 // of the HMAC, random
 	known atomic.Pointer[[32]byte] // HMAC of the right challenge, nil until it was seen
+
+	mu      sync.Mutex
+	running map[[32]byte]*verification // by HMAC of what is being verified
+}
+
+// verification is one argon2id run that several callers wait for: after a start all devices bring
+// the same challenge at once.
+type verification struct {
+	done chan struct{}
+	err  error // set before done is closed
 }
 
 // NewStatic parses a hash as `signet hash` prints it; verifications of this challenge run one at a
@@ -42,7 +53,7 @@ func (g *Gate) NewStatic(hash string) (*Static, error) {
 	if err != nil {
 		return nil, fmt.Errorf("static challenge: %w", err)
 	}
-	s := &Static{hash: parsed, gate: g}
+	s := &Static{hash: parsed, gate: g, running: map[[32]byte]*verification{}}
 	rand.Read(s.key[:]) // never fails (crypto/rand)
 	return s, nil
 }
@@ -55,9 +66,41 @@ func (s *Static) Verify(ctx context.Context, from netip.Addr, challenge string) 
 		return ErrWrong
 	}
 	sum := s.sum(challenge)
-	if s.isKnown(sum) {
-		return nil
+	for {
+		if s.isKnown(sum) {
+			return nil
+		}
+		s.mu.Lock()
+		v := s.running[sum]
+		if v == nil {
+			v = &verification{done: make(chan struct{})}
+			s.running[sum] = v
+			s.mu.Unlock()
+			return s.run(ctx, from, challenge, v)
+		}
+		s.mu.Unlock()
+		select {
+		case <-v.done:
+		case <-ctx.Done():
+			return fmt.Errorf("verifying challenge: %w", ctx.Err())
+		}
+		if v.err == nil || errors.Is(v.err, ErrWrong) || errors.Is(v.err, ErrBusy) {
+			return v.err
+		}
+		// The caller who verified gave up: somebody else's turn.
 	}
+}
+
+// run verifies for every caller that waits for v.
+func (s *Static) run(ctx context.Context, from netip.Addr, challenge string, v *verification) (err error) {
+	sum := s.sum(challenge)
+	defer func() {
+		s.mu.Lock()
+		delete(s.running, sum)
+		s.mu.Unlock()
+		v.err = err
+		close(v.done)
+	}()
 	leave, err := s.gate.enter(ctx, from)
 	if err != nil {
 		return fmt.Errorf("verifying challenge: %w", err)
