@@ -18,6 +18,8 @@ import (
 // ErrWrong means that the challenge is not the right one.
 var ErrWrong = errors.New("wrong challenge")
 
+var errUnfinished = errors.New("verification did not end")
+
 // maxSecret bounds a static challenge; anything longer cannot be one and costs no hashing.
 const maxSecret = 1 << 10 // bytes
 
@@ -40,7 +42,7 @@ type Static struct {
 // the same challenge at once.
 type verification struct {
 	done chan struct{}
-	err  error // set before done is closed
+	err  error // set before done is closed; errUnfinished where that went wrong
 }
 
 // NewStatic parses a hash as `signet hash` prints it; verifications of this challenge run one at a
@@ -73,7 +75,7 @@ func (s *Static) Verify(ctx context.Context, from netip.Addr, challenge string) 
 		s.mu.Lock()
 		v := s.running[sum]
 		if v == nil {
-			v = &verification{done: make(chan struct{})}
+			v = &verification{done: make(chan struct{}), err: errUnfinished}
 			s.running[sum] = v
 			s.mu.Unlock()
 			return s.run(ctx, from, challenge, v)
@@ -92,15 +94,19 @@ func (s *Static) Verify(ctx context.Context, from netip.Addr, challenge string) 
 }
 
 // run verifies for every caller that waits for v.
-func (s *Static) run(ctx context.Context, from netip.Addr, challenge string, v *verification) (err error) {
+func (s *Static) run(ctx context.Context, from netip.Addr, challenge string, v *verification) error {
 	sum := s.sum(challenge)
 	defer func() {
 		s.mu.Lock()
 		delete(s.running, sum)
 		s.mu.Unlock()
-		v.err = err
 		close(v.done)
 	}()
+	v.err = s.verify(ctx, from, challenge, sum)
+	return v.err
+}
+
+func (s *Static) verify(ctx context.Context, from netip.Addr, challenge string, sum [32]byte) error {
 	leave, err := s.gate.enter(ctx, from)
 	if err != nil {
 		return fmt.Errorf("verifying challenge: %w", err)
