@@ -1,12 +1,14 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,6 +19,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"signet.internal/appliance/audit"
 	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
@@ -59,7 +62,14 @@ type Appliance struct {
 
 // New opens the state and puts the service together; Serve runs it.
 func New(c Config) (*Appliance, error) {
-	st, err := store.Open(store.Options{Dir: filepath.Join(c.StateDir, "store")})
+	st, err := store.Open(store.Options{
+		Dir:       filepath.Join(c.StateDir, "store"),
+		MustExist: !c.Boot.Provisioning,
+		Log:       c.Log,
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &mendable{fmt.Errorf("%w: %w", errStateLost, err), stateLostMend}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the store: %w", err)
 	}
@@ -193,6 +203,14 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 			return s.shutdown(stopping)
 		})
 	}
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.store.Failed():
+			return &mendable{fmt.Errorf("the state takes no more writes: %w", a.store.Failure()), "look at the disk: it is full or broken; what devices were answered is stored"}
+		}
+	})
 	if err := a.ready(); err != nil {
 		return errors.Join(err, closeAll(a.config.Listeners))
 	}
@@ -200,8 +218,15 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 	return g.Wait()
 }
 
-// ready tells whoever waits that every listener accepts and every authority can sign.
+// ready records the start and tells whoever waits that every listener accepts and every authority
+// can sign.
 func (a *Appliance) ready() error {
+	started := a.identity.record(audit.BoxStarted)
+	started.Identity = a.config.Site.Name
+	started.Reason = fmt.Sprintf("version %s, epoch %d, PCR 11 %s", a.config.Boot.Version, a.config.Boot.Epoch, cmp.Or(a.config.Boot.PCR11, "not measured"))
+	if err := a.store.Append(started); err != nil {
+		return fmt.Errorf("recording the start: %w", err)
+	}
 	if a.config.Initialised != nil && a.config.Boot.Provisioning {
 		if err := a.config.Initialised(); err != nil {
 			return fmt.Errorf("recording that the state is initialised: %w", err)
@@ -245,7 +270,7 @@ func (a *Appliance) onClaimed() {
 }
 
 // upkeep renews certificates in time, follows the box's addresses and feeds the supervisor's
-// watchdog for as long as the store and the key holder answer.
+// watchdog for as long as the key holder answers.
 func (a *Appliance) upkeep(ctx context.Context) error {
 	interval := upkeepInterval
 	watchdog, err := daemon.SdWatchdogEnabled(false)
@@ -269,23 +294,13 @@ func (a *Appliance) upkeep(ctx context.Context) error {
 				a.config.Log.Error("renewing the TLS certificate", "err", err)
 			}
 		}
-		if err := a.healthy(); err != nil {
-			a.config.Log.Error("not healthy", "err", err)
+		if _, err := a.config.Keys.List(); err != nil {
+			a.config.Log.Error("the key holder does not answer", "err", err)
 			a.notify("STATUS=not healthy") // no ping: the supervisor restarts what does not recover
 			continue
 		}
 		a.notify(daemon.SdNotifyWatchdog)
 	}
-}
-
-func (a *Appliance) healthy() error {
-	if _, err := a.config.Keys.List(); err != nil {
-		return fmt.Errorf("key holder: %w", err)
-	}
-	if err := a.store.Failure(); err != nil {
-		return fmt.Errorf("store: %w", err)
-	}
-	return nil
 }
 
 func (a *Appliance) tlsSHA256() string {

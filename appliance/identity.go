@@ -30,6 +30,12 @@ const (
 	raRenewBefore  = 30 * 24 * time.Hour
 )
 
+// errStateLost: the keys have served before, and what they certified is gone. Going on would make a
+// new CA under the old keys.
+var errStateLost = errors.New("the keys were provisioned earlier, but the state they belong to is gone: the disk's state was lost or replaced")
+
+const stateLostMend = "put the original disk back; to start over as a new box, clear the TPM in the firmware setup and flash the disk again"
+
 // authority is one CA of the box, ready to issue.
 type authority struct {
 	name   string
@@ -63,10 +69,7 @@ func openIdentity(c Config, st *store.Store) (*identity, error) {
 	}
 	if !st.Initialised() {
 		if !c.Boot.Provisioning {
-			return nil, &mendable{
-				errors.New("the keys were provisioned earlier, but the state directory is empty: the disk's state was lost or replaced"),
-				"put the original disk back or restore its state; a new box needs a factory reset of the TPM and the disk together",
-			}
+			return nil, &mendable{errStateLost, stateLostMend}
 		}
 		if err := id.initialise(c.Keys); err != nil {
 			return nil, fmt.Errorf("creating the box's authorities: %w", err)
