@@ -2,12 +2,14 @@ package scep
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
@@ -32,9 +34,11 @@ type request struct {
 //  5. enroll decides;
 //  6. the certificate goes back to the key that signed.
 func (s *Server) pkiOperation(x *exchange, message string) {
-	raw, ok := x.pkiMessage(message)
+	raw, ok := s.pkiMessage(x, message)
 	if !ok {
-		s.count(x, x.reason)
+		if x.outcome == "refused" {
+			s.count(x, x.reason)
+		}
 		return
 	}
 	select {
@@ -65,7 +69,7 @@ func (s *Server) pkiOperation(x *exchange, message string) {
 // issue takes a verified request through the checks of this package to the engine, and returns the CertRep SUCCESS.
 // Refusals before the engine are counted here; the engine records its own.
 func (s *Server) issue(x *exchange, req *request) ([]byte, error) {
-	csr, cipher, err := s.certificateRequest(x.profile, req)
+	csr, cipher, err := s.certificateRequest(x.r.Context(), x.profile, req)
 	if err != nil {
 		if v := explain(err); v.status == http.StatusOK {
 			s.count(x, v.reason)
@@ -179,7 +183,7 @@ func unverified(raw []byte, err error) string {
 
 // certificateRequest makes the checks between signature and engine, the cheap and the public ones before the RA key is
 // touched, and returns the request in the envelope and the envelope's cipher.
-func (s *Server) certificateRequest(p *profile, req *request) (*pki.Request, cms.Cipher, error) {
+func (s *Server) certificateRequest(ctx context.Context, p *profile, req *request) (*pki.Request, cms.Cipher, error) {
 	if req.malformed != nil {
 		return nil, 0, req.malformed
 	}
@@ -198,14 +202,34 @@ func (s *Server) certificateRequest(p *profile, req *request) (*pki.Request, cms
 	}
 	key := &watchedKey{Decrypter: p.RADecrypter}
 	der, err := envelope.Decrypt(p.RA, key, s.policy)
+	decrypted := time.Now()
 	if key.err != nil {
 		return nil, 0, fmt.Errorf("decrypting with the RA key: %w", key.err)
+	}
+	var csr *pki.Request
+	if err == nil {
+		csr, err = pki.ParseRequest(der)
+	}
+	if errors.Is(err, cms.ErrDecrypt) || errors.Is(err, pki.ErrRequest) || errors.Is(err, pki.ErrRequestSignature) {
+		waitUntil(ctx, decrypted.Add(unopenedTime))
 	}
 	if err != nil {
 		return nil, 0, err
 	}
-	csr, err := pki.ParseRequest(der)
-	return csr, envelope.ContentCipher, err
+	return csr, envelope.ContentCipher, nil
+}
+
+// unopenedTime is how long after decryption everything that is answered with unopened is answered: longer than any
+// request takes to parse and verify, so that the time does not tell what the text does not tell.
+const unopenedTime = 25 * time.Millisecond
+
+func waitUntil(ctx context.Context, t time.Time) {
+	timer := time.NewTimer(time.Until(t))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // watchedKey remembers that the RA key did not work. cms answers that like a message that does not decrypt, as it must

@@ -61,6 +61,7 @@ type Server struct {
 	profiles map[string]*profile // by name
 	fallback *profile            // the default one; nil if there is none
 	slots    chan struct{}       // one element per PKIOperation in flight
+	large    chan struct{}       // one element per large body coming in
 }
 
 // profile is a Profile that passed the checks, with its GetCACert answer ready.
@@ -97,6 +98,7 @@ func New(c Config) (*Server, error) {
 		policy:   cms.DefaultPolicy(),
 		profiles: make(map[string]*profile),
 		slots:    make(chan struct{}, c.InFlight),
+		large:    make(chan struct{}, maxLarge),
 	}
 	for _, p := range c.Profiles {
 		checked, err := newProfile(p)
