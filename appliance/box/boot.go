@@ -82,6 +82,9 @@ func (m *Machine) openBox(b *opened) error {
 	if err := m.enterInitrd(b); err != nil {
 		return err
 	}
+	if err := m.setKernel(kernelSettings); err != nil {
+		return err
+	}
 	if releaseErr != nil {
 		return releaseErr
 	}
@@ -131,6 +134,9 @@ func (m *Machine) enterInitrd(b *opened) error {
 		if !errors.Is(err, unix.ENODEV) { // a driver without its device
 			m.note("%v", err)
 		}
+	}
+	if err := m.setKernel(noMoreModules); err != nil {
+		return err
 	}
 	if err := mountKernel(efiMount); err != nil {
 		m.note("%v", err)
