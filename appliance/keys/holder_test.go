@@ -22,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 
 	"golang.org/x/sys/unix"
 
@@ -261,6 +262,25 @@ func TestMalformedClientsAreCutOff(t *testing.T) {
 	checkSigns(t, getKey(t, newClient(t, holder), "authority/modern"))
 }
 
+// The keys are in one buffer, which the caller can wipe.
+func TestReadHandover(t *testing.T) {
+	for _, n := range []int{0, 1, 5000, maxHandover} {
+		want := bytes.Repeat([]byte{7}, n)
+		got, err := ReadHandover(iotest.HalfReader(bytes.NewReader(want)))
+		if err != nil || !bytes.Equal(got, want) || cap(got) != maxHandover+1 {
+			t.Errorf("%d bytes: got %d of %d, %v", n, len(got), cap(got), err)
+		}
+	}
+	if _, err := ReadHandover(bytes.NewReader(make([]byte, maxHandover+1))); !errors.Is(err, errHandover) {
+		t.Errorf("too long: %v", err)
+	}
+	broken := errors.New("broken")
+	got, err := ReadHandover(io.MultiReader(strings.NewReader("secret"), iotest.ErrReader(broken)))
+	if string(got) != "secret" || !errors.Is(err, broken) {
+		t.Errorf("broken off: %q, %v", got, err)
+	}
+}
+
 // The holder answers for a whole boot: no request may make it run out of memory or end.
 func TestRequestsThatWouldEndTheHolder(t *testing.T) {
 	dev, v := hostVault(t, tpmtest.Start(t), []Spec{{"authority/devices", "rsa-2048", Resident}, {"ra", "rsa-2048", Sealed}})
@@ -433,7 +453,7 @@ func serveInherited() error {
 		return err
 	}
 	defer dev.Close()
-	secrets, err := io.ReadAll(os.NewFile(5, "handover"))
+	secrets, err := ReadHandover(os.NewFile(5, "handover"))
 	if err != nil {
 		return err
 	}
