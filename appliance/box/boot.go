@@ -196,7 +196,7 @@ func (m *Machine) readRelease(b *opened) error {
 		return &Problem{What: "the image does not say which release it is", Mend: "bake the image again and flash it", Err: err}
 	}
 	if b.release.Debug {
-		m.log.forward(func(line string) { m.screen.serialLine(clean(line)) })
+		m.log.forward(func(line string) { m.screen.serialLine(quoted(line)) })
 	} else {
 		quietKernel(m.path("/proc/sys/kernel/printk"))
 	}

@@ -95,11 +95,14 @@ func (m *Machine) dumpLog() (last string) {
 	lines, forwarded := m.log.take()
 	for _, last = range lines {
 		if !forwarded {
-			m.screen.serialLine(clean(last))
+			m.screen.serialLine(quoted(last))
 		}
 	}
 	return last
 }
+
+// quoted is a line of a child for the serial line: nothing a child says begins like a line of boxinit.
+func quoted(line string) string { return "| " + clean(line) }
 
 // Run boots and never returns: PID 1 must not end. Whatever happens, a person sees why on the
 // screen and the power button works.

@@ -202,10 +202,7 @@ func (s *service) observe(state ServiceState) {
 		if state.Ready && !state.Report.Claimed {
 			p.ClaimCode = s.claimCode
 		}
-		p.Service = wrong
-		if state.Report.Condition != nil {
-			p.Service = append(p.Service, *state.Report.Condition)
-		}
+		p.Service, p.Said = wrong, state.Report.Condition
 	})
 	if state.Ready && !s.ready {
 		s.announce(state)
