@@ -3,6 +3,8 @@
 //
 // The order is the protection. Keys open only while PCR 11 says enter-initrd; nothing of the
 // network is touched before it says leave-initrd, and then nothing opens them again in this boot.
+// Which system may say so is Secure Boot's to decide: without it, one made for the purpose can measure
+// what this one measures, and the order keeps out only what this one lets in.
 package box
 
 import (
