@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"syscall"
 	"time"
 
 	"signet.internal/appliance/cms"
@@ -223,12 +224,20 @@ func (s *Server) certificateRequest(ctx context.Context, p *profile, req *reques
 // request takes to parse and verify, so that the time does not tell what the text does not tell.
 const unopenedTime = 25 * time.Millisecond
 
+// waitUntil returns at t or when ctx ends. A timer of the runtime is as coarse as the milliseconds of epoll_wait counted
+// from its start, so what went before would show; the end is left to the kernel's clock.
 func waitUntil(ctx context.Context, t time.Time) {
-	timer := time.NewTimer(time.Until(t))
+	const coarse = 3 * time.Millisecond
+	timer := time.NewTimer(time.Until(t) - coarse)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-ctx.Done():
+		return
+	}
+	for left := time.Until(t); left > 0; left = time.Until(t) {
+		spec := syscall.NsecToTimespec(left.Nanoseconds())
+		syscall.Nanosleep(&spec, nil) // returns early on a signal
 	}
 }
 
