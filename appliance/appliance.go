@@ -48,7 +48,7 @@ type Config struct {
 	Log         *slog.Logger
 	Now         func() time.Time
 	ReadyFile   string       // "" writes none
-	Initialised func() error // called once the service is ready in a provisioning boot; nil: nobody wants to know
+	Initialised func() error // called in a provisioning boot before anybody is answered; nil: nobody wants to know
 }
 
 // Appliance is the running enrollment service.
@@ -193,6 +193,12 @@ func (a *Appliance) newConsole() (http.Handler, error) {
 // Serve answers on every listener until ctx ends, then lets requests in progress finish.
 func (a *Appliance) Serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.engine.Close(), a.store.Close()) }()
+	// First: state that is lost after a certificate was issued must never pass for state not made yet.
+	if a.config.Initialised != nil && a.config.Boot.Provisioning {
+		if err := a.config.Initialised(); err != nil {
+			return errors.Join(fmt.Errorf("recording that the state is initialised: %w", err), closeAll(a.config.Listeners))
+		}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range a.servers {
 		g.Go(s.serve)
@@ -226,11 +232,6 @@ func (a *Appliance) ready() error {
 	started.Reason = fmt.Sprintf("version %s, epoch %d, PCR 11 %s", a.config.Boot.Version, a.config.Boot.Epoch, cmp.Or(a.config.Boot.PCR11, "not measured"))
 	if err := a.store.Append(started); err != nil {
 		return fmt.Errorf("recording the start: %w", err)
-	}
-	if a.config.Initialised != nil && a.config.Boot.Provisioning {
-		if err := a.config.Initialised(); err != nil {
-			return fmt.Errorf("recording that the state is initialised: %w", err)
-		}
 	}
 	if a.config.ReadyFile != "" {
 		if err := a.writeReadyFile(); err != nil {
