@@ -239,7 +239,7 @@ func weighFindings(findings []tpm.Finding) (conditions []handover.Condition, err
 	for _, f := range findings {
 		switch {
 		case f.NewKeysOnly:
-			conditions = append(conditions, shown(f.What+", which does not keep this box's keys from working", "find out who did it; to provision this TPM anew, "+f.Mend))
+			conditions = append(conditions, shown(f.What+", which does not keep this box's keys from working", "find out who did it, and do not clear the TPM: that would destroy the keys"))
 		case stop == nil:
 			stop = &Problem{What: f.What, Mend: f.Mend}
 		default:

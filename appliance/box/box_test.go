@@ -271,8 +271,8 @@ func TestDescribe(t *testing.T) {
 }
 
 func TestWeighFindings(t *testing.T) {
-	locked := tpm.Finding{What: "the TPM is locked", Mend: "wait", NewKeysOnly: true}
-	if conditions, err := weighFindings([]tpm.Finding{locked}); err != nil || len(conditions) != 1 {
+	locked := tpm.Finding{What: "the TPM is locked", Mend: "clear it", NewKeysOnly: true}
+	if conditions, err := weighFindings([]tpm.Finding{locked}); err != nil || len(conditions) != 1 || !strings.Contains(conditions[0].Mend, "do not clear") {
 		t.Errorf("a locked TPM: %v, %v; want a condition and a boot that goes on", conditions, err)
 	}
 	old := tpm.Finding{What: "the TPM is of family 1.2", Mend: "another machine"}
