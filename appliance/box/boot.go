@@ -56,6 +56,9 @@ func (m *Machine) boot() error {
 	openErr := guard(func() error { return m.openBox(b) })
 	leaveErr := guard(func() error { return m.leaveInitrd(b) })
 	if err := errors.Join(openErr, leaveErr); err != nil {
+		if b.vault != nil {
+			b.closeVault() // nobody needs the secrets any more, and the box may stand like this for days
+		}
 		return err
 	}
 	return m.serve(b)
@@ -80,9 +83,6 @@ func (m *Machine) startTerminal() error {
 func (m *Machine) openBox(b *opened) error {
 	releaseErr := m.readRelease(b)
 	if err := m.enterInitrd(b); err != nil {
-		return err
-	}
-	if err := m.setKernel(kernelSettings); err != nil {
 		return err
 	}
 	if releaseErr != nil {
@@ -129,6 +129,9 @@ func (m *Machine) enterInitrd(b *opened) error {
 		if err := m.measureEnter(b); err != nil {
 			return err
 		}
+	}
+	if err := m.setKernel(kernelSettings); err != nil {
+		return err
 	}
 	for _, err := range m.loadModules() {
 		if !errors.Is(err, unix.ENODEV) { // a driver without its device

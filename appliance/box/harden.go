@@ -12,7 +12,8 @@ import (
 type setting struct{ name, value string }
 
 // kernelSettings close what no process of a box needs and what a taken-over service would try first.
-// They are written before anything runs that is not boxinit.
+// They are written before anything runs that is not boxinit, and before a network interface appears,
+// which takes the "default" ones over.
 var kernelSettings = []setting{
 	// Namespaces of one's own would open packet filter, mounts and more to a process without rights.
 	{"user/max_user_namespaces", "0"},
