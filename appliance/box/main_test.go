@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 		case "status":
 			b, err := os.ReadFile("/proc/self/status")
 			fmt.Print(string(b))
+			var tasks syscall.Rlimit
+			syscall.Getrlimit(6, &tasks) // RLIMIT_NPROC
+			fmt.Printf("MaxTasks: %d %d\n", tasks.Cur, tasks.Max)
 			if err != nil {
 				os.Exit(1)
 			}

@@ -83,10 +83,17 @@ func runShim(args []string) error {
 	return fmt.Errorf("executing %s: %w", program, unix.Exec(program, flags.Args(), env))
 }
 
+// maxTasks bounds processes and threads of each user: many times what a Go program needs, and far from
+// what keeps boxinit from starting another.
+const maxTasks = 512
+
 // enter gives up everything s does not keep.
 func (s sandbox) enter() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("forbidding core dumps: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: maxTasks, Max: maxTasks}); err != nil {
+		return fmt.Errorf("bounding the number of threads: %w", err)
 	}
 	if s.lockPages {
 		if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); err != nil {

@@ -42,11 +42,11 @@ func TestShimGivesUpRights(t *testing.T) {
 		want map[string]string
 	}{
 		{"service", sandbox{uid: uidSignetd}, map[string]string{
-			"Uid": "902 902 902 902", "Gid": "902 902 902 902", "Groups": "", "NoNewPrivs": "1",
+			"Uid": "902 902 902 902", "Gid": "902 902 902 902", "Groups": "", "NoNewPrivs": "1", "MaxTasks": "512 512",
 			"CapInh": none, "CapPrm": none, "CapEff": none, "CapBnd": none, "CapAmb": none,
 		}},
 		{"dhcp", sandbox{uid: uidDHCP, netRaw: true}, map[string]string{
-			"Uid": "903 903 903 903", "Gid": "903 903 903 903", "Groups": "", "NoNewPrivs": "1",
+			"Uid": "903 903 903 903", "Gid": "903 903 903 903", "Groups": "", "NoNewPrivs": "1", "MaxTasks": "512 512",
 			"CapInh": netRaw, "CapPrm": netRaw, "CapEff": netRaw, "CapBnd": netRaw, "CapAmb": netRaw,
 		}},
 	} {
