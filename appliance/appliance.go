@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -19,6 +20,8 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/keys"
@@ -30,8 +33,8 @@ import (
 
 // inFlight bounds PKIOperations taken in at a time to what the TPM's queue takes: each waits for a
 // CA signature, of which a hardware TPM makes two to five a second, so that a longer queue would
-// only make clients time out.
-const inFlight = 16
+// only make clients time out. Senders of wrong challenges, who wait for a hash, can hold half of them.
+const inFlight = 2 * challenge.MaxWaiting
 
 // upkeepInterval is how often certificates, addresses and the watchdog are looked after.
 const upkeepInterval = time.Minute
@@ -48,7 +51,7 @@ type Config struct {
 	Now         func() time.Time
 	Reload      <-chan os.Signal // each value has trust/ read again; nil: never
 	ReadyFile   string           // "" writes none
-	Initialised func() error     // called once the service is ready in a provisioning boot; nil: nobody wants to know
+	Initialised func() error     // called in a provisioning boot before anybody is answered; nil: nobody wants to know
 }
 
 // Appliance is the running enrollment service.
@@ -63,7 +66,14 @@ type Appliance struct {
 
 // New opens the state and puts the service together; Serve runs it.
 func New(c Config) (*Appliance, error) {
-	st, err := store.Open(store.Options{Dir: filepath.Join(c.StateDir, "store")})
+	st, err := store.Open(store.Options{
+		Dir:       filepath.Join(c.StateDir, "store"),
+		MustExist: !c.Boot.Provisioning,
+		Log:       c.Log,
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &mendable{fmt.Errorf("%w: %w", errStateLost, err), stateLostMend}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the store: %w", err)
 	}
@@ -202,6 +212,12 @@ func (a *Appliance) newConsole() (http.Handler, error) {
 // Serve answers on every listener until ctx ends, then lets requests in progress finish.
 func (a *Appliance) Serve(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, a.engine.Close(), a.store.Close()) }()
+	// First: state that is lost after a certificate was issued must never pass for state not made yet.
+	if a.config.Initialised != nil && a.config.Boot.Provisioning {
+		if err := a.config.Initialised(); err != nil {
+			return errors.Join(fmt.Errorf("recording that the state is initialised: %w", err), closeAll(a.config.Listeners))
+		}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range a.servers {
 		g.Go(s.serve)
@@ -212,6 +228,14 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 			return s.shutdown(stopping)
 		})
 	}
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.store.Failed():
+			return &mendable{fmt.Errorf("the state takes no more writes: %w", a.store.Failure()), "look at the disk: it is full or broken; what devices were answered is stored"}
+		}
+	})
 	if err := a.ready(); err != nil {
 		return errors.Join(err, closeAll(a.config.Listeners))
 	}
@@ -221,12 +245,14 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 	return g.Wait()
 }
 
-// ready tells whoever waits that every listener accepts and every authority can sign.
+// ready records the start and tells whoever waits that every listener accepts and every authority
+// can sign.
 func (a *Appliance) ready() error {
-	if a.config.Initialised != nil && a.config.Boot.Provisioning {
-		if err := a.config.Initialised(); err != nil {
-			return fmt.Errorf("recording that the state is initialised: %w", err)
-		}
+	started := a.identity.record(audit.BoxStarted)
+	started.Identity = a.config.Site.Name
+	started.Reason = fmt.Sprintf("version %s, epoch %d, PCR 11 %s", a.config.Boot.Version, a.config.Boot.Epoch, cmp.Or(a.config.Boot.PCR11, "not measured"))
+	if err := a.store.Append(started); err != nil {
+		return fmt.Errorf("recording the start: %w", err)
 	}
 	if a.config.ReadyFile != "" {
 		if err := a.writeReadyFile(); err != nil {
@@ -270,7 +296,7 @@ func (a *Appliance) onClaimed() {
 }
 
 // upkeep renews certificates in time, follows the box's addresses and feeds the supervisor's
-// watchdog for as long as the store and the key holder answer.
+// watchdog for as long as the key holder answers.
 func (a *Appliance) upkeep(ctx context.Context) error {
 	interval := upkeepInterval
 	watchdog, err := daemon.SdWatchdogEnabled(false)
@@ -294,23 +320,13 @@ func (a *Appliance) upkeep(ctx context.Context) error {
 				a.config.Log.Error("renewing the TLS certificate", "err", err)
 			}
 		}
-		if err := a.healthy(); err != nil {
-			a.config.Log.Error("not healthy", "err", err)
+		if _, err := a.config.Keys.List(); err != nil {
+			a.config.Log.Error("the key holder does not answer", "err", err)
 			a.notify("STATUS=not healthy") // no ping: the supervisor restarts what does not recover
 			continue
 		}
 		a.notify(daemon.SdNotifyWatchdog)
 	}
-}
-
-func (a *Appliance) healthy() error {
-	if _, err := a.config.Keys.List(); err != nil {
-		return fmt.Errorf("key holder: %w", err)
-	}
-	if err := a.store.Failure(); err != nil {
-		return fmt.Errorf("store: %w", err)
-	}
-	return nil
 }
 
 func (a *Appliance) tlsSHA256() string {

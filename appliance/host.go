@@ -38,7 +38,10 @@ func openHostKeys(spec, stateDir string, site *provision.Site) (*hostKeys, error
 	if err != nil {
 		var e *keys.Error
 		if errors.As(err, &e) {
-			err = &mendable{err, e.Mend}
+			err = &mendable{errors.New(e.What), e.Mend}
+			if e.Err != nil {
+				err = &mendable{fmt.Errorf("%s: %w", e.What, e.Err), e.Mend}
+			}
 		}
 		return nil, errors.Join(err, file.Close())
 	}

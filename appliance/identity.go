@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/handover"
 	"signet.internal/appliance/keys"
 	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
@@ -29,6 +30,12 @@ const (
 	tlsRenewBefore = 30 * 24 * time.Hour
 	raRenewBefore  = 30 * 24 * time.Hour
 )
+
+// errStateLost: the keys have served before, and what they certified is gone. Going on would make a
+// new CA under the old keys.
+var errStateLost = errors.New("the keys were provisioned earlier, but the state they belong to is gone: the disk's state was lost or replaced")
+
+const stateLostMend = "put the original disk back; to start over as a new box, clear the TPM in the firmware setup and flash the disk again"
 
 // authority is one CA of the box, ready to issue.
 type authority struct {
@@ -63,10 +70,7 @@ func openIdentity(c Config, st *store.Store) (*identity, error) {
 	}
 	if !st.Initialised() {
 		if !c.Boot.Provisioning {
-			return nil, &mendable{
-				errors.New("the keys were provisioned earlier, but the state directory is empty: the disk's state was lost or replaced"),
-				"put the original disk back or restore its state; a new box needs a factory reset of the TPM and the disk together",
-			}
+			return nil, &mendable{errStateLost, stateLostMend}
 		}
 		if err := id.initialise(c.Keys); err != nil {
 			return nil, fmt.Errorf("creating the box's authorities: %w", err)
@@ -76,10 +80,24 @@ func openIdentity(c Config, st *store.Store) (*identity, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the box's certificates: %w", err)
 	}
+	if saved.TLS == nil && c.Boot.Kind == handover.KindBox {
+		awaitAddress()
+	}
 	if err := id.load(saved, c.Keys); err != nil {
 		return nil, err
 	}
 	return id, nil
+}
+
+// awaitAddress gives a box on its first boot some seconds to get an address, so that its first TLS
+// certificate carries it and the fingerprint on the screen does not change a minute later.
+func awaitAddress() {
+	for range 30 {
+		if len(ownAddresses()) > 0 {
+			return
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
 }
 
 func (id *identity) loadKeys(holder *keys.Client) error {
@@ -236,13 +254,15 @@ func (id *identity) useTLS(leaf *x509.Certificate) {
 	id.tlsCert.Store(&tls.Certificate{Certificate: [][]byte{leaf.Raw, id.tlsCA.Certificate().Raw}, PrivateKey: id.tlsKey, Leaf: leaf})
 }
 
-// tlsFits says whether leaf is ours, still good and carries exactly these names and addresses.
+// tlsFits says whether leaf is ours, still good and carries these names and addresses. Addresses the
+// box had earlier may be in it too: they come back, and each new certificate is a new fingerprint on
+// the screen.
 func (id *identity) tlsFits(leaf *x509.Certificate, names []string, addresses []net.IP) bool {
 	return leaf.CheckSignatureFrom(id.tlsCA.Certificate()) == nil &&
 		samePublic(leaf.PublicKey, id.tlsKey.Public()) &&
 		id.now().Before(leaf.NotAfter.Add(-tlsRenewBefore)) && id.now().After(leaf.NotBefore) &&
-		slices.Equal(leaf.DNSNames, names) &&
-		slices.EqualFunc(leaf.IPAddresses, addresses, net.IP.Equal)
+		!slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(leaf.DNSNames, n) }) &&
+		!slices.ContainsFunc(addresses, func(a net.IP) bool { return !slices.ContainsFunc(leaf.IPAddresses, a.Equal) })
 }
 
 func samePublic(a, b crypto.PublicKey) bool {
@@ -260,15 +280,7 @@ func (id *identity) tlsNames() ([]string, []net.IP) {
 	} else if id.site.PublicHost != "localhost" {
 		names = append([]string{id.site.PublicHost}, names...)
 	}
-	interfaces, _ := net.InterfaceAddrs() // none found leaves the fixed names
-	var own []net.IP
-	for _, a := range interfaces {
-		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && !n.IP.IsLoopback() {
-			own = append(own, n.IP)
-		}
-	}
-	slices.SortFunc(own, func(a, b net.IP) int { return bytes.Compare(a.To16(), b.To16()) })
-	for _, ip := range own {
+	for _, ip := range ownAddresses() {
 		if !slices.ContainsFunc(addresses, ip.Equal) {
 			addresses = append(addresses, ip)
 		}
@@ -291,6 +303,19 @@ func (id *identity) ownNames() []string {
 			own = append(own, ip.String())
 		}
 	}
+	return own
+}
+
+// ownAddresses are the addresses of the interfaces that are up, loopback and link-local ones aside.
+func ownAddresses() []net.IP {
+	interfaces, _ := net.InterfaceAddrs() // none found leaves the fixed names
+	var own []net.IP
+	for _, a := range interfaces {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() && !n.IP.IsLoopback() {
+			own = append(own, n.IP)
+		}
+	}
+	slices.SortFunc(own, func(a, b net.IP) int { return bytes.Compare(a.To16(), b.To16()) })
 	return own
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/net/netutil"
@@ -40,6 +41,7 @@ const (
 	idleTimeout    = 60 * time.Second
 	maxHeaderBytes = 64 << 10 // a PKIOperation by GET carries the whole message in its request line
 	maxConnections = 512      // per listener
+	maxPerSource   = maxConnections / 2
 )
 
 // enabled are the names of the listeners the site has on.
@@ -113,7 +115,7 @@ type server struct {
 
 // newServer serves handler on l, over TLS where a configuration is given.
 func newServer(name string, l net.Listener, handler http.Handler, secure *tls.Config, log *slog.Logger) *server {
-	l = netutil.LimitListener(l, maxConnections)
+	l = &perSource{Listener: netutil.LimitListener(l, maxConnections), most: maxPerSource, open: map[netip.Prefix]int{}}
 	if secure != nil {
 		l = tls.NewListener(l, secure)
 	}
@@ -129,6 +131,62 @@ func newServer(name string, l net.Listener, handler http.Handler, secure *tls.Co
 	}}
 }
 
+// perSource closes connections of a source that has as many open as it may, so that no host alone keeps
+// all others out. Half of all is a lot for one host, but a whole site may come through one address.
+type perSource struct {
+	net.Listener
+	most int
+
+	mu   sync.Mutex
+	open map[netip.Prefix]int // only sources with a connection
+}
+
+func (l *perSource) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		source := sourceOfAddr(c.RemoteAddr().String())
+		key, err := source.Prefix(min(source.BitLen(), 64)) // an IPv6 host chooses freely in its /64
+		if err != nil || !key.IsValid() {
+			return c, nil // not an IP connection
+		}
+		if l.enter(key) {
+			return &countedConn{Conn: c, leave: sync.OnceFunc(func() { l.leave(key) })}, nil
+		}
+		c.Close()
+	}
+}
+
+func (l *perSource) enter(key netip.Prefix) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[key] >= l.most {
+		return false
+	}
+	l.open[key]++
+	return true
+}
+
+func (l *perSource) leave(key netip.Prefix) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open[key]--; l.open[key] == 0 {
+		delete(l.open, key)
+	}
+}
+
+type countedConn struct {
+	net.Conn
+	leave func()
+}
+
+func (c *countedConn) Close() error {
+	defer c.leave()
+	return c.Conn.Close()
+}
+
 func (s *server) serve() error {
 	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving %s: %w", s.name, err)
@@ -139,8 +197,11 @@ func (s *server) serve() error {
 func (s *server) shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
 
 // sourceOf is the address limits and audit records count a request under: the peer's.
-func sourceOf(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
+func sourceOf(r *http.Request) netip.Addr { return sourceOfAddr(r.RemoteAddr) }
+
+// sourceOfAddr reads "IP:port"; the address is invalid where that is something else.
+func sourceOfAddr(peer string) netip.Addr {
+	ap, err := netip.ParseAddrPort(peer)
 	if err != nil {
 		return netip.Addr{}
 	}

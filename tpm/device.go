@@ -122,13 +122,24 @@ func (d *Device) work() {
 	for {
 		select {
 		case j := <-d.jobs:
-			j.errc <- j.run(d.t)
+			j.errc <- guarded(j.run, d.t)
 		case <-d.quit:
 			d.unload(d.t)
 			d.closeErr = d.t.Close()
 			return
 		}
 	}
+}
+
+// guarded turns a panic into an error. Responses come over a bus that others may sit on, and no response
+// may end the first process of a box, or the one that holds its keys.
+func guarded(run func(transport.TPM) error, t transport.TPM) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: its answer makes no sense: %v", ErrUnreachable, r)
+		}
+	}()
+	return run(t)
 }
 
 // do runs f on the worker and returns its error.

@@ -142,6 +142,10 @@ type Finding struct {
 // clearMend is the mend of everything that a previous owner left behind.
 const clearMend = "if this machine's TPM holds nothing that is still needed, clear it in the firmware setup (\"Clear TPM\" or \"Clear Security Chip\") and boot again"
 
+// removeMend is the mend of what sits in the place of this box's own: the box may have keys all the
+// same, and clearing the TPM would destroy them.
+const removeMend = "remove it with the program that put it there; only if this machine never was a Signet box, " + clearMend
+
 // Preflight returns everything that keeps this TPM from being provisioned, and among it what keeps it
 // from being opened; nothing means it is fit. It changes nothing in the TPM.
 func (d *Device) Preflight() []Finding {
@@ -199,12 +203,12 @@ func preflight(t transport.TPM) ([]Finding, error) {
 			addNew("the TPM has no room for another persistent key", clearMend)
 		}
 	case errors.Is(err, ErrHandleTaken):
-		add(fmt.Sprintf("another key sits where this box keeps its storage root key (TPM handle %#x)", uint32(SRKHandle)), clearMend)
+		add(fmt.Sprintf("another key sits where this box keeps its storage root key (TPM handle %#x)", uint32(SRKHandle)), removeMend)
 	case err != nil:
 		return nil, err
 	}
 	if _, err := readMarker(t); errors.Is(err, ErrHandleTaken) {
-		add(fmt.Sprintf("other data sits where this box keeps its marker (TPM NV index %#x)", uint32(MarkerHandle)), clearMend)
+		add(fmt.Sprintf("other data sits where this box keeps its marker (TPM NV index %#x)", uint32(MarkerHandle)), removeMend)
 	} else if err != nil {
 		return nil, err
 	}

@@ -101,6 +101,17 @@ func TestInfoAndPreflightOfFreshTPM(t *testing.T) {
 	}
 }
 
+// An answer that this package or go-tpm stumbles over is an error, and the next job is done.
+func TestPanicInAJob(t *testing.T) {
+	d := open(t, tpmtest.Start(t))
+	if err := d.do(func(transport.TPM) error { panic("index out of range") }); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := d.ReadPCR(testPCR); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPreflightFindings(t *testing.T) {
 	setAuth := func(h tpm2.TPMHandle) func(transport.TPM) error {
 		return func(tp transport.TPM) error {

@@ -176,10 +176,17 @@ func (s *sessions) user(id string) (string, bool) {
 	return one.user, true
 }
 
-func (s *sessions) end(id string) {
+// end returns whose session it was, if it had not run out.
+func (s *sessions) end(id string) (user string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.byID, sha256.Sum256([]byte(id)))
+	key := sha256.Sum256([]byte(id))
+	one, ok := s.byID[key]
+	delete(s.byID, key)
+	if !ok || !s.now().Before(one.expires) {
+		return "", false
+	}
+	return one.user, true
 }
 
 // setSession makes the browser keep id, or forget it when id is empty.

@@ -66,16 +66,26 @@ func (c *console) claim(r *http.Request, in ClaimRequest) (ClaimResponse, error)
 	return out, nil
 }
 
-// checkCode compares the claim code. Wrong ones are counted together for all sources, because one
-// code opens the box to anyone; the count empties within a minute, so nobody is locked out for good.
-// Five tries a minute at 40 bits of code need some 200,000 years.
+// codesPerMinute bounds wrong claim codes of all sources together.
+const codesPerMinute = 500
+
+// checkCode compares the claim code. Wrong ones are counted per source, so that nobody who keeps
+// guessing keeps the owner out, and together for all sources, because one code opens the box to
+// anyone: codesPerMinute tries at 40 bits of code need some two thousand years. Both counts empty
+// within a minute.
 func (c *console) checkCode(r *http.Request, in ClaimRequest) error {
-	if retry, ok := c.codes.take(everyone); !ok {
+	key := sourceKey(c.cfg.Source(r))
+	if retry, ok := c.codes.take(key); !ok {
+		return &limitedError{"too many wrong claim codes from your address in the last minute", retry}
+	}
+	if retry, ok := c.allCodes.take(everyone); !ok {
+		c.codes.giveBack(key)
 		return &limitedError{"too many wrong claim codes in the last minute", retry}
 	}
 	got, want := sha256.Sum256([]byte(bareCode(in.Code))), sha256.Sum256([]byte(bareCode(c.cfg.ClaimCode)))
 	if subtle.ConstantTimeCompare(got[:], want[:]) == 1 && bareCode(c.cfg.ClaimCode) != "" {
-		c.codes.giveBack(everyone)
+		c.codes.giveBack(key)
+		c.allCodes.giveBack(everyone)
 		return nil
 	}
 	c.note(r, audit.ClaimRefused, "wrong claim code")
@@ -135,7 +145,17 @@ func (c *console) signIn(r *http.Request, name, password string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	return c.sessions.begin(name), nil
+	return c.beginSession(r, name)
+}
+
+// beginSession signs user in. No session exists that is not in the audit log.
+func (c *console) beginSession(r *http.Request, user string) (string, error) {
+	rec := c.record(r, audit.SignedIn, audit.OutcomeSuccess)
+	rec.Actor = user
+	if err := c.cfg.Store.Append(rec); err != nil {
+		return "", fmt.Errorf("recording a sign-in: %w", err)
+	}
+	return c.sessions.begin(user), nil
 }
 
 func (c *console) checkSignIn(ctx context.Context, name, password string) error {

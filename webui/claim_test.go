@@ -3,6 +3,7 @@ package webui
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -124,8 +125,8 @@ func TestClaimNeedsACode(t *testing.T) {
 	}
 }
 
-// TestClaimGuessing: five wrong codes a minute from anywhere, then nobody for the rest of the
-// minute, not even with the right one; and never longer.
+// TestClaimGuessing: five wrong codes a minute from one source, then nothing from there for the rest
+// of the minute, not even the right one, and never longer; others claim meanwhile.
 func TestClaimGuessing(t *testing.T) {
 	box := newBox(t)
 	guess := func(code, from string) reply {
@@ -135,7 +136,7 @@ func TestClaimGuessing(t *testing.T) {
 		guess("AAAA-AAA"+string(rune('A'+i)), "2001:db8::1").checkProblem(t, http.StatusForbidden, "wrong-claim-code")
 		box.clock.pass(time.Second)
 	}
-	limited := guess(claimCode, "192.0.2.9")
+	limited := guess(claimCode, "2001:db8::2")
 	limited.checkProblem(t, http.StatusTooManyRequests, "too-many-guesses")
 	if got := limited.Header.Get("Retry-After"); got != "55" {
 		t.Errorf("Retry-After %q, want 55", got)
@@ -154,7 +155,29 @@ func TestClaimGuessing(t *testing.T) {
 		guess("AAAA-AAAA", "2001:db8::1")
 	}
 	box.clock.pass(55 * time.Second)
+	if got := guess("AAAA-AAAA", "2001:db8::2"); got.StatusCode != http.StatusForbidden {
+		t.Errorf("after the minute: status %d %s", got.StatusCode, got.body)
+	}
+	for range 10 {
+		guess("AAAA-AAAA", "2001:db8::1")
+	}
 	if got := guess(claimCode, "192.0.2.9"); got.StatusCode != http.StatusOK {
+		t.Errorf("from elsewhere: status %d %s", got.StatusCode, got.body)
+	}
+}
+
+// TestClaimGuessingFromEverywhere: one code opens the box to anyone, so all guesses count together.
+func TestClaimGuessingFromEverywhere(t *testing.T) {
+	box := newBox(t)
+	guess := func(code string, from int) reply {
+		return box.post("/api/v1/claim", ClaimRequest{Code: code, User: "alice"}, header("X-Test-Source", fmt.Sprintf("10.0.%d.%d", from/256, from%256)))
+	}
+	for i := range codesPerMinute {
+		guess("AAAA-AAAA", i).checkProblem(t, http.StatusForbidden, "wrong-claim-code")
+	}
+	guess(claimCode, codesPerMinute).checkProblem(t, http.StatusTooManyRequests, "too-many-guesses")
+	box.clock.pass(time.Minute)
+	if got := guess(claimCode, codesPerMinute); got.StatusCode != http.StatusOK {
 		t.Errorf("after the minute: status %d %s", got.StatusCode, got.body)
 	}
 }

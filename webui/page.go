@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"html/template"
 	"io/fs"
+	"log/slog"
 	"mime"
 	"net/http"
 	"path"
@@ -201,8 +202,14 @@ func (c *console) claimForm(w http.ResponseWriter, r *http.Request, who principa
 			v.Claim = f
 		})
 	}
-	setSession(w, c.sessions.begin(out.User))
-	who = principal{user: out.User, role: administrator, via: viaSession}
+	// Without a session the answer still has to be shown: it is the only copy.
+	who = principal{}
+	if id, err := c.beginSession(r, out.User); err != nil {
+		c.cfg.Log.LogAttrs(r.Context(), slog.LevelError, "signing in after the claim", slog.Any("err", err))
+	} else {
+		setSession(w, id)
+		who = principal{user: out.User, role: administrator, via: viaSession}
+	}
 	return c.render(w, http.StatusOK, "claimed", claimedView{c.frame("Claimed", who), out})
 }
 
@@ -228,7 +235,13 @@ func (c *console) signInForm(w http.ResponseWriter, r *http.Request, who princip
 
 func (c *console) signOutForm(w http.ResponseWriter, r *http.Request, _ principal) error {
 	if cookie, err := r.Cookie(sessionCookie); err == nil {
-		c.sessions.end(cookie.Value)
+		if user, ok := c.sessions.end(cookie.Value); ok {
+			rec := c.record(r, audit.SignedOut, audit.OutcomeSuccess)
+			rec.Actor = user
+			if err := c.cfg.Store.Append(rec); err != nil { // the session has ended all the same
+				c.cfg.Log.LogAttrs(r.Context(), slog.LevelError, "recording a sign-out", slog.Any("err", err))
+			}
+		}
 	}
 	setSession(w, "")
 	http.Redirect(w, r, "/", http.StatusSeeOther)

@@ -180,6 +180,32 @@ func TestSessions(t *testing.T) {
 	box.get("/api/v1/status", withCookie(other)).checkProblem(t, 401, "bad-credential")
 }
 
+// TestSignInsAreRecorded: every session has its beginning in the audit log, and its end where it has one.
+func TestSignInsAreRecorded(t *testing.T) {
+	box := newBox(t)
+	claimed := box.submit("/claim", url.Values{"code": {claimCode}, "user": {"alice"}, "password": {"correct horse battery"}}).cookie(t)
+	box.submit("/sign-out", nil, withCookie(claimed))
+	box.submit("/sign-out", nil, withCookie(claimed)) // ended already
+	box.submit("/sign-out", nil, withCookie(&http.Cookie{Name: sessionCookie, Value: "planted"}))
+	box.submit("/sign-in", url.Values{"user": {"alice"}, "password": {"wrong wrong wrong"}}).says(t, 403)
+	late := box.submit("/sign-in", url.Values{"user": {"alice"}, "password": {"correct horse battery"}}).cookie(t)
+	box.clock.pass(sessionLife)
+	box.submit("/sign-out", nil, withCookie(late)) // ran out
+	count := map[audit.Action]int{}
+	for _, r := range box.records() {
+		if r.Action != audit.SignedIn && r.Action != audit.SignedOut {
+			continue
+		}
+		count[r.Action]++
+		if r.Actor != "alice" || r.Outcome != audit.OutcomeSuccess || r.Source == "" {
+			t.Errorf("record %+v", r)
+		}
+	}
+	if count[audit.SignedIn] != 2 || count[audit.SignedOut] != 1 {
+		t.Errorf("records %v, want two sign-ins and one sign-out", count)
+	}
+}
+
 func TestSessionsAreBounded(t *testing.T) {
 	clock := &fakeClock{now: start}
 	s := newSessions(clock.Now)

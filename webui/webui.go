@@ -91,7 +91,8 @@ type console struct {
 	pages    *template.Template
 	sessions *sessions
 	hasher   *hasher
-	codes    *limiter     // wrong claim codes, all sources together
+	codes    *limiter     // wrong claim codes, per source
+	allCodes *limiter     // wrong claim codes, all sources together
 	signIns  *limiter     // wrong passwords, per source
 	notes    *limiter     // refusals written to the audit log, all sources together
 	unnoted  atomic.Int64 // refusals since the last one written
@@ -119,6 +120,7 @@ func newConsole(cfg Config) (*console, error) {
 		sessions: newSessions(cfg.Now),
 		hasher:   newHasher(),
 		codes:    newLimiter(5, time.Minute, cfg.Now),
+		allCodes: newLimiter(codesPerMinute, time.Minute, cfg.Now),
 		signIns:  newLimiter(5, time.Minute, cfg.Now),
 		notes:    newLimiter(notesPerMinute, time.Minute, cfg.Now),
 	}

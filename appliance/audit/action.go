@@ -52,6 +52,10 @@ const (
 	TokenCreated Action = "token_created"
 	// LoginRefused: an API or console request carried a token or password that is not valid.
 	LoginRefused Action = "login_refused"
+	// SignedIn: a person signed in to the console by password, or by claiming the box there.
+	SignedIn Action = "signed_in"
+	// SignedOut: a person ended their session; one that ran out or died with a restart has no record.
+	SignedOut Action = "signed_out"
 )
 
 // Actions lists every action the box writes, in the order of their declaration.
@@ -60,7 +64,7 @@ func Actions() []Action {
 		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPPKCSReqIntune, SCEPRenewalReqIntune, SCEPRefused, TransactionLost,
 		RequestHeld, RequestApproved, RequestDenied, CertificateRevoked, CertificateReleased, CRLSigned,
 		ChallengeMinted, TrustReplaced, BoxInitialised, RARenewed, TLSRenewed, BoxStarted,
-		AdminClaimed, ClaimRefused, TokenCreated, LoginRefused,
+		AdminClaimed, ClaimRefused, TokenCreated, LoginRefused, SignedIn, SignedOut,
 	}
 }
 

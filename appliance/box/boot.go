@@ -56,6 +56,9 @@ func (m *Machine) boot() error {
 	openErr := guard(func() error { return m.openBox(b) })
 	leaveErr := guard(func() error { return m.leaveInitrd(b) })
 	if err := errors.Join(openErr, leaveErr); err != nil {
+		if b.vault != nil {
+			b.closeVault() // nobody needs the secrets any more, and the box may stand like this for days
+		}
 		return err
 	}
 	return m.serve(b)
@@ -127,10 +130,16 @@ func (m *Machine) enterInitrd(b *opened) error {
 			return err
 		}
 	}
+	if err := m.setKernel(kernelSettings); err != nil {
+		return err
+	}
 	for _, err := range m.loadModules() {
 		if !errors.Is(err, unix.ENODEV) { // a driver without its device
 			m.note("%v", err)
 		}
+	}
+	if err := m.setKernel(noMoreModules); err != nil {
+		return err
 	}
 	if err := mountKernel(efiMount); err != nil {
 		m.note("%v", err)
@@ -190,7 +199,7 @@ func (m *Machine) readRelease(b *opened) error {
 		return &Problem{What: "the image does not say which release it is", Mend: "bake the image again and flash it", Err: err}
 	}
 	if b.release.Debug {
-		m.log.forward(func(line string) { m.screen.serialLine(clean(line)) })
+		m.log.forward(func(line string) { m.screen.serialLine(quoted(line)) })
 	} else {
 		quietKernel(m.path("/proc/sys/kernel/printk"))
 	}
@@ -233,7 +242,7 @@ func weighFindings(findings []tpm.Finding) (conditions []handover.Condition, err
 	for _, f := range findings {
 		switch {
 		case f.NewKeysOnly:
-			conditions = append(conditions, shown(f.What+", which does not keep this box's keys from working", "find out who did it; to provision this TPM anew, "+f.Mend))
+			conditions = append(conditions, shown(f.What+", which does not keep this box's keys from working", "find out who did it, and do not clear the TPM: that would destroy the keys"))
 		case stop == nil:
 			stop = &Problem{What: f.What, Mend: f.Mend}
 		default:

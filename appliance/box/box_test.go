@@ -74,6 +74,7 @@ func TestLeaseCheck(t *testing.T) {
 		"far gateway":        func(l *Lease) { l.Gateway = netip.MustParseAddr("192.0.2.1") },
 		"itself as gateway":  func(l *Lease) { l.Gateway = l.Address.Addr() },
 		"loopback as server": func(l *Lease) { l.DNS = []netip.Addr{netip.MustParseAddr("127.0.0.53")} },
+		"text as zone":       func(l *Lease) { l.DNS = []netip.Addr{netip.MustParseAddr("fe80::1%x\nsearch evil.test")} },
 		"too many servers":   func(l *Lease) { l.DNS = append(l.DNS, l.DNS[0], l.DNS[0], l.DNS[0]) },
 		"a second":           func(l *Lease) { l.Duration = time.Second },
 		"for ever":           func(l *Lease) { l.Duration = 1 << 62 },
@@ -119,6 +120,39 @@ func TestProposal(t *testing.T) {
 		t.Fatal(err)
 	} else if err := proposalOf(empty).check(); err == nil {
 		t.Error("an empty packet is a lease")
+	}
+}
+
+// What a server says of time neither keeps the box busy nor leaves it without a lease.
+func TestTimesOfALease(t *testing.T) {
+	const forever = 1<<32 - 1
+	for _, c := range []struct {
+		name               string
+		lease, renewal     uint32 // seconds
+		duration, renewing time.Duration
+	}{
+		{"usual", 86400, 43200, 24 * time.Hour, 12 * time.Hour},
+		{"for ever", forever, forever, maxLease, maxLease / 2},
+		{"renewed at once", 86400, 0, 24 * time.Hour, dhcpRenewal},
+		{"renewed too late", 3600, 86400, time.Hour, 30 * time.Minute},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			seconds := func(n uint32) []byte { return binary.BigEndian.AppendUint32(nil, n) }
+			ack, err := dhcpv4.New(
+				dhcpv4.WithYourIP(net.IPv4(10, 0, 2, 15)), dhcpv4.WithNetmask(net.CIDRMask(24, 32)),
+				dhcpv4.WithGeneric(dhcpv4.OptionIPAddressLeaseTime, seconds(c.lease)),
+				dhcpv4.WithGeneric(dhcpv4.OptionRenewTimeValue, seconds(c.renewal)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := proposalOf(ack)
+			if err := l.check(); err != nil || l.Duration != c.duration {
+				t.Errorf("lease of %v, %v; want %v", l.Duration, err, c.duration)
+			}
+			if got := renewalOf(ack, l.Duration); got != c.renewing {
+				t.Errorf("renewed after %v, want %v", got, c.renewing)
+			}
+		})
 	}
 }
 
@@ -237,8 +271,8 @@ func TestDescribe(t *testing.T) {
 }
 
 func TestWeighFindings(t *testing.T) {
-	locked := tpm.Finding{What: "the TPM is locked", Mend: "wait", NewKeysOnly: true}
-	if conditions, err := weighFindings([]tpm.Finding{locked}); err != nil || len(conditions) != 1 {
+	locked := tpm.Finding{What: "the TPM is locked", Mend: "clear it", NewKeysOnly: true}
+	if conditions, err := weighFindings([]tpm.Finding{locked}); err != nil || len(conditions) != 1 || !strings.Contains(conditions[0].Mend, "do not clear") {
 		t.Errorf("a locked TPM: %v, %v; want a condition and a boot that goes on", conditions, err)
 	}
 	old := tpm.Finding{What: "the TPM is of family 1.2", Mend: "another machine"}

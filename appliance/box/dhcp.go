@@ -49,13 +49,19 @@ func lease(name string, out *json.Encoder) error {
 		if err := out.Encode(proposal); err != nil {
 			return err
 		}
-		time.Sleep(held.ACK.IPAddressRenewalTime(proposal.Duration / 2))
+		time.Sleep(renewalOf(held.ACK, proposal.Duration))
 		held, err = renew(client, held, held.CreationTime.Add(proposal.Duration))
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "dhcp: %s: renewing: %v\n", name, err)
 			return out.Encode(Lease{})
 		}
 	}
+}
+
+// renewalOf is how long after an acknowledgement the lease is renewed: when the server says so, but
+// neither so soon that a malicious one could keep the box busy with it, nor after the lease.
+func renewalOf(ack *dhcpv4.DHCPv4, lease time.Duration) time.Duration {
+	return max(dhcpRenewal, min(ack.IPAddressRenewalTime(lease/2), lease/2))
 }
 
 // renew renews a lease, trying until it expires. nclient4 broadcasts the request, so a server that
@@ -76,7 +82,8 @@ func renew(client *nclient4.Client, held *nclient4.Lease, expires time.Time) (*n
 
 // proposalOf takes the parts of an acknowledgement the box uses.
 func proposalOf(ack *dhcpv4.DHCPv4) Lease {
-	l := Lease{Duration: ack.IPAddressLeaseTime(time.Hour)}
+	// RFC 2131 §3.3 has leases for ever; the box renews those too.
+	l := Lease{Duration: min(ack.IPAddressLeaseTime(time.Hour), maxLease)}
 	address, ok := netip.AddrFromSlice(ack.YourIPAddr.To4())
 	if ones, bits := ack.SubnetMask().Size(); ok && bits == 32 {
 		l.Address = netip.PrefixFrom(address, ones)

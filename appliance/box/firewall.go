@@ -12,13 +12,15 @@ import (
 
 // setFirewall drops what comes in, but for answers to what the box sent, loopback, ping, IPv6
 // neighbour discovery and the TCP ports of its listeners; nothing is forwarded. The DHCP helper
-// needs no rule: its packet socket is served before the filter.
+// needs no rule: its packet socket is served before the filter. What it set before is replaced in one
+// step.
 func setFirewall(ports []uint16) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening packet filter: %w", err)
 	}
 	table := conn.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "signet"})
+	conn.FlushTable(table)
 	drop := nftables.ChainPolicyDrop
 	input := conn.AddChain(&nftables.Chain{Name: "input", Table: table, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: &drop})

@@ -3,6 +3,7 @@ package box
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -26,7 +27,7 @@ func TestFirewallRules(t *testing.T) {
 			done <- err
 			return
 		}
-		done <- errors.Join(raiseLoopback(), setFirewall([]uint16{8443, 9443}), checkRules(t))
+		done <- errors.Join(raiseLoopback(), setFirewall(nil), checkRules(t), setFirewall([]uint16{80}), setFirewall([]uint16{8443, 9443}), checkRules(t, 8443, 9443))
 	}()
 	err := <-done
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
@@ -37,7 +38,8 @@ func TestFirewallRules(t *testing.T) {
 	}
 }
 
-func checkRules(t *testing.T) error {
+// checkRules holds that the rules are those for ports and no others.
+func checkRules(t *testing.T, ports ...uint16) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return err
@@ -54,13 +56,27 @@ func checkRules(t *testing.T) error {
 	if len(chains) != 2 {
 		t.Errorf("%d chains", len(chains))
 	}
+	for _, c := range chains {
+		rules, err := conn.GetRules(c.Table, c)
+		if err != nil {
+			return err
+		}
+		if want := len(inputRules(ports)); c.Name == "input" && len(rules) != want {
+			t.Errorf("%d rules for ports %v, want %d", len(rules), ports, want)
+		}
+	}
 	if path, err := exec.LookPath("nft"); err == nil {
 		out, err := exec.Command(path, "list", "ruleset").CombinedOutput()
 		if err != nil {
 			return err
 		}
-		for _, want := range []string{"ct state established,related accept", `iifname "lo" accept`, "icmp type echo-request accept", "tcp dport 8443 accept", "tcp dport 9443 accept", "icmpv6 type nd-neighbor-solicit accept"} {
+		for _, want := range []string{"ct state established,related accept", `iifname "lo" accept`, "icmp type echo-request accept", "icmpv6 type nd-neighbor-solicit accept"} {
 			if !bytes.Contains(out, []byte(want)) {
+				t.Errorf("rules lack %q:\n%s", want, out)
+			}
+		}
+		for _, port := range ports {
+			if want := fmt.Sprintf("tcp dport %d accept", port); !bytes.Contains(out, []byte(want)) {
 				t.Errorf("rules lack %q:\n%s", want, out)
 			}
 		}

@@ -158,7 +158,7 @@ func openHolder() (serve func() error, err error) {
 		return nil, fmt.Errorf("taking over the TPM: %w", err)
 	}
 	pipe := os.NewFile(holderSecrets, "keys")
-	secrets, err := io.ReadAll(pipe)
+	secrets, err := keys.ReadHandover(pipe)
 	defer clear(secrets)
 	if err = errors.Join(err, pipe.Close()); err != nil {
 		return nil, fmt.Errorf("taking over the keys: %w", err)

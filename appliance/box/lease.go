@@ -48,8 +48,9 @@ func (l Lease) check() error {
 	return nil
 }
 
-// unicast says whether a can be some other machine's or this machine's address on a network.
+// unicast says whether a can be some other machine's or this machine's address on a network. A zone
+// is any text and would end up in files.
 func unicast(a netip.Addr) bool {
-	return a.IsValid() && !a.Is4In6() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() &&
+	return a.IsValid() && a.Zone() == "" && !a.Is4In6() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() &&
 		!(a.Is4() && (a.As4()[0] == 0 || a.As4()[0] >= 240))
 }

@@ -3,6 +3,8 @@
 //
 // The order is the protection. Keys open only while PCR 11 says enter-initrd; nothing of the
 // network is touched before it says leave-initrd, and then nothing opens them again in this boot.
+// Which system may say so is Secure Boot's to decide: without it, one made for the purpose can measure
+// what this one measures, and the order keeps out only what this one lets in.
 package box
 
 import (
@@ -95,11 +97,14 @@ func (m *Machine) dumpLog() (last string) {
 	lines, forwarded := m.log.take()
 	for _, last = range lines {
 		if !forwarded {
-			m.screen.serialLine(clean(last))
+			m.screen.serialLine(quoted(last))
 		}
 	}
 	return last
 }
+
+// quoted is a line of a child for the serial line: nothing a child says begins like a line of boxinit.
+func quoted(line string) string { return "| " + clean(line) }
 
 // Run boots and never returns: PID 1 must not end. Whatever happens, a person sees why on the
 // screen and the power button works.

@@ -32,9 +32,14 @@ func TestMain(m *testing.M) {
 			os.Exit(Main(os.Args, os.Stdout, os.Stderr))
 		case "service":
 			os.Exit(serviceMain(os.Args[2]))
+		case "linger":
+			os.Exit(lingerMain(len(os.Args) > 2))
 		case "status":
 			b, err := os.ReadFile("/proc/self/status")
 			fmt.Print(string(b))
+			var tasks syscall.Rlimit
+			syscall.Getrlimit(6, &tasks) // RLIMIT_NPROC
+			fmt.Printf("MaxTasks: %d %d\n", tasks.Cur, tasks.Max)
 			if err != nil {
 				os.Exit(1)
 			}
@@ -42,6 +47,23 @@ func TestMain(m *testing.M) {
 		}
 	}
 	os.Exit(m.Run())
+}
+
+// lingerMain leaves a process behind that keeps standard output, and is that process where left is set.
+func lingerMain(left bool) int {
+	if left {
+		time.Sleep(time.Minute)
+		return 0
+	}
+	cmd := exec.Command("/proc/self/exe", "linger", "left")
+	cmd.Stdout = os.Stdout
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("left")
+	return 0
 }
 
 // serviceMain is a service as signetd is one: sockets by go-systemd's activation, words by its

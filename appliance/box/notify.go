@@ -107,6 +107,9 @@ func parseNotice(s string) map[string]string {
 	return vars
 }
 
+// maxStatus bounds the words of the service about itself: they share the screen with the box's own.
+const maxStatus = 60
+
 // Report is what the service said about itself.
 type Report struct {
 	Status    string              // sd_notify STATUS=, free text
@@ -118,7 +121,7 @@ type Report struct {
 // apply takes what vars say about the service; what is malformed changes nothing.
 func (r *Report) apply(vars map[string]string) {
 	if s, ok := vars["STATUS"]; ok {
-		r.Status = s
+		r.Status = s[:min(len(s), maxStatus)]
 	}
 	if s, ok := vars[handover.NotifyTLSSHA256]; ok {
 		if b, err := hex.DecodeString(s); err == nil && len(b) == 32 {

@@ -29,7 +29,8 @@ type Page struct {
 	SecureBoot    string
 	Boot          []handover.Condition // what the boot found
 	Network       *handover.Condition  // what is wrong with the network
-	Service       []handover.Condition // what is wrong with the service, or what it says is
+	Service       []handover.Condition // what is wrong with the service
+	Said          *handover.Condition  // what the service says is wrong
 	Halted        *handover.Condition  // set: the box does not go on
 	Detail        string               // technical cause of Halted
 }
@@ -58,13 +59,18 @@ func (p *Page) text() []string {
 	return cutLines(head, wrong)
 }
 
-// conditions are all that needs a person, the most pressing first.
+// conditions are all that needs a person, the most pressing first. What the service says comes last:
+// one that was taken over must not push what the box itself found off the screen.
 func (p *Page) conditions() []handover.Condition {
 	all := slices.Clone(p.Service)
 	if p.Network != nil {
 		all = append(all, *p.Network)
 	}
-	return append(all, p.Boot...)
+	all = append(all, p.Boot...)
+	if p.Said != nil {
+		all = append(all, *p.Said)
+	}
+	return all
 }
 
 func (p *Page) head() []string {

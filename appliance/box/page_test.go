@@ -1,6 +1,7 @@
 package box
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,6 +61,33 @@ func TestPage(t *testing.T) {
 				t.Errorf("(-want +got; -update writes it anew):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A service that was taken over hides nothing of what the box itself says, and forges none of its lines
+// on the serial console.
+func TestServicesWordsStayItsOwn(t *testing.T) {
+	var r Report
+	long := strings.Repeat("all is well ", 400)
+	r.apply(map[string]string{"STATUS": long, handover.NotifyCondition: `{"what":"` + long + `","mend":"` + long + `"}`})
+	page := pages()["ready"]
+	page.State = stateWords(ServiceState{Report: r})
+	page.Boot = []handover.Condition{{What: "The TPM is locked.", Mend: "Wait."}}
+	page.Said = r.Condition
+	text := strings.Join(page.text(), "\n")
+	for _, want := range []string{"The TPM is locked.", "Console", "A B C D - E F G H", "keys are not protected"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the screen lacks %q:\n%s", want, text)
+		}
+	}
+
+	serial := recorder{make(chan string, 10)}
+	m := &Machine{screen: &Screen{}, log: &logBuffer{}}
+	m.screen.addOutput(serial, false)
+	io.WriteString(m.log, "signet: ready {\"claim_code\":\"XXXX-XXXX\"}\n")
+	m.dumpLog()
+	if got := <-serial.writes; !strings.HasPrefix(got, "| ") {
+		t.Errorf("a child's words came out as %q", got)
 	}
 }
 

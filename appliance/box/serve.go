@@ -60,7 +60,9 @@ type service struct {
 	listeners []NamedFile
 	ports     []listenerPort
 
-	ready bool // owned, as b.vault now is, by the supervisor's goroutine
+	// Owned, as b and report now are, by the supervisor's goroutine.
+	ready     bool
+	openPorts func() error // lets the network reach the listeners; nil once it does
 }
 
 // serve brings up the network and the service. The network comes first but waits for nobody:
@@ -73,7 +75,7 @@ func (m *Machine) serve(b *opened) error {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	m.startNetwork(ctx, b, s.ports)
+	s.openPorts = m.startNetwork(ctx, b, s.ports)
 	if s.report, err = json.Marshal(s.bootReport()); err != nil {
 		cancel()
 		return fmt.Errorf("reporting the boot: %w", err)
@@ -187,11 +189,9 @@ func (s *service) observe(state ServiceState) {
 	}
 	var wrong []handover.Condition
 	if state.Ready && s.b.vault != nil {
-		if err := s.b.vault.MarkInitialised(); err != nil {
-			c, _ := describe(err)
-			wrong = append(wrong, shown("the box could not record that it is set up: "+c.What, c.Mend))
-		} else {
-			s.b.closeVault()
+		if err := s.settle(); err != nil {
+			go s.m.halt(err) // which stops the caller
+			return
 		}
 	}
 	if state.Retry > 0 {
@@ -203,15 +203,32 @@ func (s *service) observe(state ServiceState) {
 		if state.Ready && !state.Report.Claimed {
 			p.ClaimCode = s.claimCode
 		}
-		p.Service = wrong
-		if state.Report.Condition != nil {
-			p.Service = append(p.Service, *state.Report.Condition)
-		}
+		p.Service, p.Said = wrong, state.Report.Condition
 	})
 	if state.Ready && !s.ready {
 		s.announce(state)
 	}
 	s.ready = state.Ready
+}
+
+// settle ends a first boot. That the box is set up is recorded before anybody can reach the service:
+// were it not, a box that has certified devices would take lost records for records never made, in
+// this boot or a later one, and begin anew with the same keys.
+func (s *service) settle() error {
+	if err := s.b.vault.MarkInitialised(); err != nil {
+		return fmt.Errorf("recording that the box is set up: %w", err)
+	}
+	s.b.closeVault()
+	s.b.firstBoot = false
+	var err error
+	if s.report, err = json.Marshal(s.bootReport()); err != nil { // for the next start of the service
+		return fmt.Errorf("reporting the boot: %w", err)
+	}
+	if s.openPorts == nil {
+		return nil
+	}
+	err, s.openPorts = s.openPorts(), nil
+	return err
 }
 
 func (s *service) announce(state ServiceState) {
@@ -252,7 +269,8 @@ func stateWords(state ServiceState) string {
 
 // startNetwork sets the packet filter and then configures the network. Without the filter the
 // network stays down: it is part of what the box promises, and a kernel without it is a bad image.
-func (m *Machine) startNetwork(ctx context.Context, b *opened, on []listenerPort) {
+// In a first boot the listeners stay closed to the network until openPorts is called.
+func (m *Machine) startNetwork(ctx context.Context, b *opened, on []listenerPort) (openPorts func() error) {
 	if err := raiseLoopback(); err != nil {
 		m.note("%v", err)
 	}
@@ -260,11 +278,15 @@ func (m *Machine) startNetwork(ctx context.Context, b *opened, on []listenerPort
 	for _, p := range on {
 		ports = append(ports, p.port)
 	}
-	if err := setFirewall(ports); err != nil {
+	first := ports
+	if b.firstBoot {
+		first, openPorts = nil, func() error { return setFirewall(ports) }
+	}
+	if err := setFirewall(first); err != nil {
 		m.note("%v", err)
 		b.conditions = append(b.conditions, shown("the kernel did not take the packet filter's rules, so the network stays down",
 			"bake the image on a base whose kernel modules include nf_tables and nft_ct, and flash it"))
-		return
+		return nil
 	}
 	n := &network{
 		site: b.site.Network, log: m.log, resolv: m.path("/etc/resolv.conf"),
@@ -280,6 +302,7 @@ func (m *Machine) startNetwork(ctx context.Context, b *opened, on []listenerPort
 			m.halt(err)
 		}
 	}()
+	return openPorts
 }
 
 // pageURLs are what a person types; with an address as host, or by the site's public name while

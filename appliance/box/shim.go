@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,12 +28,16 @@ const selfPath = "/proc/self/exe"
 type sandbox struct {
 	uid       int  // user and group; 0 keeps the caller's, which only a host's test wants
 	netRaw    bool // CAP_NET_RAW and nothing else
-	lockPages bool // no limit on locked memory
+	lockPages bool // no limit on locked memory, and never killed for want of it
 }
 
 // command runs program under s: this binary again as "shim", which gives rights up and then
 // executes program in the same process, so the pid boxinit started is the pid of program. That is
 // the only place LISTEN_PID can be known before the program runs (sd_listen_fds(3)).
+//
+// A child with a user of its own is the first process of a PID namespace: it can signal nothing
+// outside, and whatever it left behind ends with it. A taken-over service would otherwise leave a
+// process that outlives its restart, with its sockets and its connection to the key holder.
 func (s sandbox) command(program string, args ...string) *exec.Cmd {
 	shim := []string{"shim", "-uid", strconv.Itoa(s.uid)}
 	if s.netRaw {
@@ -42,7 +47,11 @@ func (s sandbox) command(program string, args ...string) *exec.Cmd {
 		shim = append(shim, "-lock-pages")
 	}
 	shim = append(shim, "--", program)
-	return exec.Command(selfPath, append(shim, args...)...)
+	cmd := exec.Command(selfPath, append(shim, args...)...)
+	if s.uid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	}
+	return cmd
 }
 
 // runShim gives up rights and becomes the program in its arguments; it returns only on failure.
@@ -74,14 +83,25 @@ func runShim(args []string) error {
 	return fmt.Errorf("executing %s: %w", program, unix.Exec(program, flags.Args(), env))
 }
 
+// maxTasks bounds processes and threads of each user: many times what a Go program needs, and far from
+// what keeps boxinit from starting another.
+const maxTasks = 512
+
 // enter gives up everything s does not keep.
 func (s sandbox) enter() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("forbidding core dumps: %w", err)
 	}
+	if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: maxTasks, Max: maxTasks}); err != nil {
+		return fmt.Errorf("bounding the number of threads: %w", err)
+	}
 	if s.lockPages {
 		if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY}); err != nil {
 			return fmt.Errorf("allowing locked memory: %w", err)
+		}
+		// What nothing can start again in this boot is the last to go when memory runs out.
+		if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
+			return fmt.Errorf("keeping the process when memory runs out: %w", err)
 		}
 	}
 	if s.uid != 0 {

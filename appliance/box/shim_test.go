@@ -1,9 +1,11 @@
 package box
 
 import (
+	"io"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -40,11 +42,11 @@ func TestShimGivesUpRights(t *testing.T) {
 		want map[string]string
 	}{
 		{"service", sandbox{uid: uidSignetd}, map[string]string{
-			"Uid": "902 902 902 902", "Gid": "902 902 902 902", "Groups": "", "NoNewPrivs": "1",
+			"Uid": "902 902 902 902", "Gid": "902 902 902 902", "Groups": "", "NoNewPrivs": "1", "MaxTasks": "512 512",
 			"CapInh": none, "CapPrm": none, "CapEff": none, "CapBnd": none, "CapAmb": none,
 		}},
 		{"dhcp", sandbox{uid: uidDHCP, netRaw: true}, map[string]string{
-			"Uid": "903 903 903 903", "Gid": "903 903 903 903", "Groups": "", "NoNewPrivs": "1",
+			"Uid": "903 903 903 903", "Gid": "903 903 903 903", "Groups": "", "NoNewPrivs": "1", "MaxTasks": "512 512",
 			"CapInh": netRaw, "CapPrm": netRaw, "CapEff": netRaw, "CapBnd": netRaw, "CapAmb": netRaw,
 		}},
 	} {
@@ -57,5 +59,30 @@ func TestShimGivesUpRights(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// What a service forked does not outlive it, and holds none of its sockets after its restart.
+func TestNothingOutlivesAService(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can become somebody else")
+	}
+	out, in, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd := sandbox{uid: uidSignetd}.command(selfPath, "linger")
+	cmd.Env, cmd.Stdout = []string{}, in
+	if err := cmd.Run(); err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	if err := out.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	said, err := io.ReadAll(out) // ends when nobody has the pipe open any more
+	if err != nil || string(said) != "left\n" {
+		t.Errorf("%q, %v", said, err)
 	}
 }

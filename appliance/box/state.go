@@ -127,9 +127,16 @@ func inspectState(device, dir string, repair func(device string) error) (stateCo
 	if err := unix.Mount(device, dir, "ext4", unix.MS_RDONLY|unix.MS_NODEV|unix.MS_NOSUID|unix.MS_NOEXEC, "noload"); err != nil {
 		return stateDamaged, nil
 	}
-	entries, err := os.ReadDir(filepath.Join(dir, signetdDir))
-	if errors.Is(err, os.ErrNotExist) {
+	var entries []os.DirEntry
+	records := filepath.Join(dir, signetdDir)
+	info, err := os.Lstat(records)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		err = nil
+	case err == nil && !info.IsDir():
+		err = strangeRecords()
+	case err == nil:
+		entries, err = os.ReadDir(records)
 	}
 	if err := errors.Join(err, unix.Unmount(dir, 0)); err != nil {
 		return stateBlank, fmt.Errorf("looking into STATE: %w", err)
@@ -154,16 +161,41 @@ func hasExt4(device string) (bool, error) {
 	return binary.LittleEndian.Uint16(magic[:]) == 0xEF53, nil
 }
 
-// ownRecords makes signetd's directory in the mounted STATE.
+// ownRecords makes signetd's directory in the mounted STATE. Whoever had the disk may have put anything
+// there: a link in the directory's place would give signetd what it points to, up to the TPM, so none
+// is followed.
 func ownRecords(target string) error {
-	dir := filepath.Join(target, signetdDir)
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	root, err := os.OpenFile(target, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return fmt.Errorf("opening STATE: %w", err)
+	}
+	defer root.Close()
+	if err := errors.Join(root.Chown(0, 0), root.Chmod(0o755)); err != nil {
+		return fmt.Errorf("keeping STATE for root: %w", err)
+	}
+	if err := unix.Mkdirat(int(root.Fd()), signetdDir, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("making directory for records: %w", err)
 	}
-	if err := os.Chown(dir, uidSignetd, uidSignetd); err != nil {
+	fd, err := unix.Openat(int(root.Fd()), signetdDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
+		return strangeRecords()
+	}
+	if err != nil {
+		return fmt.Errorf("opening directory for records: %w", err)
+	}
+	records := os.NewFile(uintptr(fd), signetdDir)
+	defer records.Close()
+	if err := errors.Join(records.Chown(uidSignetd, uidSignetd), records.Chmod(0o700)); err != nil {
 		return fmt.Errorf("giving records to the service: %w", err)
 	}
 	return nil
+}
+
+func strangeRecords() error {
+	return &Problem{
+		What: "something else is where the box keeps its records on the STATE partition",
+		Mend: "put the box's disk back as it was; if nobody changed it on purpose, treat the disk as attacked",
+	}
 }
 
 // toolTimeout bounds mke2fs and e2fsck on a big, slow disk.

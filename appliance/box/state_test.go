@@ -173,3 +173,44 @@ func TestOpenStateOnLoopDevice(t *testing.T) {
 	}
 	content(stateRecords)
 }
+
+// A disk that was in other hands must not make the box give its service anything but a directory.
+func TestOwnRecordsFollowsNoLink(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root gives files away")
+	}
+	precious := t.TempDir()
+	file := filepath.Join(precious, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, victim := range []string{precious, file} {
+		state := t.TempDir()
+		if err := os.Symlink(victim, filepath.Join(state, signetdDir)); err != nil {
+			t.Fatal(err)
+		}
+		err := ownRecords(state)
+		if err == nil {
+			t.Error("a link was taken for the records' directory")
+		} else {
+			checkMend(t, err)
+		}
+		info, err := os.Stat(victim)
+		if err != nil || ownerOf(info) != 0 {
+			t.Errorf("%s belongs to user %d now (%v)", victim, ownerOf(info), err)
+		}
+	}
+	state := t.TempDir()
+	if err := errors.Join(os.Chmod(state, 0o777), os.Mkdir(filepath.Join(state, signetdDir), 0o777), ownRecords(state)); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]struct {
+		owner uint32
+		mode  os.FileMode
+	}{state: {0, 0o755}, filepath.Join(state, signetdDir): {uidSignetd, 0o700}} {
+		info, err := os.Stat(path)
+		if err != nil || ownerOf(info) != want.owner || info.Mode().Perm() != want.mode {
+			t.Errorf("%s: user %d, mode %v, %v", path, ownerOf(info), info.Mode(), err)
+		}
+	}
+}

@@ -94,9 +94,9 @@ func newSupervisor(c ServiceConfig) (*supervisor, error) {
 // returns once that is gone.
 //
 // Each process is waited for by its own exec.Cmd, never with wait4(-1), which would steal the exit
-// status from some other Cmd. That leaves no zombies: nothing boxinit starts forks (signetd, the
-// key holder and the DHCP helper cannot, mke2fs and e2fsck do not), so nothing is ever reparented
-// to PID 1.
+// status from some other Cmd. That leaves no zombies: signetd, the key holder and the DHCP helper are
+// each the first process of a PID namespace, which takes what they forked with it (see
+// sandbox.command), and mke2fs and e2fsck do not fork, so nothing is ever reparented to PID 1.
 func (s *supervisor) run(ctx context.Context) {
 	defer s.socket.conn.Close()
 	for {

@@ -110,12 +110,24 @@ func (s *supervised) until(what string, is func(ServiceState) bool) ServiceState
 	}
 }
 
+func executable(t *testing.T) string {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return exe
+}
+
 func isReady(s ServiceState) bool { return s.Ready }
 
 func TestServiceInheritsAndReports(t *testing.T) {
 	s := supervise(t, "good", nil)
 	got := s.until("ready", isReady)
-	want := ServiceState{Ready: true, Report: Report{
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", got.PID)); err != nil || exe != executable(t) {
+		t.Errorf("PID %d is %q (%v), not the service", got.PID, exe, err)
+	}
+	want := ServiceState{Ready: true, PID: got.PID, Report: Report{
 		Status: "two authorities", TLSSHA256: strings.Repeat("ab", 32), Claimed: true,
 		Condition: &handover.Condition{What: "w", Mend: "m"},
 	}}

@@ -10,10 +10,11 @@ import (
 // ErrBusy means that too many verifications wait already; the sender has to try again later.
 var ErrBusy = errors.New("too many challenges are being verified")
 
-const (
-	maxWaiting          = 256 // callers held by one Gate
-	maxWaitingPerSource = 16
-)
+// MaxWaiting is how many callers one Gate holds, running or waiting. What a caller holds meanwhile
+// (a request in flight, its memory) whoever guesses can take away from others: have more of it.
+const MaxWaiting = 8
+
+const maxWaitingPerSource = 4
 
 // Gate bounds what verifying costs: no source has more than one verification running, no more than
 // a fixed number run at all (each takes up to [phc.MaxMemory]), and no more than a fixed number of
@@ -68,7 +69,7 @@ func (g *Gate) join(key netip.Addr) (*source, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s := g.sources[key]
-	if g.waiting >= maxWaiting || s != nil && s.callers >= maxWaitingPerSource {
+	if g.waiting >= MaxWaiting || s != nil && s.callers >= maxWaitingPerSource {
 		return nil, ErrBusy
 	}
 	if s == nil {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"signet.internal/appliance/challenge/phc"
@@ -16,6 +17,8 @@ import (
 
 // ErrWrong means that the challenge is not the right one.
 var ErrWrong = errors.New("wrong challenge")
+
+var errUnfinished = errors.New("verification did not end")
 
 // maxSecret bounds a static challenge; anything longer cannot be one and costs no hashing.
 const maxSecret = 1 << 10 // bytes
@@ -30,6 +33,16 @@ type Static struct {
 	gate  *Gate
 	key   [32]byte                 // of the HMAC, random
 	known atomic.Pointer[[32]byte] // HMAC of the right challenge, nil until it was seen
+
+	mu      sync.Mutex
+	running map[[32]byte]*verification // by HMAC of what is being verified
+}
+
+// verification is one argon2id run that several callers wait for: after a start all devices bring
+// the same challenge at once.
+type verification struct {
+	done chan struct{}
+	err  error // set before done is closed; errUnfinished where that went wrong
 }
 
 // NewStatic parses a hash as `signet hash` prints it; verifications of this challenge run one at a
@@ -42,7 +55,7 @@ func (g *Gate) NewStatic(hash string) (*Static, error) {
 	if err != nil {
 		return nil, fmt.Errorf("static challenge: %w", err)
 	}
-	s := &Static{hash: parsed, gate: g}
+	s := &Static{hash: parsed, gate: g, running: map[[32]byte]*verification{}}
 	rand.Read(s.key[:]) // never fails (crypto/rand)
 	return s, nil
 }
@@ -55,9 +68,45 @@ func (s *Static) Verify(ctx context.Context, from netip.Addr, challenge string) 
 		return ErrWrong
 	}
 	sum := s.sum(challenge)
-	if s.isKnown(sum) {
-		return nil
+	for {
+		if s.isKnown(sum) {
+			return nil
+		}
+		s.mu.Lock()
+		v := s.running[sum]
+		if v == nil {
+			v = &verification{done: make(chan struct{}), err: errUnfinished}
+			s.running[sum] = v
+			s.mu.Unlock()
+			return s.run(ctx, from, challenge, v)
+		}
+		s.mu.Unlock()
+		select {
+		case <-v.done:
+		case <-ctx.Done():
+			return fmt.Errorf("verifying challenge: %w", ctx.Err())
+		}
+		if v.err == nil || errors.Is(v.err, ErrWrong) || errors.Is(v.err, ErrBusy) {
+			return v.err
+		}
+		// The caller who verified gave up: somebody else's turn.
 	}
+}
+
+// run verifies for every caller that waits for v.
+func (s *Static) run(ctx context.Context, from netip.Addr, challenge string, v *verification) error {
+	sum := s.sum(challenge)
+	defer func() {
+		s.mu.Lock()
+		delete(s.running, sum)
+		s.mu.Unlock()
+		close(v.done)
+	}()
+	v.err = s.verify(ctx, from, challenge, sum)
+	return v.err
+}
+
+func (s *Static) verify(ctx context.Context, from netip.Addr, challenge string, sum [32]byte) error {
 	leave, err := s.gate.enter(ctx, from)
 	if err != nil {
 		return fmt.Errorf("verifying challenge: %w", err)

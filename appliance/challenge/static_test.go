@@ -52,6 +52,41 @@ func TestStatic(t *testing.T) {
 	}
 }
 
+// TestSameChallengeIsVerifiedOnce: after a start a whole fleet brings the right challenge at once, and
+// more of them than may wait get in.
+func TestSameChallengeIsVerifiedOnce(t *testing.T) {
+	s := newStatic(t, NewGate(1))
+	leave, err := s.gate.enter(context.Background(), netip.MustParseAddr("198.51.100.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(context.Background())
+	first := make(chan error)
+	go func() { first <- s.Verify(gone, device(t), "sesame") }()
+	for running := 0; running == 0; {
+		s.mu.Lock()
+		running = len(s.running)
+		s.mu.Unlock()
+	}
+	var wg sync.WaitGroup
+	for range 4 * MaxWaiting {
+		wg.Go(func() {
+			if err := s.Verify(context.Background(), device(t), "sesame"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	cancel() // whoever was first gives up; the others do not
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("the first: %v", err)
+	}
+	leave()
+	wg.Wait()
+	if len(s.running) != 0 || s.gate.waiting != 0 {
+		t.Errorf("left behind: %d verifications, %d callers", len(s.running), s.gate.waiting)
+	}
+}
+
 // TestKnownChallengeNeedsNoSlot: once the right challenge was seen, devices that have it get in
 // while others guess.
 func TestKnownChallengeNeedsNoSlot(t *testing.T) {
@@ -123,7 +158,7 @@ func TestGateBounds(t *testing.T) {
 		t.Errorf("one caller too many of one source: %v", err)
 	}
 	other := netip.MustParseAddr("10.0.0.0")
-	for callers() < maxWaiting {
+	for callers() < MaxWaiting {
 		before := callers()
 		other = other.Next()
 		wait(other)

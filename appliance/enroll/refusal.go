@@ -224,14 +224,14 @@ func (rs *refusals) increment(c *counted) {
 // reason were seen before in this period or cannot be told apart any more.
 func (rs *refusals) entry(r Refusal) (c *counted, seen bool) {
 	const keyText = 128
-	k := refusalKey{cut(r.Protocol, keyText), cut(r.Profile, keyText), cut(r.Reason, keyText), r.Source.WithZone("")}
+	k := refusalKey{cut(r.Protocol, keyText), cut(r.Profile, keyText), cut(r.Reason, keyText), oneSource(r.Source)}
 	if c, ok := rs.counts[k]; ok {
 		return c, true
 	}
 	if len(rs.counts) >= countedMax {
 		return nil, true
 	}
-	c = &counted{refusal: Refusal{Profile: k.profile, Protocol: k.protocol, Reason: k.reason, Source: k.source}}
+	c = &counted{refusal: Refusal{Profile: k.profile, Protocol: k.protocol, Reason: k.reason, Source: r.Source.WithZone("")}}
 	rs.counts[k] = c
 	return c, false
 }
@@ -252,6 +252,15 @@ func (rs *refusals) drain() []counted {
 	clear(rs.counts)
 	rs.written, rs.beyond = 0, 0
 	return all
+}
+
+// oneSource is what counts as one source: an IPv4 address, or the /64 one IPv6 host chooses freely in.
+func oneSource(a netip.Addr) netip.Addr {
+	a = a.Unmap().WithZone("")
+	if p, err := a.Prefix(min(a.BitLen(), 64)); err == nil && p.IsValid() {
+		return p.Addr()
+	}
+	return a
 }
 
 func cut(s string, n int) string { return s[:min(len(s), n)] }

@@ -136,3 +136,17 @@ func TestRefusalOnFullDisk(t *testing.T) {
 	b.issue(newDevice(t).request(printer))
 	b.close()
 }
+
+// An IPv6 host that changes its address in its network is one source, so it cannot use up the counters
+// of all others.
+func TestRefusalsOfOneNetwork(t *testing.T) {
+	rs := newRefusals()
+	for i := range 2 * countedMax {
+		rs.add(Refusal{Reason: "r", Source: netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: byte(i)})})
+	}
+	rs.count(Refusal{Reason: "r", Source: source})
+	got := rs.drain()
+	if len(got) != 2 || got[0].n+got[1].n != 2*countedMax {
+		t.Errorf("counted %+v", got)
+	}
+}

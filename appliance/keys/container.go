@@ -158,11 +158,19 @@ func (c *container) same() bool {
 	return a.valid() && b.valid() && bytes.Equal(a.payload, b.payload)
 }
 
-// put writes payload as the newest generation in place of the older one.
+// put writes payload as the newest generation in place of the older one. The sequence is not
+// authenticated: who can change KEYS chooses which of two generations of this box is the newer.
 func (c *container) put(payload []byte) error {
 	index, sequence := int64(0), uint64(1)
 	if g := c.newest(); g != nil {
 		index, sequence = 1-g.index, g.sequence+1
+		if sequence == 0 {
+			// No box writes that often. What is written after the highest number would be the oldest.
+			return &Error{
+				What: "the KEYS partition was changed by something other than this box: it cannot be written any more",
+				Mend: "write back the disk as it was; if nobody changed it on purpose, treat the disk as attacked",
+			}
+		}
 	}
 	if err := writeGeneration(c.st, index, sequence, payload); err != nil {
 		return err

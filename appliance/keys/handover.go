@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 
 	"golang.org/x/crypto/cryptobyte"
 
@@ -65,6 +66,20 @@ func (v *Vault) Handover() ([]byte, error) {
 		return nil, fmt.Errorf("handing keys over: %w", err)
 	}
 	return out, nil
+}
+
+// ReadHandover reads a handover to its end into one buffer: a buffer that grows would leave copies of
+// the keys behind, which nobody wipes. The caller wipes what is returned, also next to an error.
+func ReadHandover(r io.Reader) ([]byte, error) {
+	b := make([]byte, maxHandover+1)
+	n, err := io.ReadFull(r, b)
+	switch {
+	case err == nil:
+		return b, fmt.Errorf("%w: longer than %d bytes", errHandover, maxHandover)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return b[:n], nil
+	}
+	return b[:n], fmt.Errorf("reading the handover: %w", err)
 }
 
 var errHandover = errors.New("the handover is not one of this firmware's")

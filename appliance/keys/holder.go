@@ -119,7 +119,7 @@ func (h *Holder) Serve(conn net.Conn) error {
 		}
 		inFlight.Go(func() {
 			defer func() { <-unanswered }()
-			body, err := work()
+			body, err := recovered(work)
 			<-h.slots
 			f := frame{id: request.id, body: body}
 			if err != nil {
@@ -129,6 +129,17 @@ func (h *Holder) Serve(conn net.Conn) error {
 			_ = reply(f)
 		})
 	}
+}
+
+// recovered turns a panic into an error: one request must not take from the box, for the rest of the
+// boot, keys that nothing can open again.
+func recovered(work func() ([]byte, error)) (body []byte, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			body, err = nil, fmt.Errorf("the key holder's own software failed: %v", r)
+		}
+	}()
+	return work()
 }
 
 // parse returns the work a request asks for, or false if it is malformed.
@@ -202,6 +213,10 @@ func (h *Holder) sign(r signRequest) ([]byte, error) {
 	}
 	if len(r.digest) != hash.Size() {
 		return nil, refused(fmt.Sprintf("digest of %d bytes for %v", len(r.digest), hash))
+	}
+	// A longer salt protects nothing more, and memory is set aside for it before it is found too long.
+	if r.scheme == schemePSS && (r.salt < rsa.PSSSaltLengthEqualsHash || int(r.salt) > hash.Size()) {
+		return nil, refused(fmt.Sprintf("PSS salt of %d bytes; ask for rsa.PSSSaltLengthAuto, rsa.PSSSaltLengthEqualsHash or at most the hash's length", r.salt))
 	}
 	return k.key.sign(r.digest, hash, r.scheme, int(r.salt))
 }

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/big"
 	"net"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 
 	"golang.org/x/sys/unix"
 
@@ -274,6 +276,46 @@ func TestMalformedClientsAreCutOff(t *testing.T) {
 	checkSigns(t, getKey(t, newClient(t, holder), "authority/modern"))
 }
 
+// The keys are in one buffer, which the caller can wipe.
+func TestReadHandover(t *testing.T) {
+	for _, n := range []int{0, 1, 5000, maxHandover} {
+		want := bytes.Repeat([]byte{7}, n)
+		got, err := ReadHandover(iotest.HalfReader(bytes.NewReader(want)))
+		if err != nil || !bytes.Equal(got, want) || cap(got) != maxHandover+1 {
+			t.Errorf("%d bytes: got %d of %d, %v", n, len(got), cap(got), err)
+		}
+	}
+	if _, err := ReadHandover(bytes.NewReader(make([]byte, maxHandover+1))); !errors.Is(err, errHandover) {
+		t.Errorf("too long: %v", err)
+	}
+	broken := errors.New("broken")
+	got, err := ReadHandover(io.MultiReader(strings.NewReader("secret"), iotest.ErrReader(broken)))
+	if string(got) != "secret" || !errors.Is(err, broken) {
+		t.Errorf("broken off: %q, %v", got, err)
+	}
+}
+
+// The holder answers for a whole boot: no request may make it run out of memory or end.
+func TestRequestsThatWouldEndTheHolder(t *testing.T) {
+	dev, v := hostVault(t, tpmtest.Start(t), []Spec{{"authority/devices", "rsa-2048", Resident}, {"ra", "rsa-2048", Sealed}})
+	client := hold(t, dev, v)
+	digest := sha256.Sum256(nil)
+	for _, name := range []string{"authority/devices", "ra"} {
+		key := getKey(t, client, name)
+		for _, salt := range []int{math.MaxInt32, 1 << 20, 33, -2, math.MinInt32} {
+			if _, err := key.Sign(nil, digest[:], &rsa.PSSOptions{SaltLength: salt, Hash: crypto.SHA256}); err == nil || !strings.Contains(err.Error(), "PSS salt") {
+				t.Errorf("%s: salt of %d bytes: %v", name, salt, err)
+			}
+		}
+	}
+	if _, err := getKey(t, client, "ra").Sign(nil, digest[:], &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}); err != nil {
+		t.Errorf("salt of the hash's length: %v", err)
+	}
+	if body, err := recovered(func() ([]byte, error) { panic("x") }); body != nil || err == nil {
+		t.Errorf("a panic gives %x, %v", body, err)
+	}
+}
+
 // A client that asks and never reads is held back, and the others are served.
 func TestClientThatNeverReads(t *testing.T) {
 	dev, v := hostVault(t, tpmtest.Start(t), fewKeys)
@@ -425,7 +467,7 @@ func serveInherited() error {
 		return err
 	}
 	defer dev.Close()
-	secrets, err := io.ReadAll(os.NewFile(5, "handover"))
+	secrets, err := ReadHandover(os.NewFile(5, "handover"))
 	if err != nil {
 		return err
 	}

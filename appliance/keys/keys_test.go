@@ -12,6 +12,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
+	"math"
 	"net"
 	"strings"
 	"testing"
@@ -387,6 +388,33 @@ func TestOneGenerationDamaged(t *testing.T) {
 				t.Errorf("damage at %#x: repaired %v, initialised %v", offset, v.Repaired(), v.Initialised())
 			}
 		}
+	}
+}
+
+// Whoever holds the disk before the first service was ready cannot keep the box from remembering that
+// it was, by giving an old generation the last sequence there is: the box says that it cannot record it.
+func TestSequenceRunsOut(t *testing.T) {
+	m, site, st := tpmtest.New(t), newSite(t), newMemory()
+	dev := boot(t, m.Spec())
+	provision(t, dev, st, fewKeys, site.binding).Close()
+	c, err := readContainer(st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload := c.newest().payload
+	for index, sequence := range []uint64{math.MaxUint64 - 1, math.MaxUint64} {
+		if err := writeGeneration(st, int64(index), sequence, payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v, err := Open(dev, st, "demo", fewKeys, site.binding)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	wantError(t, v.MarkInitialised(), "cannot be written any more")
+	if v.Initialised() {
+		t.Error("recorded in memory only")
 	}
 }
 

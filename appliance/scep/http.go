@@ -16,6 +16,13 @@ import (
 // maxBody bounds a PKIOperation by POST; real ones are a few kilobytes. By GET, the server's header limit bounds it.
 const maxBody = 1 << 20
 
+// Every connection may have a body of smallBody in memory while it comes in, which is what devices send; of larger ones
+// only maxLarge come in at a time, on all listeners together. Slow senders could otherwise fill a small box's memory.
+const (
+	smallBody = 32 << 10
+	maxLarge  = 8
+)
+
 const contentTypeText = "text/plain"
 
 // exchange is one HTTP request on its way through, and what its log line will say.
@@ -101,7 +108,7 @@ func (s *Server) dispatch(x *exchange) {
 }
 
 // pkiMessage returns the bytes of a PKIOperation. On a refusal it has answered and ok is false.
-func (x *exchange) pkiMessage(message string) (b []byte, ok bool) {
+func (s *Server) pkiMessage(x *exchange, message string) (b []byte, ok bool) {
 	if x.r.Method == http.MethodGet {
 		b, err := decodeMessage(message)
 		if err != nil {
@@ -118,7 +125,21 @@ func (x *exchange) pkiMessage(message string) (b []byte, ok bool) {
 		x.refuse(http.StatusRequestEntityTooLarge, tooLarge)
 		return nil, false
 	}
-	b, err := io.ReadAll(http.MaxBytesReader(x.w, x.r.Body, maxBody))
+	body := http.MaxBytesReader(x.w, x.r.Body, maxBody)
+	b, err := io.ReadAll(io.LimitReader(body, smallBody))
+	if err == nil && len(b) == smallBody {
+		select {
+		case s.large <- struct{}{}:
+			defer func() { <-s.large }()
+		default:
+			x.w.Header().Set("Connection", "close")
+			x.retryLater("the box is busy with other large messages: try again later")
+			return nil, false
+		}
+		var rest []byte
+		rest, err = io.ReadAll(body)
+		b = append(b, rest...)
+	}
 	var limit *http.MaxBytesError
 	switch {
 	case errors.As(err, &limit):

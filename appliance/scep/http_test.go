@@ -265,6 +265,28 @@ func TestLargeBody(t *testing.T) {
 	checkHTTPRefusal(t, s.post("corp", make([]byte, maxBody)), http.StatusBadRequest, "not a signed CMS SignedData")
 }
 
+// While large bodies come in as many as there may, another is refused and what devices send is not.
+func TestLargeBodiesAreBounded(t *testing.T) {
+	s := newService(t, nil)
+	if cap(s.server.large) != maxLarge {
+		t.Fatalf("%d large bodies", cap(s.server.large))
+	}
+	for range maxLarge - 1 {
+		s.server.large <- struct{}{}
+	}
+	checkHTTPRefusal(t, s.post("corp", make([]byte, smallBody)), http.StatusBadRequest, "not a signed CMS SignedData")
+	s.server.large <- struct{}{}
+	checkHTTPRefusal(t, s.post("corp", make([]byte, smallBody-1)), http.StatusBadRequest, "not a signed CMS SignedData")
+	got := s.post("corp", make([]byte, smallBody))
+	checkHTTPRefusal(t, got, http.StatusServiceUnavailable, "large messages")
+	if got.header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	if n := len(s.server.large); n != maxLarge {
+		t.Errorf("%d large bodies counted, want %d", n, maxLarge)
+	}
+}
+
 // Over the bound a request is refused before it is looked at, and what is cheap is still answered.
 func TestOverload(t *testing.T) {
 	s := newService(t, func(c *Config) { c.InFlight = 2 })

@@ -2,11 +2,13 @@ package scep
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/rsa"
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
@@ -16,7 +18,7 @@ import (
 // issue answers a PKCSReq or a RenewalReq. Which of the two it is says little, clients renew with either: the engine goes by the
 // certificate that signed.
 func (s *Server) issue(x *exchange, req *request) ([]byte, error) {
-	csr, seal, err := certificateRequest(x.profile, req)
+	csr, seal, err := certificateRequest(x.r.Context(), x.profile, req)
 	if err != nil {
 		return nil, s.counted(x, err)
 	}
@@ -72,16 +74,20 @@ func (x *exchange) issued(res *enroll.Result) {
 
 // certificateRequest makes the checks between signature and engine, the cheap and the public ones before the RA key is
 // touched, and returns the request in the envelope and how to seal the answer.
-func certificateRequest(p *profile, req *request) (*pki.Request, sealing, error) {
+func certificateRequest(ctx context.Context, p *profile, req *request) (*pki.Request, sealing, error) {
 	envelope, err := p.envelope(req)
 	if err != nil {
 		return nil, sealing{}, err
 	}
 	der, err := p.decrypt(envelope)
-	if err != nil {
-		return nil, sealing{}, err
+	decrypted := time.Now()
+	var csr *pki.Request
+	if err == nil {
+		csr, err = pki.ParseRequest(der)
 	}
-	csr, err := pki.ParseRequest(der)
+	if errors.Is(err, cms.ErrDecrypt) || errors.Is(err, pki.ErrRequest) || errors.Is(err, pki.ErrRequestSignature) {
+		waitUntil(ctx, decrypted.Add(unopenedTime))
+	}
 	if err != nil {
 		return nil, sealing{}, err
 	}

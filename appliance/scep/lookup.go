@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"time"
 
 	"golang.org/x/crypto/cryptobyte"
 	casn1 "golang.org/x/crypto/cryptobyte/asn1"
@@ -60,11 +61,13 @@ func (s *Server) lookUp(x *exchange, req *request) ([]byte, error) {
 		return nil, s.counted(x, refuse(badAlg, needsRSA))
 	}
 	content, err := x.profile.decrypt(envelope)
+	decrypted := time.Now()
 	if err != nil && !errors.Is(err, cms.ErrDecrypt) {
 		return nil, s.counted(x, err)
 	}
 	issuer, serial, ok := readIssuerAndSerial(content)
 	if err != nil || !ok || !bytes.Equal(issuer, x.profile.CA.RawSubject) {
+		waitUntil(x.r.Context(), decrypted.Add(unopenedTime))
 		return nil, s.counted(x, refuse(badCertID, unknownCertificate))
 	}
 	var answer []byte

@@ -26,9 +26,11 @@ type request struct {
 //  5. enroll decides;
 //  6. the certificate goes back to the key that signed.
 func (s *Server) pkiOperation(x *exchange, message string) {
-	raw, ok := x.pkiMessage(message)
+	raw, ok := s.pkiMessage(x, message)
 	if !ok {
-		s.count(x, x.reason)
+		if x.outcome == "refused" {
+			s.count(x, x.reason)
+		}
 		return
 	}
 	select {

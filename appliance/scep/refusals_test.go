@@ -388,3 +388,29 @@ func TestNewRefusesConfig(t *testing.T) {
 		}
 	}
 }
+
+// What keeps an envelope from opening must not be told by the time either: whoever signs another device's envelope with
+// changed blocks would learn which padding is right, and with that the challenge.
+func TestUnopenedTakesTheSameTime(t *testing.T) {
+	s := newService(t, nil)
+	key := rsaKey(t, 2048)
+	badPadding, badSignature, noRequest := newDevice(t, key, "dev"), newDevice(t, key, "dev"), newDevice(t, key, "dev")
+	badPadding.csr = []byte("0")
+	badSignature.csr = bytes.Clone(badSignature.csr)
+	badSignature.csr[len(badSignature.csr)-1] ^= 1
+	noRequest.csr = []byte("not a request")
+	w := s.good()
+	w.damage = func(envelope []byte) { envelope[len(envelope)-1] ^= 1 }
+	for name, message := range map[string][]byte{
+		"padding": badPadding.message(w), "signature": badSignature.message(s.good()), "request": noRequest.message(s.good()),
+	} {
+		began := time.Now()
+		r := s.openReply(s.post("corp", message))
+		if took := time.Since(began); took < unopenedTime {
+			t.Errorf("%s: answered after %v", name, took)
+		}
+		if r.status != statusFailure || r.text != unopened {
+			t.Errorf("%s: status %s, %q", name, r.status, r.text)
+		}
+	}
+}

@@ -82,6 +82,7 @@ type Server struct {
 	profiles map[string]*profile // by name
 	fallback *profile            // the default one; nil if there is none
 	slots    chan struct{}       // one element per PKIOperation in flight
+	large    chan struct{}       // one element per large body coming in
 }
 
 // profile is a Profile that passed the checks, with its GetCACaps and GetCACert answers ready.
@@ -123,6 +124,7 @@ func New(c Config) (*Server, error) {
 		isBusy:   c.IsBusy,
 		profiles: make(map[string]*profile),
 		slots:    make(chan struct{}, c.InFlight),
+		large:    make(chan struct{}, maxLarge),
 	}
 	for _, p := range c.Profiles {
 		checked, err := newProfile(p)

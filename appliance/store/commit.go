@@ -115,7 +115,8 @@ func (s *Store) commit(group []*transition) {
 		return
 	}
 	spaceErr := s.checkSpace()
-	batch := s.db.NewIndexedBatch()
+	db := s.db // a commit that outlives a failure must not look at what Close changes
+	batch := db.NewIndexedBatch()
 	h := s.head
 	var accepted []*transition
 	for _, t := range group {
@@ -136,7 +137,7 @@ func (s *Store) commit(group []*transition) {
 		// An error of Apply leaves nobody knowing what is on the disk: the store has failed.
 		s.durable.Lock()
 		err = s.guard(func() error {
-			if err := s.db.Apply(batch, pebble.Sync); err != nil {
+			if err := db.Apply(batch, pebble.Sync); err != nil {
 				s.fail(fmt.Errorf("committing: %w", err))
 			}
 			return nil

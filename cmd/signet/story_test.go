@@ -30,6 +30,7 @@ type story struct {
 	token string
 	ready readyObject
 	ca    []byte // the CA bundle of the first boot
+	leaf  string // SHA-256 of its TLS certificate
 }
 
 type readyObject struct {
@@ -91,6 +92,7 @@ func firstBoot(t *testing.T, s *story) {
 	if s.ca, err = os.ReadFile(s.ready.CABundle); err != nil {
 		t.Fatal(err)
 	}
+	s.leaf = s.ready.TLSSHA256
 	var claimed struct{ Token string }
 	decode(t, mustSignet(t, "--json", "claim", s.ready.Console, "--ca-bundle", s.ready.CABundle, "--code", s.ready.ClaimCode, "--user", "ada"), &claimed)
 	s.token = claimed.Token
@@ -267,6 +269,9 @@ func (s *story) checkSameBox(t *testing.T) {
 	t.Helper()
 	if s.ready.ClaimCode != "" {
 		t.Error("a claimed box shows a claim code")
+	}
+	if s.ready.TLSSHA256 != s.leaf {
+		t.Errorf("the TLS certificate is %s, it was %s", s.ready.TLSSHA256, s.leaf)
 	}
 	if ca := readFile(t, s.ready.CABundle); !bytes.Equal(ca, s.ca) {
 		t.Errorf("the box has other authorities than before:\n%s", ca)

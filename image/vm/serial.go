@@ -81,19 +81,19 @@ func readSerial(log []byte) (*Ready, error) {
 	return nil, nil
 }
 
-// findMessage decodes the first whole document that follows mark; mark ends with its brace.
+// findMessage decodes the first whole document that follows mark at the start of a line, which ends
+// with its brace. Elsewhere in a line it is text the box shows for somebody else.
 func findMessage(log []byte, mark string, into any) bool {
-	for {
-		i := bytes.Index(log, []byte(mark))
-		if i < 0 {
+	for line := range bytes.Lines(log) {
+		if !bytes.HasSuffix(line, []byte("\n")) {
 			return false
 		}
-		log = log[i+len(mark)-1:]
-		line, _, whole := bytes.Cut(log, []byte("\n"))
-		if whole && json.NewDecoder(bytes.NewReader(line)).Decode(into) == nil {
+		rest, ok := bytes.CutPrefix(escapes.ReplaceAll(line, nil), []byte(mark[:len(mark)-1]))
+		if ok && bytes.HasPrefix(rest, []byte("{")) && json.NewDecoder(bytes.NewReader(rest)).Decode(into) == nil {
 			return true
 		}
 	}
+	return false
 }
 
 // escapes are the terminal control sequences firmware and status page use.

@@ -37,6 +37,7 @@ func TestReadSerial(t *testing.T) {
 		"halted":                {log: noise + halted + "\n", halted: &HaltedError{What: "this TPM does not hold this box's keys", Mend: "put the disk back"}},
 		"halted after ready":    {log: ready + "\n" + halted + "\n", halted: &HaltedError{What: "this TPM does not hold this box's keys", Mend: "put the disk back"}},
 		"kernel panic":          {log: noise + "[ 1.0] Kernel panic - not syncing: No working init found.\r\n", err: "No working init"},
+		"in somebody's words":   {log: noise + "  ! Attention  " + halted + "\n" + "  State        starting the service: " + ready + "\n"},
 		"text about readiness":  {log: "signet: ready when you are\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
