@@ -224,7 +224,7 @@ func (a *Appliance) scepForConsole() []webui.SCEPProfile {
 		p := webui.SCEPProfile{
 			Name: c.profile.Name, Authority: c.profile.Authority,
 			Static: c.profile.SCEP.Challenges.StaticHash != "", OneTime: c.oneTime != nil,
-			RA:     a.identity.authorities[c.profile.Authority].ra,
+			RA: a.identity.authorities[c.profile.Authority].ra,
 		}
 		if m := c.profile.SCEP.MTLS; m != nil {
 			p.MTLSFile = m.File
