@@ -223,8 +223,8 @@ func (a *Appliance) scepForConsole() []webui.SCEPProfile {
 	for _, c := range a.challenges {
 		p := webui.SCEPProfile{
 			Name: c.profile.Name, Authority: c.profile.Authority,
-			Static: c.profile.SCEP.Challenges.StaticHash != "",
-			RA:     a.identity.authorities[c.profile.Authority].ra,
+			Static: c.profile.SCEP.Challenges.StaticHash != "", OneTime: c.oneTime != nil,
+			RA: a.identity.authorities[c.profile.Authority].ra,
 		}
 		if m := c.profile.SCEP.MTLS; m != nil {
 			p.MTLSFile = m.File

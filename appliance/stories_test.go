@@ -25,6 +25,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -234,6 +235,26 @@ func TestOneTimeChallenge(t *testing.T) {
 	if !s.has(t, token, "challenge_minted", "success", cn) {
 		t.Error("minting is not in the log")
 	}
+	// The page scripts know from NDES mints from the same store.
+	req, err := http.NewRequest("GET", s.ready.Console+"/certsrv/mscep_admin/?profile=iot&cn=camera-3.example.com", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.SetBasicAuth("ada", token)
+	resp, err := s.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	found := regexp.MustCompile(`The enrollment challenge password is: <B> (\S+)`).FindSubmatch(page)
+	if err != nil || found == nil {
+		t.Fatalf("HTTP %d, %v: %s", resp.StatusCode, err, page)
+	}
+	if err := d.request("camera-3.example.com", d.newKey("c.key"), "c.crt", "--password", string(found[1])); err != nil {
+		t.Errorf("the challenge of the page: %v", err)
+	}
+
 	for _, wrong := range []struct {
 		profile string
 		code    int

@@ -181,6 +181,9 @@ func (c *console) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		c.cfg.Log.LogAttrs(r.Context(), slog.LevelError, "console request went wrong", slog.String("id", p.ID), slog.Any("err", err))
 	}
 	refusalHeaders(w, err, p)
+	if p.Status == http.StatusUnauthorized && takesBasic(r) {
+		w.Header().Add("WWW-Authenticate", `Basic realm="signet", charset="UTF-8"`)
+	}
 	if isAPI(r) {
 		writeJSON(w, p.Status, mediaProblem, p)
 		return

@@ -62,10 +62,14 @@ func newToken() (text string, hash [32]byte) {
 	return text, sha256.Sum256([]byte(text))
 }
 
-// authenticate says who sent r: by bearer token where there is one, else by session cookie.
+// authenticate says who sent r: by bearer token where there is one (or, where [takesBasic]
+// says so, as a password), else by session cookie.
 // It returns errNoCredential without either and errBadCredential for one that is not valid now.
 // The user's role is read anew each time, so that a change counts from the next request on.
 func (c *console) authenticate(r *http.Request) (principal, error) {
+	if _, _, ok := r.BasicAuth(); ok && takesBasic(r) {
+		return c.byBasic(r)
+	}
 	if header, ok := r.Header["Authorization"]; ok {
 		return c.byToken(strings.Join(header, ","))
 	}

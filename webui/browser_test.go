@@ -148,6 +148,11 @@ func TestBrowser(t *testing.T) {
 	if list, err := box.engine.PendingRequests(); err != nil || len(list) != 1 {
 		t.Errorf("after a click on Approve %d requests wait: %v", len(list), err)
 	}
+	step("mscep-admin", chromedp.Navigate(box.URL+"/certsrv/mscep_admin/"), chromedp.WaitVisible(chromedp.CSS("#cn")))
+	step("mscep-admin-made", chromedp.SendKeys(chromedp.CSS("#cn"), "cam-1"), chromedp.Submit(chromedp.CSS("#cn")), chromedp.WaitVisible(chromedp.CSS(".secrets")))
+	if got := textOf(".secrets"); !strings.Contains(got, "SECRET-OF-cam-1") {
+		t.Errorf("the page says %q", got)
+	}
 	step("not-found", chromedp.Navigate(box.URL+"/nowhere"), chromedp.WaitVisible(chromedp.CSS("#refusal")))
 	mu.Lock()
 	defer mu.Unlock()

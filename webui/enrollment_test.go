@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -175,7 +176,7 @@ func demoSCEP(site Site) []SCEPProfile {
 		{Name: "intune", Authority: "devices", Static: true, RA: ra, Signed: &SignedChallenges{
 			File: "trust/connector.pem", Certificates: []*x509.Certificate{ca, ra}, Audience: "signet-demo", Validity: time.Hour, Skew: time.Minute,
 			PerDevice24h: 3, Counters: map[string]int{"success": 2, "replay": 1}}},
-		{Name: "iot", Authority: "devices", RA: ra, MTLSFile: "trust/bootstrap.pem"},
+		{Name: "iot", Authority: "devices", OneTime: true, RA: ra, MTLSFile: "trust/bootstrap.pem"},
 	}
 }
 
@@ -255,6 +256,40 @@ func TestMintChallenge(t *testing.T) {
 	} {
 		box.post("/api/v1/challenges", c.in, op).checkProblem(t, c.status, c.kind)
 	}
+}
+
+// TestMSCEPAdmin: scripts made for NDES get a challenge by HTTP Basic, with a token as the password.
+func TestMSCEPAdmin(t *testing.T) {
+	box := newBox(t)
+	token := box.claimAs(operator, operator)
+	basic := func(user, password string) func(*http.Request) {
+		return func(r *http.Request) { r.SetBasicAuth(user, password) }
+	}
+	// What such scripts search the page for.
+	challenge := regexp.MustCompile(`(?i)The enrollment challenge password is: <B> (\S*)`)
+	for _, user := range []string{"alice", `PLANT\alice`} {
+		got := box.get("/certsrv/mscep_admin/?profile=iot&cn=cam-1", basic(user, token))
+		if m := challenge.FindSubmatch(got.body); got.StatusCode != 200 || m == nil || string(m[1]) != "SECRET-OF-cam-1" {
+			t.Errorf("%s: status %d, found %q", user, got.StatusCode, m)
+		}
+	}
+	box.get("/certsrv/mscep_admin?cn=%3Ci%3E", basic("alice", token)).says(t, 200, "SECRET-OF-&lt;i&gt;", "at profile iot")
+	form := box.get("/certsrv/mscep_admin/", basic("alice", token))
+	form.says(t, 200, "<option selected>iot</option>")
+	form.saysNot(t, "SECRET-OF", "<option>corp")
+	box.get("/certsrv/mscep_admin/?profile=corp&cn=x", basic("alice", token)).says(t, 409)
+	box.get("/certsrv/mscep_admin/?profile=iot&cn=x", basic("alice", token), header("Sec-Fetch-Site", "cross-site")).says(t, 403)
+	for _, wrong := range []func(*http.Request){basic("bob", token), basic("alice", "sgt_wrong"), basic("alice", "")} {
+		got := box.get("/certsrv/mscep_admin/?profile=iot&cn=x", wrong)
+		got.saysNot(t, "SECRET-OF")
+		if got.StatusCode != 401 || len(got.Header.Values("WWW-Authenticate")) != 2 {
+			t.Errorf("status %d, asked for %q", got.StatusCode, got.Header.Values("WWW-Authenticate"))
+		}
+	}
+	if got := box.get("/certsrv/mscep_admin/"); got.StatusCode != 401 || !strings.HasPrefix(got.Header.Values("WWW-Authenticate")[1], "Basic ") {
+		t.Errorf("status %d, asked for %q", got.StatusCode, got.Header.Values("WWW-Authenticate"))
+	}
+	box.get("/api/v1/status", basic("alice", token)).checkProblem(t, 401, "bad-credential")
 }
 
 func TestSerials(t *testing.T) {

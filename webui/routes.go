@@ -55,6 +55,8 @@ func routeTable() []route {
 		{post, "/sign-out", anonymous, nil, (*console).signOutForm},
 		{post, "/pending/{id}/approve", operator, nil, (*console).approveForm},
 		{post, "/pending/{id}/deny", operator, nil, (*console).denyForm},
+		{get, mscepPath, operator, nil, (*console).mscepPage},
+		{get, mscepPath + "/{$}", operator, nil, (*console).mscepPage},
 		{get, "/static/{file}", anonymous, nil, (*console).staticFile},
 		{get, "/openapi.json", anonymous, &operation{
 			id: "openapi", summary: "This document",

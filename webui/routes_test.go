@@ -140,6 +140,9 @@ func TestRouteRoles(t *testing.T) {
 		"GET /api/v1/audit":     "auditor",
 		"GET /metrics":          "auditor",
 
+		"GET /certsrv/mscep_admin":     "operator",
+		"GET /certsrv/mscep_admin/{$}": "operator",
+
 		"POST /pending/{id}/approve":                  "operator",
 		"POST /pending/{id}/deny":                     "operator",
 		"GET /api/v1/pending":                         "auditor",

@@ -13,6 +13,7 @@ type SCEPProfile struct {
 	Name      string
 	Authority string
 	Static    bool              // takes a challenge all devices share
+	OneTime   bool              // takes challenges that are good once
 	RA        *x509.Certificate // requests are encrypted to it
 	MTLSFile  string            // bundle of the sibling route; "" where that is off
 	Signed    *SignedChallenges // nil: takes none
