@@ -165,7 +165,7 @@ func TestLimits(t *testing.T) {
 			n++
 		}
 	}
-	if n != 2 { // the address as IPv4, and written as IPv6
+	if n != 1 { // one source, also where its address is written as IPv6
 		t.Errorf("%d records of refusals of one source by a limit", n)
 	}
 	b.close()
