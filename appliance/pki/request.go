@@ -390,7 +390,7 @@ func (r *Request) OtherNames() string {
 func (r *Request) IsNamed(host string) bool {
 	address, _ := netip.ParseAddr(host)
 	same := func(name string) bool {
-		name = strings.TrimSuffix(name, ".")
+		name = significant(name)
 		if a, err := netip.ParseAddr(name); err == nil && address.IsValid() {
 			return a.Unmap() == address.Unmap()
 		}
@@ -419,7 +419,7 @@ func (r *Request) IsNamed(host string) bool {
 func (r *Request) EndsWith(suffix string) bool {
 	suffix = strings.ToLower(suffix)
 	ends := func(name string) bool {
-		return strings.HasSuffix(strings.ToLower(strings.TrimSuffix(name, ".")), suffix)
+		return strings.HasSuffix(strings.ToLower(significant(name)), suffix)
 	}
 	for _, name := range r.SAN {
 		if name.Kind == DNS && ends(name.Value) {
@@ -438,6 +438,12 @@ func (r *Request) EndsWith(suffix string) bool {
 		}
 	}
 	return false
+}
+
+// significant leaves out of a name what directories and resolvers do not compare: spaces around it
+// (RFC 4518 §2.6.1) and final dots.
+func significant(name string) string {
+	return strings.TrimLeft(strings.TrimRight(name, " ."), " ")
 }
 
 func printable(s string) string {
