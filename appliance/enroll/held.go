@@ -166,16 +166,20 @@ func (e *Engine) Approve(ctx context.Context, id, actor string) error {
 	}
 	defer e.unlock(h.Key)
 
-	x, err := e.resume(h)
-	if err != nil {
-		return err
-	}
-	approved := e.recordOf(x, audit.RequestApproved, audit.OutcomeSuccess, now)
-	approved.Actor, approved.Reason = actor, x.reason()
-	prepared, err := e.prepare(ctx, x, now)
-	if err != nil {
+	approved := e.heldRecord(h, audit.RequestApproved, audit.OutcomeSuccess, now)
+	approved.Actor = actor
+	refused := func(err error) error {
 		approved.Outcome, approved.Reason = audit.OutcomeRefused, err.Error()
 		return errors.Join(err, e.store.Append(approved))
+	}
+	x, err := e.resume(h)
+	if err != nil {
+		return refused(err)
+	}
+	approved.Reason = x.reason()
+	prepared, err := e.prepare(ctx, x, now)
+	if err != nil {
+		return refused(err)
 	}
 	i := e.intent(x, prepared, now)
 	i.SignerKey = h.SignerKey
@@ -247,14 +251,20 @@ func (e *Engine) Deny(ctx context.Context, id, actor, reason string) error {
 	}
 	defer e.unlock(h.Key)
 	now := e.now()
-	rec := e.record(audit.RequestDenied, audit.OutcomeRefused, now)
-	rec.Actor, rec.Source, rec.Reason = actor, h.Source, reason
-	rec.Profile, rec.Protocol, rec.Transaction, rec.Identity = h.Profile, h.Protocol, h.Transaction, h.Identity
-	rec.CSRSHA256 = hex.EncodeToString(h.CSR)
+	rec := e.heldRecord(h, audit.RequestDenied, audit.OutcomeRefused, now)
+	rec.Actor, rec.Reason = actor, reason
 	if err := e.store.Deny(id, actor, reason, now, rec); err != nil {
 		return heldError(err)
 	}
 	return nil
+}
+
+// heldRecord is a record about a held request.
+func (e *Engine) heldRecord(h store.Held, action audit.Action, outcome audit.Outcome, now time.Time) audit.Record {
+	rec := e.record(action, outcome, now)
+	rec.Source, rec.CSRSHA256 = h.Source, hex.EncodeToString(h.CSR)
+	rec.Profile, rec.Protocol, rec.Transaction, rec.Identity = h.Profile, h.Protocol, h.Transaction, h.Identity
+	return rec
 }
 
 func (e *Engine) waiting(id string) (store.Held, error) {

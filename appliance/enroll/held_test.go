@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"signet.internal/appliance/audit"
 	"signet.internal/appliance/pki"
 )
 
@@ -293,6 +294,10 @@ func TestHeldRenewal(t *testing.T) {
 	must(t, b.engine.Revoke(context.Background(), second.Serial, "keyCompromise", "olga"))
 	if err := b.approve(id); !errors.Is(err, ErrSignerRevoked) {
 		t.Errorf("approving the renewal of a revoked certificate: %v", err)
+	}
+	if last := b.log()[len(b.log())-1]; last.Action != audit.RequestApproved || last.Outcome != audit.OutcomeRefused ||
+		last.Actor != "olga" || last.Identity != "printer-7" || last.Reason != ErrSignerRevoked.Error() {
+		t.Errorf("its record: %+v", last)
 	}
 	must(t, b.engine.Deny(context.Background(), id, "olga", "revoked"))
 	b.close()
