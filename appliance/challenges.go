@@ -2,10 +2,12 @@ package appliance
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"time"
 
 	"signet.internal/appliance/audit"
@@ -145,6 +147,7 @@ func (a *Appliance) mint(m webui.Mint) (secret string, expires time.Time, err er
 	record.Actor, record.Source, record.Profile, record.Identity = m.Actor, m.Source, m.Profile, m.CN
 	var failed error
 	secret, expires, err = c.oneTime.Mint(m.CN, m.SANs, m.TTL, a.config.Now(), func(g store.Guard) error {
+		record.Reason = mintedFor(m, g.Until)
 		failed = a.store.Mint(g, record)
 		return failed
 	})
@@ -152,6 +155,26 @@ func (a *Appliance) mint(m webui.Mint) (secret string, expires time.Time, err er
 		err = &webui.OrderError{Err: err}
 	}
 	return secret, expires, err
+}
+
+// mintedFor says in the log what a challenge is good for besides its common name.
+func mintedFor(m webui.Mint, until time.Time) string {
+	text := "good until " + until.Format(time.RFC3339)
+	if len(m.SANs) > 0 {
+		text += fmt.Sprintf(", for %d names: %s", len(m.SANs), strings.Join(m.SANs, ", "))
+	}
+	return text
+}
+
+// trustedNow says in the log whom a file makes the box believe: each certificate by the beginning of its
+// SHA-256, which is short enough for all of them.
+func trustedNow(certificates []*x509.Certificate, file string) string {
+	text := fmt.Sprintf("%d certificates of %s are in use, SHA-256", len(certificates), file)
+	for _, c := range certificates {
+		sum := sha256.Sum256(c.Raw)
+		text += fmt.Sprintf(" %x", sum[:5])
+	}
+	return text
 }
 
 // reloadTrust reads the signers of a profile again. A file that is not good in every part changes
@@ -175,7 +198,7 @@ func (a *Appliance) reloadTrust(profile, actor string) (name string, err error) 
 	}
 	signers := c.signed.Signers().Certificates()
 	a.config.Log.Info("trust read again", "profile", name, "file", file, "certificates", len(signers))
-	record.Reason = fmt.Sprintf("%d certificates of %s are in use", len(signers), file)
+	record.Reason = trustedNow(signers, file)
 	return name, a.store.Append(record)
 }
 

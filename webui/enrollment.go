@@ -19,7 +19,7 @@ type PendingList struct {
 	Pending []PendingRequest `json:"pending" doc:"oldest first"`
 }
 
-// PendingRequest is a request that waits for a person. Identity, names and transaction are what the
+// PendingRequest is a request that waits for a person. Identity, subject, names and transaction are what the
 // sender wrote.
 type PendingRequest struct {
 	ID          string    `json:"id"`
@@ -27,6 +27,7 @@ type PendingRequest struct {
 	Protocol    string    `json:"protocol"`
 	Transaction string    `json:"transaction"`
 	Identity    string    `json:"identity"`
+	Subject     string    `json:"subject" doc:"the whole subject, in the order it is sent"`
 	Names       string    `json:"names,omitempty" doc:"every other name it asks for"`
 	Source      string    `json:"source"`
 	CSRSHA256   string    `json:"csr_sha256" doc:"of the certification request, lower-case hex"`
@@ -107,8 +108,8 @@ func (c *console) pending() ([]PendingRequest, error) {
 	list := []PendingRequest{}
 	for _, h := range held {
 		list = append(list, PendingRequest{
-			ID: h.ID, Profile: h.Profile, Protocol: h.Protocol, Transaction: h.Transaction, Identity: h.Identity, Names: h.Names,
-			Source: h.Source, CSRSHA256: h.CSRSHA256, Renews: h.Renews, Since: h.Since.UTC(),
+			ID: h.ID, Profile: h.Profile, Protocol: h.Protocol, Transaction: h.Transaction, Identity: h.Identity,
+			Subject: h.Subject, Names: h.Names, Source: h.Source, CSRSHA256: h.CSRSHA256, Renews: h.Renews, Since: h.Since.UTC(),
 		})
 	}
 	return list, nil

@@ -101,7 +101,7 @@ func TestPendingPage(t *testing.T) {
 	if !first.Pending || first.ID == "" {
 		t.Fatalf("%+v", first)
 	}
-	box.get("/", op).says(t, 200, "Waiting for approval", "&lt;b&gt;door&lt;/b&gt;.wait", "gate.wait", "10.20.0.77",
+	box.get("/", op).says(t, 200, "Waiting for approval", "&lt;b&gt;door&lt;/b&gt;.wait", "CN=gate.wait", "10.20.0.77",
 		`action="/pending/`+first.ID+`/approve"`, `action="/pending/`+second.ID+`/deny"`)
 	box.get("/").saysNot(t, "gate.wait")
 

@@ -205,6 +205,9 @@ func TestOneTimeBinding(t *testing.T) {
 		{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "printer-17"}, {Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "root"},
 	}}
 	serial := pkix.Name{SerialNumber: "printer-17"}
+	mailed := func(address string) pkix.Name {
+		return pkix.Name{CommonName: "printer-17", ExtraNames: []pkix.AttributeTypeAndValue{{Type: oidEmailAddress, Value: address}}}
+	}
 	tests := []struct {
 		what    string
 		bound   []string
@@ -231,6 +234,9 @@ func TestOneTimeBinding(t *testing.T) {
 		{"the name itself, which is not bound", []string{"dns:a.test"}, named("printer-17"), []string{"dns:printer-17"}, false},
 		{"a bound name as another kind", []string{"dns:a.test"}, named("printer-17"), []string{"email:a.test"}, false},
 		{"a bound UPN", []string{"upn:p@example.test"}, named("printer-17"), []string{"upn:P@example.test"}, true},
+		{"another e-mail address in the subject", nil, mailed("chief@example.test"), nil, false},
+		{"an e-mail address in the subject that is not bound", []string{"dns:a.test"}, mailed("chief@example.test"), []string{"dns:a.test"}, false},
+		{"a bound e-mail address in the subject", []string{"email:p@example.test"}, mailed("P@example.test"), []string{"email:p@example.test"}, true},
 		{"another UPN than bound", []string{"upn:p@example.test"}, named("printer-17"), []string{"upn:q@example.test"}, false},
 	}
 	for _, tt := range tests {

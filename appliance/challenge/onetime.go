@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -61,7 +62,8 @@ type binding struct {
 //
 // sans are the exact subjectAltNames the device may and must ask for, each written "kind:value" with
 // kind dns, email, ip, uri or upn. Without any, the device may ask for cn itself as a name of any
-// kind and for DNS names whose first label is cn.
+// kind and for DNS names whose first label is cn. E-mail addresses in the subject are bound likewise;
+// what else the subject may say is the profile's to allow.
 func (o *OneTime) Mint(cn string, sans []string, ttl time.Duration, now time.Time, save func(store.Guard) error) (secret string, expires time.Time, err error) {
 	if ttl == 0 {
 		ttl = o.c.TTL
@@ -154,6 +156,15 @@ func (b binding) mismatch(csr *pki.Request) string {
 			return "the CSR names another device"
 		}
 	}
+	addresses, err := subjectValues(csr.RawSubject, oidEmailAddress)
+	if err != nil {
+		return err.Error()
+	}
+	for _, address := range addresses {
+		if !b.allowsAddress(address) {
+			return "the subject of the CSR has an e-mail address that the challenge is not for, mint one with that name"
+		}
+	}
 	if b.SANs != nil {
 		if !sameNames(csr.SAN, b.SANs) {
 			return "the CSR asks for other subjectAltNames"
@@ -167,6 +178,15 @@ func (b binding) mismatch(csr *pki.Request) string {
 		}
 	}
 	return ""
+}
+
+// allowsAddress reports whether an e-mail address may stand in the subject: software takes one there
+// for one among the subjectAltNames.
+func (b binding) allowsAddress(address string) bool {
+	if b.SANs == nil {
+		return fold(address) == fold(b.CN)
+	}
+	return slices.ContainsFunc(b.SANs, func(n pki.Name) bool { return n.Kind == pki.Email && fold(n.Value) == fold(address) })
 }
 
 // hashFields is injective over its arguments: each is preceded by its length.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"strings"
 	"time"
 
 	"signet.internal/appliance/audit"
@@ -178,14 +179,18 @@ func (x *attempt) action() audit.Action {
 	return audit.SCEPPKCSReq
 }
 
-// reason is what the log says of x besides its identity.
+// reason is what the log says of x besides its identity. Which certificate it renews stands there because
+// whoever revokes that one has to find what it was renewed to.
 func (x *attempt) reason() string {
-	text := x.CSR.OtherNames()
+	var parts []string
 	if x.Raw {
-		if text == "" {
-			return "raw CSR"
-		}
-		return "raw CSR; " + text
+		parts = append(parts, "raw CSR")
 	}
-	return text
+	if x.supersedes != "" {
+		parts = append(parts, "renews "+x.supersedes)
+	}
+	if text := x.CSR.OtherNames(); text != "" {
+		parts = append(parts, text)
+	}
+	return strings.Join(parts, "; ")
 }

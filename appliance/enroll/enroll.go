@@ -191,7 +191,7 @@ func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 		return nil, err
 	}
 
-	// From here on the sender is known, and each refusal has its own record.
+	// From here on the sender is known, and each refusal has its own record, within a bound.
 	res, err := e.decide(ctx, x)
 	if err != nil || !res.Replayed && !res.Pending {
 		x.profile.Challenges.Decided(x.verdict, err)

@@ -201,7 +201,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 
-	// Authenticated: one by one, however many.
+	// Authenticated: one by one, up to a bound.
 	for range 3 {
 		before := len(b.log())
 		_, err := b.enroll(d.request(pkix.Name{CommonName: "printer-7", Locality: []string{"here"}}))

@@ -21,6 +21,10 @@ import (
 // one, and few enough that whoever knows a challenge fills neither the disk nor the list.
 const maxHeld = 1000
 
+// maxShown is how many bytes of subject and names of a held request a person is shown. One with more is
+// not held, so that nothing is approved unseen.
+const maxShown = 2048
+
 // ErrDecided: a held request was approved or denied before.
 var ErrDecided = errors.New("request was decided on already")
 
@@ -29,6 +33,9 @@ func (e *Engine) hold(x *attempt, now time.Time) (*Result, error) {
 	poll, err := pollKey(x.Protocol, x.Profile, x.TransactionID, x.Proof.SignerSPKI)
 	if err != nil {
 		return nil, err
+	}
+	if n := len(pki.FormatDN(x.CSR.RawSubject)) + len(x.CSR.AllOtherNames()); n > maxShown {
+		return nil, &pki.PolicyError{Rule: "approval", Value: fmt.Sprintf("names of %d bytes (at most %d are shown to who approves)", n, maxShown)}
 	}
 	kept, err := x.CSR.Keep()
 	if err != nil {
@@ -39,7 +46,7 @@ func (e *Engine) hold(x *attempt, now time.Time) (*Result, error) {
 	signerKey := sha256.Sum256(x.Proof.SignerSPKI)
 	h := store.Held{
 		ID: hex.EncodeToString(id), Key: x.key, Poll: poll, Replay: x.replay(), Profile: x.Profile, Protocol: x.Protocol, Transaction: x.TransactionID,
-		Identity: x.CSR.Identity(), Names: x.CSR.OtherNames(), Source: sourceText(x.Source), SignerKey: signerKey[:], CSR: x.csrSum[:],
+		Identity: x.CSR.Identity(), Source: sourceText(x.Source), SignerKey: signerKey[:], CSR: x.csrSum[:],
 		Request: kept, Kind: string(x.verdict.Kind), Raw: x.Raw, Supersedes: x.supersedes, Guards: x.guards(), Since: now,
 	}
 	rec := e.recordOf(x, audit.RequestHeld, audit.OutcomePending, now)
@@ -113,7 +120,8 @@ func denied(h store.Held) error {
 	return fmt.Errorf("%w: %s", ErrDenied, h.Reason)
 }
 
-// PendingRequests lists the requests that wait for a person, oldest first.
+// PendingRequests lists the requests that wait for a person, oldest first. Who each is for is read from
+// what will be issued, and not from what was written down of it.
 func (e *Engine) PendingRequests() ([]PendingRequest, error) {
 	if !e.enter() {
 		return nil, ErrClosed
@@ -125,9 +133,13 @@ func (e *Engine) PendingRequests() ([]PendingRequest, error) {
 	}
 	list := make([]PendingRequest, len(waiting))
 	for i, h := range waiting {
+		csr, err := pki.ParseKept(h.Request)
+		if err != nil {
+			return nil, fmt.Errorf("reading held request %s: %w", h.ID, err)
+		}
 		list[i] = PendingRequest{
-			ID: h.ID, Profile: h.Profile, Protocol: h.Protocol, Transaction: h.Transaction, Identity: h.Identity, Names: h.Names,
-			Source: h.Source, CSRSHA256: hex.EncodeToString(h.CSR), Renews: h.Supersedes, Since: h.Since,
+			ID: h.ID, Profile: h.Profile, Protocol: h.Protocol, Transaction: h.Transaction, Identity: csr.Identity(),
+			Subject: pki.FormatDN(csr.RawSubject), Names: csr.AllOtherNames(), Source: h.Source, CSRSHA256: hex.EncodeToString(h.CSR), Renews: h.Supersedes, Since: h.Since,
 		}
 	}
 	return list, nil
@@ -154,16 +166,20 @@ func (e *Engine) Approve(ctx context.Context, id, actor string) error {
 	}
 	defer e.unlock(h.Key)
 
-	x, err := e.resume(h)
-	if err != nil {
-		return err
-	}
-	approved := e.recordOf(x, audit.RequestApproved, audit.OutcomeSuccess, now)
-	approved.Actor, approved.Reason = actor, x.reason()
-	prepared, err := e.prepare(ctx, x, now)
-	if err != nil {
+	approved := e.heldRecord(h, audit.RequestApproved, audit.OutcomeSuccess, now)
+	approved.Actor = actor
+	refused := func(err error) error {
 		approved.Outcome, approved.Reason = audit.OutcomeRefused, err.Error()
 		return errors.Join(err, e.store.Append(approved))
+	}
+	x, err := e.resume(h)
+	if err != nil {
+		return refused(err)
+	}
+	approved.Reason = x.reason()
+	prepared, err := e.prepare(ctx, x, now)
+	if err != nil {
+		return refused(err)
 	}
 	i := e.intent(x, prepared, now)
 	i.SignerKey = h.SignerKey
@@ -235,14 +251,20 @@ func (e *Engine) Deny(ctx context.Context, id, actor, reason string) error {
 	}
 	defer e.unlock(h.Key)
 	now := e.now()
-	rec := e.record(audit.RequestDenied, audit.OutcomeRefused, now)
-	rec.Actor, rec.Source, rec.Reason = actor, h.Source, reason
-	rec.Profile, rec.Protocol, rec.Transaction, rec.Identity = h.Profile, h.Protocol, h.Transaction, h.Identity
-	rec.CSRSHA256 = hex.EncodeToString(h.CSR)
+	rec := e.heldRecord(h, audit.RequestDenied, audit.OutcomeRefused, now)
+	rec.Actor, rec.Reason = actor, reason
 	if err := e.store.Deny(id, actor, reason, now, rec); err != nil {
 		return heldError(err)
 	}
 	return nil
+}
+
+// heldRecord is a record about a held request.
+func (e *Engine) heldRecord(h store.Held, action audit.Action, outcome audit.Outcome, now time.Time) audit.Record {
+	rec := e.record(action, outcome, now)
+	rec.Source, rec.CSRSHA256 = h.Source, hex.EncodeToString(h.CSR)
+	rec.Profile, rec.Protocol, rec.Transaction, rec.Identity = h.Profile, h.Protocol, h.Transaction, h.Identity
+	return rec
 }
 
 func (e *Engine) waiting(id string) (store.Held, error) {

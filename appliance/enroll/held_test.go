@@ -5,13 +5,18 @@ import (
 	"context"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/pki"
 )
 
 const (
@@ -84,7 +89,7 @@ func TestApproval(t *testing.T) {
 		list[0].CSRSHA256 = ""
 	}
 	if diff := cmp.Diff([]PendingRequest{{
-		ID: id, Profile: "manual", Protocol: "scep", Transaction: "TRANSACTION", Identity: "printer-7", Names: "1 more name: dns:p7.example.com",
+		ID: id, Profile: "manual", Protocol: "scep", Transaction: "TRANSACTION", Identity: "printer-7", Subject: "CN=printer-7", Names: "1 more name: dns:p7.example.com",
 		Source: "192.0.2.1", Since: start,
 	}}, list); diff != "" {
 		t.Errorf("pending (-want +got):\n%s", diff)
@@ -201,6 +206,40 @@ func TestPollByOthers(t *testing.T) {
 	b.close()
 }
 
+// Whoever approves is shown all that is issued, also where the log keeps less; what could not be shown
+// is not held.
+func TestNothingIsApprovedUnseen(t *testing.T) {
+	b := newBox(t)
+	long := strings.Repeat("n", 50) + ".example.com"
+	var names []string
+	for i := range 18 {
+		names = append(names, fmt.Sprintf("n%d.%s", i, long))
+	}
+	group := pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{
+		{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "other-" + strings.Repeat("o", 300)},
+		{Type: asn1.ObjectIdentifier{2, 5, 4, 3}, Value: "printer-7"},
+	}}
+	b.held(in("manual", newDevice(t).request(group, names...)))
+	list, err := b.engine.PendingRequests()
+	must(t, err)
+	if want := "CN=other-" + strings.Repeat("o", 300) + ",CN=printer-7"; list[0].Subject != want || list[0].Identity != "printer-7" {
+		t.Errorf("identity %q, subject %q", list[0].Identity, list[0].Subject)
+	}
+	for _, want := range append(names, strings.Repeat("o", 300)) {
+		if !strings.Contains(list[0].Names, want) {
+			t.Errorf("%s is not shown", want)
+		}
+	}
+	var refused *pki.PolicyError
+	if _, err := b.enroll(in("manual", newDevice(t).request(printer, append(names, names...)...))); !errors.As(err, &refused) || refused.Rule != "approval" {
+		t.Errorf("more than can be shown: %v", err)
+	}
+	if len(b.waiting()) != 1 {
+		t.Error("it waits")
+	}
+	b.close()
+}
+
 func TestApprovalBySuffix(t *testing.T) {
 	b := newBox(t)
 	b.held(in("suffix", newDevice(t).request(pkix.Name{CommonName: "Pump.Approve.TEST"})))
@@ -255,6 +294,10 @@ func TestHeldRenewal(t *testing.T) {
 	must(t, b.engine.Revoke(context.Background(), second.Serial, "keyCompromise", "olga"))
 	if err := b.approve(id); !errors.Is(err, ErrSignerRevoked) {
 		t.Errorf("approving the renewal of a revoked certificate: %v", err)
+	}
+	if last := b.log()[len(b.log())-1]; last.Action != audit.RequestApproved || last.Outcome != audit.OutcomeRefused ||
+		last.Actor != "olga" || last.Identity != "printer-7" || last.Reason != ErrSignerRevoked.Error() {
+		t.Errorf("its record: %+v", last)
 	}
 	must(t, b.engine.Deny(context.Background(), id, "olga", "revoked"))
 	b.close()

@@ -35,6 +35,14 @@ const (
 	countedMax    = 64
 )
 
+// Bounds on what senders with a good proof can make the box write: so many refusals a minute have a
+// record each, of one source and of all; what is more is counted. A challenge that all devices share is
+// a good proof too, and a refusal takes no slot of the profile's limits.
+const (
+	knownPerSource = 60
+	knownMax       = 600
+)
+
 // Refused records a refusal that the calling protocol made: the first of its source and reason in a
 // minute at once, the others of that minute as one record with their number.
 func (e *Engine) Refused(r Refusal) {
@@ -92,7 +100,8 @@ func (e *Engine) refuseUnauthenticated(r Request, cause error) {
 // refuse records the refusal of an authenticated request and returns the error for the caller. What
 // the transaction's own records already tell, and a client that went away, is not recorded again.
 //
-// A limit keeps a sender from costing more than its share, so what it refuses is only counted.
+// A limit keeps a sender from costing more than its share, so what it refuses is only counted, and so is
+// what one sender is refused too often.
 func (e *Engine) refuse(x *attempt, cause error) error {
 	switch {
 	case errors.Is(cause, ErrRateLimited):
@@ -103,6 +112,10 @@ func (e *Engine) refuse(x *attempt, cause error) error {
 		return cause
 	case errors.Is(cause, ErrBusy), errors.Is(cause, ErrUnavailable),
 		errors.Is(cause, context.Canceled), errors.Is(cause, context.DeadlineExceeded):
+		return cause
+	}
+	if !e.refusals.addKnown(x.Source) {
+		e.countRefusal(Refusal{Profile: x.Profile, Protocol: x.Protocol, Source: x.Source, Reason: "refused although the proof was good"})
 		return cause
 	}
 	rec := e.recordOf(x, audit.SCEPRefused, audit.OutcomeRefused, e.now())
@@ -177,6 +190,9 @@ type refusals struct {
 	counts  map[refusalKey]*counted
 	written int
 	beyond  uint64
+
+	known      map[netip.Addr]int // refusals with a record, by source; at most knownMax
+	knownTotal int
 }
 
 type refusalKey struct {
@@ -189,7 +205,22 @@ type counted struct {
 	n       uint64
 }
 
-func newRefusals() refusals { return refusals{counts: map[refusalKey]*counted{}} }
+func newRefusals() refusals {
+	return refusals{counts: map[refusalKey]*counted{}, known: map[netip.Addr]int{}}
+}
+
+// addKnown returns true where the refusal of a sender with a good proof is to have a record of its own.
+func (rs *refusals) addKnown(source netip.Addr) bool {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	key := oneSource(source)
+	if rs.known[key] >= knownPerSource || rs.knownTotal >= knownMax {
+		return false
+	}
+	rs.known[key]++
+	rs.knownTotal++
+	return true
+}
 
 // add counts r, or returns true where it is to be written at once instead.
 func (rs *refusals) add(r Refusal) bool {
@@ -250,7 +281,8 @@ func (rs *refusals) drain() []counted {
 		all = append(all, counted{refusal: Refusal{Reason: "refusals from further sources"}, n: rs.beyond})
 	}
 	clear(rs.counts)
-	rs.written, rs.beyond = 0, 0
+	clear(rs.known)
+	rs.written, rs.beyond, rs.knownTotal = 0, 0, 0
 	return all
 }
 

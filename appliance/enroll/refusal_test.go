@@ -1,6 +1,8 @@
 package enroll
 
 import (
+	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -11,6 +13,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/pki"
 )
 
 // total is how many refusals the log tells of, and in how many records.
@@ -149,4 +152,34 @@ func TestRefusalsOfOneNetwork(t *testing.T) {
 	if len(got) != 2 || got[0].n+got[1].n != 2*countedMax {
 		t.Errorf("counted %+v", got)
 	}
+}
+
+// Whoever has a good proof and is refused all the same costs no more than its share of the log either.
+func TestKnownSendersAreBounded(t *testing.T) {
+	b := newBox(t)
+	r := newDevice(t).request(pkix.Name{CommonName: "box.example.com"})
+	refuse := func(n int) {
+		for range n {
+			var policy *pki.PolicyError
+			if _, err := b.enroll(r); !errors.As(err, &policy) {
+				t.Fatalf("error %v", err)
+			}
+		}
+	}
+	refuse(knownPerSource)
+	b.wantTotal(knownPerSource, knownPerSource)
+	refuse(100)
+	b.wantTotal(knownPerSource+1, knownPerSource+1)
+	r.Source = netip.MustParseAddr("192.0.2.2")
+	refuse(1)
+	b.wantTotal(knownPerSource+2, knownPerSource+2)
+	must(t, b.engine.writeCounted())
+	b.wantTotal(knownPerSource+101, knownPerSource+3)
+	if last := b.log()[knownPerSource+2]; last.Reason != "refused although the proof was good: 99 more within a minute" {
+		t.Errorf("record of many %+v", last)
+	}
+	r.Source = source
+	refuse(1)
+	b.wantTotal(knownPerSource+102, knownPerSource+4)
+	b.close()
 }

@@ -42,6 +42,11 @@ func TestRenewal(t *testing.T) {
 			if x, err := b.store.Transaction(second.Serial); err != nil || x.Supersedes != first.Serial {
 				t.Errorf("supersedes %q: %v", x.Supersedes, err)
 			}
+			for _, rec := range b.log() {
+				if rec.Serial == second.Serial && !strings.HasPrefix(rec.Reason, "renews "+first.Serial) {
+					t.Errorf("the log does not say what was renewed: %+v", rec)
+				}
+			}
 
 			// The same message again, and the same request in a new message, are retries for a day.
 			again := r

@@ -155,15 +155,16 @@ type Poll struct {
 	Source        netip.Addr
 }
 
-// PendingRequest is a request that waits for a person. Identity, Names and Transaction are what the
-// sender wrote.
+// PendingRequest is a request that waits for a person. Identity, Subject, Names and Transaction are what
+// the sender wrote.
 type PendingRequest struct {
 	ID          string // for Approve and Deny
 	Profile     string
 	Protocol    string
 	Transaction string
 	Identity    string
-	Names       string // every other name it asks for, see pki.Request.OtherNames
+	Subject     string // the whole, see pki.FormatDN
+	Names       string // every other name it asks for, see pki.Request.AllOtherNames
 	Source      string
 	CSRSHA256   string // lower-case hex
 	Renews      string // serial of the certificate it renews, "" for a first request

@@ -122,13 +122,18 @@ func (e *Engine) Certificate(profile string, issuer []byte, serial *big.Int) ([]
 	return t.Certificate, nil
 }
 
-// IsRevoked reports whether this box issued exactly that certificate and it is revoked or on hold.
+// IsRevoked reports whether this box had that certificate signed and it is revoked, on hold, or of a
+// serial that was burnt. What was signed decides and not the signature under it: whoever holds a
+// certificate can write an ECDSA signature in a second way that verifies as well.
 func (e *Engine) IsRevoked(cert *x509.Certificate) (bool, error) {
-	i, err := e.lookUp(cert)
-	if i == nil || err != nil {
-		return false, err
+	t, err := e.store.Transaction(serialText(cert.SerialNumber))
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
 	}
-	return i.Revoked(), nil
+	if err != nil {
+		return false, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return bytes.Equal(t.Template, cert.RawTBSCertificate) && (t.State != store.Issued || t.Revoked()), nil
 }
 
 // CRL returns the current revocation list of the profile's authority, DER. It holds the revoked

@@ -3,7 +3,9 @@ package enroll
 import (
 	"bytes"
 	"context"
+	"crypto/elliptic"
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"math/big"
 	"sync"
@@ -100,6 +102,48 @@ func TestRevocation(t *testing.T) {
 		"certificate_revoked certificateHold", "certificate_revoked superseded",
 	}, reasons); diff != "" {
 		t.Errorf("log (-want +got):\n%s", diff)
+	}
+	b.close()
+}
+
+// otherSignature is the same certificate with its ECDSA signature written the other way that verifies.
+func otherSignature(t *testing.T, der []byte) *x509.Certificate {
+	t.Helper()
+	var cert struct {
+		TBS, Algorithm asn1.RawValue
+		Signature      asn1.BitString
+	}
+	var signature struct{ R, S *big.Int }
+	_, err := asn1.Unmarshal(der, &cert)
+	must(t, err)
+	_, err = asn1.Unmarshal(cert.Signature.Bytes, &signature)
+	must(t, err)
+	signature.S.Sub(elliptic.P256().Params().N, signature.S)
+	b, err := asn1.Marshal(signature)
+	must(t, err)
+	cert.Signature = asn1.BitString{Bytes: b, BitLength: 8 * len(b)}
+	b, err = asn1.Marshal(cert)
+	must(t, err)
+	other, err := x509.ParseCertificate(b)
+	must(t, err)
+	return other
+}
+
+// A revoked certificate stays so however its holder writes the authority's signature.
+func TestRevokedWithAnotherSignature(t *testing.T) {
+	b := newBox(t)
+	res := b.issue(newDevice(t).request(printer))
+	other := otherSignature(t, res.Certificate)
+	must(t, other.CheckSignatureFrom(b.issuer.Certificate()))
+	if bytes.Equal(other.Raw, res.Certificate) {
+		t.Fatal("the certificate is unchanged")
+	}
+	if isRevoked, err := b.engine.IsRevoked(other); err != nil || isRevoked {
+		t.Errorf("before it is revoked: %v, %v", isRevoked, err)
+	}
+	must(t, b.revoke(res.Serial, "keyCompromise"))
+	if isRevoked, err := b.engine.IsRevoked(other); err != nil || !isRevoked {
+		t.Errorf("after it is revoked: %v, %v", isRevoked, err)
 	}
 	b.close()
 }

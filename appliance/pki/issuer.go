@@ -95,15 +95,29 @@ func (i *Issuer) Prepare(p *Profile, r *Request, now time.Time) (*Prepared, erro
 }
 
 // isOwnName reports whether a subject reads like the authority's or its registration authority's,
-// in whatever string types. A device of that name could pass for them: clients take the subject of a
+// in whatever string types, letter case and spaces, none of which software compares. A device of that name could pass for them: clients take the subject of a
 // certificate from GetCACert for granted, and a subject equal to the issuer for self-issued.
 func (i *Issuer) isOwnName(subject []byte) bool {
-	text := FormatDN(subject)
-	if strings.EqualFold(text, FormatDN(i.cert.RawSubject)) {
+	text := comparedDN(subject)
+	if strings.EqualFold(text, comparedDN(i.cert.RawSubject)) {
 		return true
 	}
 	ra, err := raSubject(i.cert.RawSubject)
-	return err == nil && strings.EqualFold(text, FormatDN(ra))
+	return err == nil && strings.EqualFold(text, comparedDN(ra))
+}
+
+// comparedDN is FormatDN without the spaces that do not count when names are compared (RFC 4518 §2.6.1).
+func comparedDN(raw []byte) string {
+	n, err := parseName(raw)
+	if err != nil {
+		return ""
+	}
+	for _, rdn := range n {
+		for i := range rdn {
+			rdn[i].value = strings.Join(strings.Fields(rdn[i].value), " ")
+		}
+	}
+	return n.String()
 }
 
 // usagesFor leaves out the key usages that make no sense for a type of key.

@@ -287,6 +287,7 @@ func TestAuthoritysOwnName(t *testing.T) {
 	device, profile := newKey(t, "ecdsa-p256"), newProfile(t, permissive())
 	for name, allowed := range map[string]bool{
 		"CN=Test CA,O=Signet": false, "CN=TEST ca RA,O=signet": false, "CN=Test CA device,O=Signet": true,
+		`CN=Test  CA\ ,O=Signet`: false, `CN=\ Test CA   RA,O=Signet\ `: false,
 	} {
 		_, err := issuer.Prepare(profile, goRequest(t, device, x509.CertificateRequest{RawSubject: mustDN(t, name)}), now)
 		var refused *PolicyError

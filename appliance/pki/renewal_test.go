@@ -177,6 +177,16 @@ func TestEndsWith(t *testing.T) {
 	}
 }
 
+// Whoever may not have a name without approval does not get one that directories take for the same.
+func TestEndsWithWhatIsNotCompared(t *testing.T) {
+	for _, cn := range []string{`pump.approve.test\ `, `pump.approve.test..`, `pump.approve.test.\ `} {
+		r := goRequest(t, newKey(t, "ecdsa-p256"), x509.CertificateRequest{RawSubject: mustDN(t, "CN="+cn)})
+		if !r.EndsWith(".approve.test") {
+			t.Errorf("%q does not end with the suffix", cn)
+		}
+	}
+}
+
 // A revocation list is read and believed by crypto/x509 and openssl.
 func TestCRL(t *testing.T) {
 	for _, algorithm := range []string{"rsa-2048", "ecdsa-p256", "ecdsa-p384"} {

@@ -354,7 +354,12 @@ func (r *Request) Identity() string {
 // OtherNames lists, for the audit log, what the certificate is to be for besides [Request.Identity]:
 // every further common name (software differs in which of several it believes) and every
 // subjectAltName. "" where there is none. It begins with their number, because a log may cut it.
-func (r *Request) OtherNames() string {
+func (r *Request) OtherNames() string { return r.otherNames(printable) }
+
+// AllOtherNames is [Request.OtherNames] with every name whole, for whoever decides on the request.
+func (r *Request) AllOtherNames() string { return r.otherNames(replaceUnprintable) }
+
+func (r *Request) otherNames(show func(string) string) string {
 	subject, err := parseName(r.RawSubject)
 	if err != nil {
 		return ""
@@ -362,7 +367,7 @@ func (r *Request) OtherNames() string {
 	identity := r.Identity()
 	var others []string
 	add := func(label, value string) {
-		if text := printable(value); text != identity {
+		if text := show(value); text != identity {
 			others = append(others, label+text)
 		}
 	}
@@ -390,7 +395,7 @@ func (r *Request) OtherNames() string {
 func (r *Request) IsNamed(host string) bool {
 	address, _ := netip.ParseAddr(host)
 	same := func(name string) bool {
-		name = strings.TrimSuffix(name, ".")
+		name = significant(name)
 		if a, err := netip.ParseAddr(name); err == nil && address.IsValid() {
 			return a.Unmap() == address.Unmap()
 		}
@@ -417,9 +422,9 @@ func (r *Request) IsNamed(host string) bool {
 
 // EndsWith reports whether a common name or DNS subjectAltName ends with suffix, in any case.
 func (r *Request) EndsWith(suffix string) bool {
-	suffix = strings.ToLower(suffix)
+	suffix = significant(strings.ToLower(suffix))
 	ends := func(name string) bool {
-		return strings.HasSuffix(strings.ToLower(strings.TrimSuffix(name, ".")), suffix)
+		return strings.HasSuffix(strings.ToLower(significant(name)), suffix)
 	}
 	for _, name := range r.SAN {
 		if name.Kind == DNS && ends(name.Value) {
@@ -440,13 +445,23 @@ func (r *Request) EndsWith(suffix string) bool {
 	return false
 }
 
-func printable(s string) string {
-	s = strings.Map(func(c rune) rune {
+// significant leaves out of a name what directories and resolvers do not compare: spaces around it
+// (RFC 4518 §2.6.1) and final dots.
+func significant(name string) string {
+	return strings.TrimLeft(strings.TrimRight(name, " ."), " ")
+}
+
+func replaceUnprintable(s string) string {
+	return strings.Map(func(c rune) rune {
 		if !unicode.IsPrint(c) {
 			return utf8.RuneError
 		}
 		return c
 	}, s)
+}
+
+func printable(s string) string {
+	s = replaceUnprintable(s)
 	if runes := []rune(s); len(runes) > 200 {
 		return string(runes[:200])
 	}

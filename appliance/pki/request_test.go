@@ -307,11 +307,11 @@ func TestOtherNames(t *testing.T) {
 
 func TestIsNamed(t *testing.T) {
 	request := goRequest(t, newKey(t, "ecdsa-p256"), x509.CertificateRequest{
-		RawSubject: mustDN(t, "CN=Box.example.com,CN=10.0.0.1,O=other.example.com"), DNSNames: []string{"www.example.com"},
+		RawSubject: mustDN(t, `CN=Box.example.com,CN=10.0.0.1,O=other.example.com,CN=\ spaced.example.com.\ `), DNSNames: []string{"www.example.com"},
 		IPAddresses: []net.IP{net.ParseIP("2001:db8::1")}, EmailAddresses: []string{"me@mail.example.com"},
 	})
 	for host, want := range map[string]bool{
-		"box.example.com": true, "WWW.example.com": true, "10.0.0.1": true, "::ffff:10.0.0.1": true, "2001:db8:0::1": true,
+		"box.example.com": true, "spaced.example.com": true, "WWW.example.com": true, "10.0.0.1": true, "::ffff:10.0.0.1": true, "2001:db8:0::1": true,
 		"other.example.com": false, "example.com": false, "mail.example.com": false, "10.0.0.2": false,
 	} {
 		if got := request.IsNamed(host); got != want {

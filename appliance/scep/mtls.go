@@ -6,6 +6,10 @@ import (
 	"net/http"
 )
 
+// maxChain is how many certificates a client may show, its own and those above it. Whoever shows more, with names and keys to try in
+// every order, makes each of its requests cost a hundred verifications.
+const maxChain = 8
+
 // admit verifies the client certificate of a request to /scep-mtls against the bundle of this profile alone, and answers 401 where
 // there is none or it does not verify. What SCEP itself asks for, the challenge above all, is asked for all the same.
 func (s *Server) admit(x *exchange) bool {
@@ -15,6 +19,11 @@ func (s *Server) admit(x *exchange) bool {
 	}
 	if x.r.TLS == nil || len(x.r.TLS.PeerCertificates) == 0 {
 		x.refuse(http.StatusUnauthorized, "no client certificate: connect with one that this profile trusts")
+		s.count(x, x.reason)
+		return false
+	}
+	if len(x.r.TLS.PeerCertificates) > maxChain {
+		x.refuse(http.StatusUnauthorized, "too many client certificates: send the client's own and those between it and the bundle")
 		s.count(x, x.reason)
 		return false
 	}

@@ -96,6 +96,10 @@ func TestMTLSRoute(t *testing.T) {
 	}
 	good := ours.issue(x509.ExtKeyUsageClientAuth, time.Minute)
 	foreign := others.issue(x509.ExtKeyUsageClientAuth, time.Minute)
+	crowd := good
+	for range maxChain {
+		crowd.Certificate = append(crowd.Certificate[:len(crowd.Certificate):len(crowd.Certificate)], others.cert.Raw)
+	}
 
 	for name, c := range map[string]struct {
 		path   string
@@ -104,6 +108,7 @@ func TestMTLSRoute(t *testing.T) {
 		says   string
 	}{
 		"no certificate":             {"/scep-mtls/corp", nil, 401, "no client certificate"},
+		"too many certificates":      {"/scep-mtls/corp", []tls.Certificate{crowd}, 401, "too many client certificates"},
 		"another profile's":          {"/scep-mtls/corp", []tls.Certificate{foreign}, 401, "does not trust"},
 		"ours at another profile":    {"/scep-mtls/modern", []tls.Certificate{good}, 401, "does not trust"},
 		"expired":                    {"/scep-mtls/corp", []tls.Certificate{ours.issue(x509.ExtKeyUsageClientAuth, -time.Minute)}, 401, "does not trust"},

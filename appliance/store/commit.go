@@ -1,9 +1,11 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -31,7 +33,7 @@ type transition struct {
 }
 
 // change collects what one transition writes. Reads see the state including the transitions before
-// it in the same batch, but not its own writes.
+// it in the same batch and its own writes.
 type change struct {
 	s       *Store
 	state   *pebble.Batch // indexed
@@ -45,7 +47,18 @@ type op struct {
 	delete     bool
 }
 
-func (c *change) get(k []byte) ([]byte, error) { return c.s.get(c.state, k) }
+func (c *change) get(k []byte) ([]byte, error) {
+	for _, o := range slices.Backward(c.ops) { // few, but for Recover and Sweep
+		if !bytes.Equal(o.key, k) {
+			continue
+		}
+		if o.delete {
+			return nil, ErrNotFound
+		}
+		return bytes.Clone(o.value), nil
+	}
+	return c.s.get(c.state, k)
+}
 
 func (c *change) set(k, v []byte) { c.ops = append(c.ops, op{key: k, value: v}) }
 

@@ -280,7 +280,17 @@ func (c *change) isFreeFor(key TransactionKey, t taker) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("transaction that took a guard: %w", err)
 	}
-	return x.State == Lost || x.State == Failed, nil
+	if x.State != Lost && x.State != Failed {
+		return false, nil
+	}
+	if x.Held == "" {
+		return true, nil
+	}
+	h, err := readHeld(c.get, x.Held) // it waited again, and may have been denied since
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return h.State == Waiting, err
 }
 
 // setGuard replaces an entry, nil if there was none, and its place in the index.

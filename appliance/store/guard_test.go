@@ -219,6 +219,16 @@ func TestGuardsOfHeldRequests(t *testing.T) {
 	wantIs(t, "the denied transaction again", begin(s, guarded("d", 0, epoch, second)), ErrGuardUsed)
 	d.ID = "0123456789abcdef"
 	wantIs(t, "the denied request again", hold(s, d), ErrGuardUsed)
+
+	third := guardOf(GuardOnce, "third")
+	must(t, mint(s, third))
+	e := held("e", third)
+	must(t, hold(s, e))
+	i := guarded("e", 0, epoch)
+	must(t, s.Approve(e.ID, "admin", i, rec, record(audit.IssuanceBegun, audit.OutcomeBegun, i.Serial)))
+	must(t, lose(s, i.Serial))
+	must(t, s.Deny(e.ID, "admin", "not ours either", epoch, rec))
+	wantIs(t, "what was denied after its approval was lost", begin(s, guarded("e", 1, epoch, third)), ErrGuardUsed)
 	checkGuards(t, s)
 }
 

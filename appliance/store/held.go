@@ -61,7 +61,6 @@ type Held struct {
 	Protocol    string         `json:"protocol"`
 	Transaction string         `json:"transaction"` // as the client sent it, for people
 	Identity    string         `json:"identity"`
-	Names       string         `json:"names,omitempty"`
 	Source      string         `json:"source"`
 	SignerKey   []byte         `json:"signer_key"`     // as in Intent
 	CSR         []byte         `json:"csr"`            // SHA-256 of the PKCS#10's DER
@@ -97,7 +96,6 @@ func (s *Store) Hold(h Held, limit int, rec audit.Record) error {
 		}
 		h.Transaction = h.Transaction[:min(len(h.Transaction), maxClientText)]
 		h.Identity = h.Identity[:min(len(h.Identity), maxClientText)]
-		h.Names = h.Names[:min(len(h.Names), maxClientText)]
 		h.State, h.Decided, h.By, h.Reason, h.Serial = Waiting, time.Time{}, "", "", ""
 		if _, err := c.get(key(prefixHeld, h.ID)); !errors.Is(err, ErrNotFound) {
 			return orError(err, ErrConflict)

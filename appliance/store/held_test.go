@@ -207,6 +207,24 @@ func TestHeldLife(t *testing.T) {
 	}
 }
 
+// The power goes while several approved requests are being signed: each waits again, is counted, and can
+// be decided on.
+func TestSeveralApprovalsLost(t *testing.T) {
+	fs := vfs.NewCrashableMem()
+	s := recovered(t, fs)
+	names := []string{"a", "b"}
+	for _, name := range names {
+		must(t, holdOne(s, heldOf(name, 0)))
+		must(t, approve(s, heldOf(name, 0), intent(name, 0)))
+	}
+	s = recovered(t, fs.CrashClone(vfs.CrashCloneCfg{}))
+	defer closeStore(t, s)
+	for _, name := range names {
+		must(t, deny(s, heldOf(name, 0)))
+		checkStore(t, s)
+	}
+}
+
 // A request that waits is never forgotten, a decided one after a while, with all that leads to it.
 func TestHeldExpires(t *testing.T) {
 	s := recovered(t, vfs.NewMem())

@@ -69,8 +69,11 @@ for whom. signet approve and signet deny take the id.`,
 			}
 			text := ""
 			for _, p := range out.Pending {
-				// Identity and names are what a device wrote: quoted, they cannot steer the terminal.
+				// Identity, subject and names are what a device wrote: quoted, they cannot steer the terminal.
 				text += fmt.Sprintf("%s  %s  %s  %s  %+q", p.ID, p.Profile, p.Since.Format("2006-01-02T15:04:05Z"), p.Source, p.Identity)
+				if p.Subject != "CN="+p.Identity {
+					text += fmt.Sprintf("  %+q", p.Subject)
+				}
 				if p.Names != "" {
 					text += fmt.Sprintf("  %+q", p.Names)
 				}
