@@ -98,6 +98,9 @@ func KeyHolder() List {
 // interface without an address (packet(7)). It opens no file.
 func DHCP() List {
 	return goRuntime().and(interfaceAddresses()).and(List{
-		rules: []rule{{unix.SYS_SOCKET, []arg{is(0, unix.AF_PACKET), {1, 0xf, unix.SOCK_DGRAM}}}},
+		rules: []rule{
+			{unix.SYS_SOCKET, []arg{is(0, unix.AF_PACKET), {1, 0xf, unix.SOCK_DGRAM}}},
+			{unix.SYS_GETSOCKOPT, []arg{is(1, unix.SOL_SOCKET), is(2, unix.SO_TYPE)}},
+		},
 	})
 }
