@@ -35,6 +35,7 @@ import (
 
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/confine"
+	"signet.internal/appliance/confine/confinetest"
 	"signet.internal/appliance/store"
 )
 
@@ -67,27 +68,11 @@ func processNamed(name, dir string) process {
 // start makes the command of a process: what is "work" or "trespass", dir the directory open to it.
 func start(t *testing.T, name, what, dir string) *exec.Cmd {
 	t.Helper()
-	info, _ := debug.ReadBuildInfo()
-	for _, s := range info.Settings {
-		if s.Key == "CGO_ENABLED" && s.Value != "0" {
-			missing(t, "built with cgo, as the box's programs never are: CGO_ENABLED=0 go test")
-		}
-	}
-	if abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION); errno != 0 || abi < 1 {
-		missing(t, "this kernel has no Landlock")
-	}
+	confinetest.Need(t)
 	cmd := exec.Command("/proc/self/exe", "confined", name, what, dir)
 	cmd.Env = []string{}
 	cmd.Stderr = t.Output()
 	return cmd
-}
-
-func missing(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // confined is the process.
