@@ -65,7 +65,8 @@ func processNamed(name, dir string) process {
 	}[name]
 }
 
-// start makes the command of a process: what is "work" or "trespass", dir the directory open to it.
+// start makes the command of a process, "free" for one that is not confined: what is "work" or
+// "trespass", dir the directory open to it.
 func start(t *testing.T, name, what, dir string) *exec.Cmd {
 	t.Helper()
 	confinetest.Need(t)
@@ -239,7 +240,7 @@ var attempts = map[string]func(dir string) error{
 		return asError(errno)
 	},
 	"clone3":           raw(unix.SYS_CLONE3),
-	"ptrace":           raw(unix.SYS_PTRACE, unix.PTRACE_TRACEME),
+	"ptrace":           raw(unix.SYS_PTRACE, unix.PTRACE_SEIZE, 1<<30), // nobody: whoever traces itself is stopped
 	"process_vm_readv": raw(unix.SYS_PROCESS_VM_READV, uintptr(os.Getpid())),
 	"kill":             raw(unix.SYS_KILL, uintptr(os.Getpid()), 0),
 	"mount":            raw(unix.SYS_MOUNT),
@@ -322,21 +323,40 @@ func trespass(dir string) map[string]syscall.Errno {
 	return got
 }
 
+var refusals = map[syscall.Errno]bool{unix.EPERM: true, unix.EACCES: true, unix.ENOSYS: true}
+
+// attemptsOf runs a process that trespasses.
+func attemptsOf(t *testing.T, name string) map[string]syscall.Errno {
+	t.Helper()
+	out, err := start(t, name, "trespass", t.TempDir()).Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out) // also where an attempt ended the process
+	}
+	got := map[string]syscall.Errno{}
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if len(got) != len(attempts) {
+		t.Errorf("%d of %d attempts made", len(got), len(attempts))
+	}
+	return got
+}
+
 func TestConfinedProcessesCannotTrespass(t *testing.T) {
-	refusals := map[syscall.Errno]bool{unix.EPERM: true, unix.EACCES: true, unix.ENOSYS: true}
+	free := attemptsOf(t, "free")
+	for attempt, errno := range free {
+		if refusals[errno] {
+			t.Logf("%s is refused here to anybody: %v", attempt, errno)
+		}
+	}
+	for _, attempt := range []string{"execve", "fork", "mmap exec", "mprotect exec", "prctl", "TCP", "UDP", "unix stream", "read outside", "list outside", "make outside", "link inside"} {
+		if refusals[free[attempt]] {
+			t.Errorf("%s is refused without confinement too: %v", attempt, free[attempt])
+		}
+	}
 	for name, may := range map[string]string{"signetd": "", "keyholder": "", "dhcp": "packet"} {
 		t.Run(name, func(t *testing.T) {
-			out, err := start(t, name, "trespass", t.TempDir()).Output()
-			if err != nil {
-				t.Fatalf("%v: %s", err, out) // also where an attempt ended the process
-			}
-			got := map[string]syscall.Errno{}
-			if err := json.Unmarshal(out, &got); err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
-			if len(got) != len(attempts) {
-				t.Errorf("%d of %d attempts made", len(got), len(attempts))
-			}
+			got := attemptsOf(t, name)
 			for attempt, errno := range got {
 				if !refusals[errno] && attempt != may {
 					t.Errorf("%s: errno %d (%v)", attempt, errno, errno)

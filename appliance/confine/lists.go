@@ -69,7 +69,7 @@ func Signetd() List {
 			unix.SYS_OPENAT, sysNewfstatat, unix.SYS_GETDENTS64, unix.SYS_LSEEK, unix.SYS_PWRITE64, unix.SYS_WRITEV,
 			unix.SYS_MKDIRAT, unix.SYS_UNLINKAT, unix.SYS_RENAMEAT,
 			unix.SYS_FSYNC, unix.SYS_FDATASYNC, unix.SYS_SYNC_FILE_RANGE, unix.SYS_FALLOCATE, unix.SYS_FADVISE64,
-			unix.SYS_FTRUNCATE, unix.SYS_STATFS, unix.SYS_UNAME,
+			unix.SYS_FTRUNCATE, unix.SYS_STATFS, unix.SYS_FSTATFS, unix.SYS_UNAME,
 			// sd_notify
 			unix.SYS_CONNECT,
 		},
