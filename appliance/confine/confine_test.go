@@ -65,8 +65,8 @@ func processNamed(name, dir string) process {
 	}[name]
 }
 
-// start makes the command of a process, "free" for one that is not confined: what is "work" or
-// "trespass", dir the directory open to it.
+// start makes the command of a process, "free" for one that is not confined: what is "work", "trespass"
+// or "again", dir the directory open to it.
 func start(t *testing.T, name, what, dir string) *exec.Cmd {
 	t.Helper()
 	confinetest.Need(t)
@@ -100,6 +100,15 @@ func confined(name, what, dir string) error {
 			return err
 		}
 		runtime.UnlockOSThread()
+	}
+	if what == "again" { // the kernel refuses both
+		if _, err := confine.Landlock(p.paths); err == nil {
+			return errors.New("nothing was confined to files, and that was no error")
+		}
+		if err := confine.Seccomp(p.list); err == nil {
+			return errors.New("nothing was confined to a list, and that was no error")
+		}
+		return nil
 	}
 	if what == "trespass" {
 		return json.NewEncoder(os.Stdout).Encode(trespass(dir))
@@ -366,6 +375,12 @@ func TestConfinedProcessesCannotTrespass(t *testing.T) {
 				t.Errorf("clone3: %v, from which nobody falls back", got["clone3"])
 			}
 		})
+	}
+}
+
+func TestWhatCannotBeConfinedIsAnError(t *testing.T) {
+	if out, err := start(t, "keyholder", "again", t.TempDir()).Output(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 
