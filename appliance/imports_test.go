@@ -23,6 +23,7 @@ var allowed = map[string]string{
 	"appliance/pki":                  "",
 	"appliance/audit":                "",
 	"appliance/handover":             "",
+	"appliance/confine":              "",
 	"appliance/challenge/phc":        "",
 	"appliance/challenge/compliance": "",
 	"appliance/challenge/intune":     "",
@@ -35,14 +36,15 @@ var allowed = map[string]string{
 	"provision":                      "appliance/pki appliance/challenge/phc",
 	"image":                          "image/format provision tpm appliance/cms",
 	"image/mkbase":                   "image image/format",
-	"appliance/box":                  "image/format provision tpm appliance/keys appliance/handover",
+	"appliance/box":                  "image/format provision tpm appliance/keys appliance/handover appliance/confine",
 	"appliance": "appliance/cms appliance/keys appliance/pki appliance/challenge appliance/store appliance/audit " +
-		"appliance/enroll appliance/scep appliance/handover webui provision",
+		"appliance/enroll appliance/scep appliance/handover appliance/confine webui provision",
 	"cmd/boxinit": "appliance/box",
 	"cmd/signetd": "appliance",
 	"cmd/signet":  "image image/format image/vm provision configs tpm appliance/audit webui",
 	// Helpers of tests only.
-	"tpm/tpmtest": "",
+	"tpm/tpmtest":                   "",
+	"appliance/confine/confinetest": "",
 }
 
 // owners names modules that one package alone may import.

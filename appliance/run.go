@@ -10,6 +10,7 @@ import (
 	"os"
 	"time"
 
+	"signet.internal/appliance/confine"
 	"signet.internal/provision"
 )
 
@@ -20,6 +21,7 @@ type Options struct {
 	TPM        string // "swtpm:SOCKET" or a device; empty on a box, where the key holder's socket is inherited
 	ListenBase string // "ADDRESS:PORT"; empty: the ports of the listener table, or inherited sockets
 	ReadyFile  string // see Ready; empty: none is written
+	Confined   bool   // confine the process first (see confine); StateDir exists, the rest is inherited as on a box
 
 	Reload <-chan os.Signal // each value has the site's trust/ read again; nil: never
 	Log    *slog.Logger     // where requests and events go
@@ -37,6 +39,11 @@ func (e *mendable) Mend() string  { return e.mend }
 
 // Run loads the site, opens keys and state and serves until ctx ends.
 func Run(ctx context.Context, o Options) error {
+	if o.Confined {
+		if err := enclose(o); err != nil {
+			return fmt.Errorf("confining the service: %w", err)
+		}
+	}
 	load := provision.Load
 	if o.TPM == "" {
 		load = provision.LoadBaked // boxinit checked the image; what expired since must not stop a box
@@ -74,4 +81,17 @@ func Run(ctx context.Context, o Options) error {
 		return errors.Join(err, closeAll(c.Listeners))
 	}
 	return a.Serve(ctx)
+}
+
+// enclose leaves the process the site, the state and the service's system calls.
+func enclose(o Options) error {
+	abi, err := confine.Landlock(confine.Paths{Read: []string{o.ConfigDir}, Write: []string{o.StateDir}})
+	if err != nil {
+		return err
+	}
+	if err := confine.Seccomp(confine.Signetd()); err != nil {
+		return err
+	}
+	o.Log.Info("confined", "landlock_abi", abi)
+	return nil
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+
+	"signet.internal/appliance/confine"
 )
 
 // Patience of the DHCP helper.
@@ -24,6 +26,9 @@ const (
 // runDHCP is the DHCP helper's process: it proposes leases for one interface on out and never
 // changes anything itself. It ends when out is closed.
 func runDHCP(name string, out io.Writer) error {
+	if err := enclose(confine.DHCP()); err != nil {
+		return err
+	}
 	for {
 		if err := lease(name, json.NewEncoder(out)); err != nil {
 			return err

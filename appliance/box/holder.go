@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"signet.internal/appliance/confine"
 	"signet.internal/appliance/keys"
 	"signet.internal/tpm"
 )
@@ -151,6 +152,9 @@ func runHolder() error {
 // openHolder opens the keys and returns what serves them.
 func openHolder() (serve func() error, err error) {
 	if err := keys.HardenProcess(); err != nil {
+		return nil, err
+	}
+	if err := enclose(confine.KeyHolder()); err != nil {
 		return nil, err
 	}
 	device, err := tpm.OpenFile(os.NewFile(holderTPM, "/dev/tpmrm0"))

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"signet.internal/appliance/confine/confinetest"
 	"signet.internal/appliance/keys"
 	"signet.internal/tpm"
 	"signet.internal/tpm/tpmtest"
@@ -67,6 +68,7 @@ func tpmFile(t *testing.T, spec string) *os.File {
 }
 
 func TestHolderServesEachStartOfTheService(t *testing.T) {
+	confinetest.Need(t)
 	spec := tpmtest.New(t).Spec()
 	secrets := vaultOn(t, spec)
 	device := tpmFile(t, spec)
@@ -150,7 +152,7 @@ func checkUnreadable(t *testing.T, pid int, locked bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"Uid:\t901\t901\t901\t901\n", "NoNewPrivs:\t1\n", "CapEff:\t0000000000000000\n"} {
+	for _, want := range []string{"Uid:\t901\t901\t901\t901\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n", "CapEff:\t0000000000000000\n"} {
 		if !bytes.Contains(status, []byte(want)) {
 			t.Errorf("status lacks %q:\n%s", want, status)
 		}
@@ -168,6 +170,7 @@ func checkUnreadable(t *testing.T, pid int, locked bool) {
 }
 
 func TestHolderSaysWhyItDoesNotStart(t *testing.T) {
+	confinetest.Need(t)
 	device, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)

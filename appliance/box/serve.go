@@ -89,7 +89,7 @@ func (m *Machine) serve(b *opened) error {
 	sup, err := newSupervisor(ServiceConfig{
 		Command: func() *exec.Cmd {
 			return sandbox{uid: uidSignetd}.command(format.SignetdPath,
-				"--config", format.SiteDir, "--state", filepath.Join(stateMount, signetdDir))
+				"--config", format.SiteDir, "--state", filepath.Join(stateMount, signetdDir), "--confined")
 		},
 		Inherit:      s.inherit,
 		Observe:      s.observe,

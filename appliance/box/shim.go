@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"signet.internal/appliance/confine"
 )
 
 // Users of the processes below boxinit. The image has no passwd file: nothing asks for names.
@@ -179,6 +181,18 @@ func (s sandbox) setCapabilities() error {
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, unix.CAP_NET_RAW, 0, 0); err != nil {
 		return fmt.Errorf("keeping CAP_NET_RAW over execve: %w", err)
+	}
+	return nil
+}
+
+// enclose leaves this process, which opens no files, the system calls of l. A process that cannot be
+// confined must not go on.
+func enclose(l confine.List) error {
+	if _, err := confine.Landlock(confine.Paths{}); err != nil {
+		return fmt.Errorf("confining the process: %w", err)
+	}
+	if err := confine.Seccomp(l); err != nil {
+		return fmt.Errorf("confining the process: %w", err)
 	}
 	return nil
 }

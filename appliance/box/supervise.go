@@ -113,9 +113,9 @@ func (s *supervisor) run(ctx context.Context) {
 		s.state.Reason = reason
 		s.state.Retry = s.Backoff(s.state.Failures)
 		s.state.Report.Condition = nil
-		s.note("%s; starting it again in %v", reason, s.state.Retry)
 		s.beat.Store(time.Now().UnixNano())
-		s.Observe(s.state)
+		s.Observe(s.state) // which takes the service's last words from the log
+		s.note("%s; starting it again in %v", reason, s.state.Retry)
 		select {
 		case <-ctx.Done():
 			return

@@ -25,8 +25,9 @@ func run() int {
 	flag.StringVar(&o.TPM, "tpm", "", "swtpm:SOCKET or a device; without it a key holder's socket is inherited, as on a box")
 	flag.StringVar(&o.ListenBase, "listen-base", "", "ADDRESS:PORT; listener n of the table est, scep, console, plain, legacy, legacy_scep listens on PORT+n")
 	flag.StringVar(&o.ReadyFile, "ready-file", "", "written once every listener accepts: one JSON object with the addresses")
+	flag.BoolVar(&o.Confined, "confined", false, "give up all files but the two directories, which must exist, and all system calls the service has no use for; or do not start. For a box, where sockets are inherited")
 	flag.Usage = func() {
-		fmt.Fprintf(os.Stderr, "usage: signetd --config DIR --state DIR [--tpm swtpm:SOCKET|DEVICE] [--listen-base ADDRESS:PORT] [--ready-file FILE]\n")
+		fmt.Fprintf(os.Stderr, "usage: signetd --config DIR --state DIR [--tpm swtpm:SOCKET|DEVICE] [--listen-base ADDRESS:PORT] [--ready-file FILE] [--confined]\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
