@@ -48,8 +48,6 @@ const (
 	AdminClaimed Action = "admin_claimed"
 	// ClaimRefused: a claim was refused: wrong code, or the box already has an administrator.
 	ClaimRefused Action = "claim_refused"
-	// TokenCreated: an API token was created.
-	TokenCreated Action = "token_created"
 	// LoginRefused: an API or console request carried a token or password that is not valid.
 	LoginRefused Action = "login_refused"
 	// SignedIn: a person signed in to the console by password, or by claiming the box there.
@@ -64,7 +62,7 @@ func Actions() []Action {
 		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPPKCSReqIntune, SCEPRenewalReqIntune, SCEPRefused, TransactionLost,
 		RequestHeld, RequestApproved, RequestDenied, CertificateRevoked, CertificateReleased, CRLSigned,
 		ChallengeMinted, TrustReplaced, BoxInitialised, RARenewed, TLSRenewed, BoxStarted,
-		AdminClaimed, ClaimRefused, TokenCreated, LoginRefused, SignedIn, SignedOut,
+		AdminClaimed, ClaimRefused, LoginRefused, SignedIn, SignedOut,
 	}
 }
 

@@ -168,18 +168,13 @@ func (d *disk) grow() error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(d.node, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	d.table.Resize(uint64(size))
 	d.state.End = last
 	d.state.Size = (d.state.End - d.state.Start + 1) * format.SectorSize
-	if err := d.table.Write(f, size); err != nil {
+	if err := d.writeTable(size); err != nil {
 		return fmt.Errorf("growing STATE: %w", err)
 	}
-	return errors.Join(f.Sync(), f.Close())
+	return nil
 }
 
 // repair writes the first partition table again where only the backup was whole: that is how a
@@ -192,15 +187,23 @@ func (d *disk) repair() error {
 	if err != nil {
 		return err
 	}
+	if err := d.writeTable(size); err != nil {
+		return fmt.Errorf("repairing partition table of %s: %w", d.node, err)
+	}
+	return d.reread()
+}
+
+// writeTable writes both partition tables to a disk of size bytes, the backup first, and syncs.
+func (d *disk) writeTable(size int64) error {
 	f, err := os.OpenFile(d.node, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if err := d.table.Write(f, size); err != nil {
-		return fmt.Errorf("repairing partition table of %s: %w", d.node, err)
+		return err
 	}
-	return d.reread()
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // growState grows STATE, if it can, and shows the kernel.

@@ -41,7 +41,7 @@ func BenchmarkMint(b *testing.B) {
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			_, _, err := o.Mint("printer-17", nil, 0, epoch, func(g store.Guard) error { return s.Mint(g, record(audit.TokenCreated)) })
+			_, _, err := o.Mint("printer-17", nil, 0, epoch, func(g store.Guard) error { return s.Mint(g, record(audit.ChallengeMinted)) })
 			if err != nil {
 				b.Error(err)
 			}

@@ -143,7 +143,7 @@ func newOneTime(t testing.TB, s *store.Store, profile string) *OneTime {
 
 func mint(t testing.TB, s *store.Store, o *OneTime, cn string, sans ...string) string {
 	t.Helper()
-	secret, _, err := o.Mint(cn, sans, 0, epoch, func(g store.Guard) error { return s.Mint(g, record(audit.TokenCreated)) })
+	secret, _, err := o.Mint(cn, sans, 0, epoch, func(g store.Guard) error { return s.Mint(g, record(audit.ChallengeMinted)) })
 	must(t, err)
 	return secret
 }

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -401,48 +402,38 @@ func (r *Request) IsNamed(host string) bool {
 		}
 		return strings.EqualFold(name, host)
 	}
+	return slices.ContainsFunc(r.namesOf(DNS, IP), same)
+}
+
+// namesOf returns the subjectAltNames of these kinds, and every common name: readers take either for a
+// host's name.
+func (r *Request) namesOf(kinds ...Kind) []string {
+	var names []string
 	for _, name := range r.SAN {
-		if (name.Kind == DNS || name.Kind == IP) && same(name.Value) {
-			return true
+		if slices.Contains(kinds, name.Kind) {
+			names = append(names, name.Value)
 		}
 	}
 	subject, err := parseName(r.RawSubject)
 	if err != nil {
-		return false
+		return names
 	}
 	for _, rdn := range subject {
 		for _, a := range rdn {
-			if a.oid.Equal(oidCommonName) && same(a.value) {
-				return true
+			if a.oid.Equal(oidCommonName) {
+				names = append(names, a.value)
 			}
 		}
 	}
-	return false
+	return names
 }
 
 // EndsWith reports whether a common name or DNS subjectAltName ends with suffix, in any case.
 func (r *Request) EndsWith(suffix string) bool {
 	suffix = significant(strings.ToLower(suffix))
-	ends := func(name string) bool {
+	return slices.ContainsFunc(r.namesOf(DNS), func(name string) bool {
 		return strings.HasSuffix(strings.ToLower(significant(name)), suffix)
-	}
-	for _, name := range r.SAN {
-		if name.Kind == DNS && ends(name.Value) {
-			return true
-		}
-	}
-	subject, err := parseName(r.RawSubject)
-	if err != nil {
-		return false
-	}
-	for _, rdn := range subject {
-		for _, a := range rdn {
-			if a.oid.Equal(oidCommonName) && ends(a.value) {
-				return true
-			}
-		}
-	}
-	return false
+	})
 }
 
 // significant leaves out of a name what directories and resolvers do not compare: spaces around it

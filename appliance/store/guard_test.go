@@ -39,7 +39,7 @@ func guarded(name string, n int, at time.Time, guards ...Guard) Intent {
 }
 
 func mint(s *Store, g Guard) error {
-	return s.Mint(g, record(audit.TokenCreated, audit.OutcomeSuccess, ""))
+	return s.Mint(g, record(audit.ChallengeMinted, audit.OutcomeSuccess, ""))
 }
 
 func checkGuard(t testing.TB, s *Store, g Guard, now time.Time, want GuardStatus) GuardState {
