@@ -271,7 +271,7 @@ func samePublic(a, b crypto.PublicKey) bool {
 }
 
 // tlsNames are the DNS names and addresses the box's TLS certificate carries: the public host,
-// localhost, the loopback addresses and every address of an interface that is up.
+// localhost, the loopback addresses and ownAddresses.
 func (id *identity) tlsNames() ([]string, []net.IP) {
 	names := []string{"localhost"}
 	addresses := []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
@@ -288,8 +288,8 @@ func (id *identity) tlsNames() ([]string, []net.IP) {
 	return names, addresses
 }
 
-// ownNames are the names and addresses in the box's TLS certificate that lead others to it. Those of
-// the loopback are everyone's own.
+// ownNames are the names and addresses that lead others to the box: those in its TLS certificate, and
+// the addresses it has now. Those of the loopback are everyone's own.
 func (id *identity) ownNames() []string {
 	leaf := id.tlsCert.Load().Leaf
 	var own []string
@@ -298,16 +298,23 @@ func (id *identity) ownNames() []string {
 			own = append(own, name)
 		}
 	}
-	for _, ip := range leaf.IPAddresses {
-		if !ip.IsLoopback() {
+	for _, ip := range append(addressesNow(), leaf.IPAddresses...) {
+		if !ip.IsLoopback() && !slices.Contains(own, ip.String()) {
 			own = append(own, ip.String())
 		}
 	}
 	return own
 }
 
-// ownAddresses are the addresses of the interfaces that are up, loopback and link-local ones aside.
+// ownAddresses are the IPv4 addresses of the interfaces that are up, loopback and link-local ones
+// aside. A box gets IPv6 addresses from whatever router advertises, at any time: a name reaches it
+// by those, and a certificate that followed them would change its fingerprint again and again.
 func ownAddresses() []net.IP {
+	return slices.DeleteFunc(addressesNow(), func(ip net.IP) bool { return ip.To4() == nil })
+}
+
+// addressesNow are the addresses of the interfaces that are up, sorted, without loopback and link-local ones.
+func addressesNow() []net.IP {
 	interfaces, _ := net.InterfaceAddrs() // none found leaves the fixed names
 	var own []net.IP
 	for _, a := range interfaces {
