@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -288,6 +289,24 @@ func TestServiceEnrollsRealClients(t *testing.T) {
 		}
 		if !found {
 			t.Errorf("no audit record of the refusal in %+v", page.Records)
+		}
+	})
+
+	t.Run("the box's own address is nobody's name", func(t *testing.T) {
+		addresses, err := net.InterfaceAddrs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(addresses, func(a net.Addr) bool {
+			n, ok := a.(*net.IPNet)
+			return ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() && !n.IP.IsLoopback()
+		})
+		if i < 0 {
+			t.Skip("this machine has no address but the loopback's")
+		}
+		own := addresses[i].(*net.IPNet).IP.String()
+		if out, err := enrollStrongSwan(t, t.TempDir(), s.ready.SCEPPlain+"/scep/corp", own, "corp-demo-challenge"); err == nil {
+			t.Errorf("a device got a certificate for %s: %s", own, out)
 		}
 	})
 
