@@ -20,17 +20,19 @@ import (
 
 // Site is a site whose every check passed.
 type Site struct {
-	Name        string // lower-case letters, digits, hyphens; at most 32
-	Version     string // MAJOR.MINOR.PATCH
-	Epoch       uint32 // at least 1
-	PublicHost  string // DNS name or address devices reach the box by
-	SecureBoot  string // "none"
-	Network     Network
-	Listeners   Listeners
-	Authorities []Authority // at least one, as written
-	RA          RA
-	Profiles    []Profile // at least one, in order of file name; exactly one is the default
-	Files       []string  // every file of the site that was read, sorted: what belongs in the image
+	Name       string // lower-case letters, digits, hyphens; at most 32
+	Version    string // MAJOR.MINOR.PATCH
+	Epoch      uint32 // at least 1
+	PublicHost string // DNS name or address devices reach the box by; "" only where listener plain is off
+	SecureBoot string // "none"
+	Network    Network
+	Listeners  Listeners
+	// TrustedProxies are the proxies in front of the box; nil: whatever they add to a request is ignored.
+	TrustedProxies *TrustedProxies
+	Authorities    []Authority // at least one, as written
+	RA             RA
+	Profiles       []Profile // at least one, in order of file name; exactly one is the default
+	Files          []string  // every file of the site that was read, sorted: what belongs in the image
 }
 
 // Network is how the box gets its address: DHCP, or Address and Gateway.
@@ -43,19 +45,44 @@ type Network struct {
 
 // Listeners says which listeners are on.
 type Listeners struct {
-	EST     bool // :443, TLS 1.3, asks for client certificates; off unless the site says otherwise
-	SCEP    bool // :8443, TLS 1.3
-	Console bool // :9443, TLS 1.3
-	Plain   bool // :80
+	EST        bool // :443, TLS 1.3, asks for client certificates
+	SCEP       bool // :8443, TLS 1.3
+	Console    bool // :9443, TLS 1.3
+	Plain      bool // :80
+	Legacy     bool // :7443, TLS 1.2 too, asks for client certificates; off unless the site says otherwise
+	LegacySCEP bool // :7444, TLS 1.2 too; off unless the site says otherwise
 }
 
-// Authority is one root CA.
+// TrustedProxies are believed about where a request came from (X-Forwarded-For).
+type TrustedProxies struct {
+	Networks []netip.Prefix // at least one; the addresses proxies connect from
+	// Certificates, of File in trust/, are whom the client certificate a proxy itself presents must chain
+	// to for its X-SSL-Client-Cert to be looked at. nil: that header is never believed.
+	File         string
+	Certificates []*x509.Certificate
+}
+
+// What an authority's certificate is.
+const (
+	ModeRoot        = "root"        // made by the box, signed by itself
+	ModeSubordinate = "subordinate" // signed by somebody else, from the box's request
+)
+
+// Authority is one CA.
 type Authority struct {
 	Name        string
+	Mode        string // ModeRoot or ModeSubordinate
 	Subject     []byte // DER Name
 	SubjectText string // as written
 	Algorithm   string // as in KeySpec
 	Protection  string // as in KeySpec
+	// Validity of a root's certificate; 0 for a subordinate, whose issuer decides.
+	Validity time.Duration
+	// PathLen is how many CA certificates may follow this one in a chain (pathLenConstraint, RFC 5280
+	// §4.2.1.9), which a root's certificate says and a subordinate's request asks for.
+	PathLen     int
+	CRLValidity time.Duration // from a CRL's thisUpdate to its nextUpdate
+	OCSP        bool          // answered at /ocsp/NAME; only where listener plain is on
 }
 
 // RA is the key SCEP clients encrypt to; each authority certifies it.
@@ -63,6 +90,7 @@ type RA struct {
 	Algorithm  string        // "rsa-2048", "rsa-3072" or "rsa-4096"
 	Protection string        // as in KeySpec
 	Validity   time.Duration // of the RA certificates
+	Overlap    time.Duration // how long a key decrypts on after its successor took over
 }
 
 // Profile is one kind of enrollment.
@@ -74,7 +102,13 @@ type Profile struct {
 	Approval  Approval
 	Renewal   Renewal
 	Limits    Limits
-	SCEP      SCEP
+	MaxActive int  // certificates of one identity that are good at a time; 0 is no limit
+	UniqueKey bool // a key that has a certificate gets none for another identity
+	// RevokeOnReplace revokes a certificate once its renewal was issued.
+	RevokeOnReplace bool
+	Compliance      *Compliance // nil: nobody else is asked
+	SCEP            SCEP
+	EST             *EST // nil: not served over EST
 
 	config pki.ProfileConfig
 }
@@ -105,7 +139,7 @@ func (c Challenges) Kinds() []string {
 	for _, k := range []struct {
 		name string
 		on   bool
-	}{{"static", c.StaticHash != ""}, {"one_time", c.OneTime != nil}, {"signed", c.Signed != nil}} {
+	}{{"static", c.StaticHash != ""}, {"one_time", c.OneTime != nil}, {"signed", c.Signed != nil}, {"intune", c.Intune != nil}} {
 		if k.on {
 			kinds = append(kinds, k.name)
 		}
@@ -124,6 +158,21 @@ type Renewal struct {
 	Challenge bool          // a valid challenge is needed besides the old certificate
 	Window    time.Duration // how long before its end a certificate can be renewed
 	Grace     time.Duration // how long after its end it still can
+	From      *Bundle       // whose certificates can be renewed here too; nil: only the authority's own
+}
+
+// Bundle is a file of certificates in trust/.
+type Bundle struct {
+	File         string
+	Certificates []*x509.Certificate // at least one
+}
+
+// Compliance is a webhook that is asked about each request before a certificate is issued.
+type Compliance struct {
+	URL     string              // https
+	File    string              // of the site, in trust/
+	Roots   []*x509.Certificate // of File, at least one: whom its server's certificate chains to
+	Timeout time.Duration
 }
 
 // Limits bound the certificates a profile issues within an hour; 0 is no limit.
@@ -134,10 +183,13 @@ type Limits struct {
 
 // SCEP is what a profile says about SCEP.
 type SCEP struct {
+	On         bool   // the profile is served over SCEP; the other fields mean nothing where it is not
 	PlainHTTP  bool   // served on the plain listener too
+	LegacyTLS  bool   // served on the legacy listeners too
 	RawCSR     bool   // a SignedData around a bare CSR is answered too, over TLS
 	Chain      bool   // the CA certificate comes with an issued one
 	GetCACert  string // "ra+chain", "ra+ca" or "ra"
+	PreviousRA bool   // GetCACert lists RA certificates that were replaced, as long as their keys decrypt
 	Legacy     Legacy
 	MTLS       *MTLS // nil: devices show no certificate in TLS
 	Challenges Challenges
@@ -164,6 +216,16 @@ type Challenges struct {
 	StaticHash string   // argon2id hash of the challenge all devices share; "" is off
 	OneTime    *OneTime // nil is off
 	Signed     *Signed  // nil is off
+	Intune     *Intune  // nil is off
+}
+
+// Intune asks Microsoft's validation service about challenges.
+type Intune struct {
+	Tenant    string              // of Entra: a GUID or a domain
+	ClientID  string              // of the application registered there: a GUID
+	File      string              // of the site, in trust/
+	Roots     []*x509.Certificate // of File, at least one: whom Microsoft's servers chain to
+	Algorithm string              // that the credential signs with: "RS256" or "PS256"
 }
 
 // OneTime is how long a minted challenge can be used, at most.
@@ -178,6 +240,27 @@ type Signed struct {
 	Validity     time.Duration // of a challenge, at most
 	Skew         time.Duration // between the signer's clock and the box's
 	PerDevice24h int           // certificates for one device within 24 hours; 0 is no limit
+}
+
+// EST is what a profile says about EST. At least one of Basic, Challenge, Issued and Bundle is on.
+type EST struct {
+	LegacyTLS bool        // served on listener legacy too
+	Basic     []BasicUser // HTTP Basic; none: off
+	Challenge bool        // a one-time challenge as HTTP Basic password
+	Issued    bool        // certificates of the profile's authority, for their successors
+	// Bundle, of File in trust/, is whose certificates let a device in for its first one; nil: nobody's.
+	File           string
+	Bundle         []*x509.Certificate
+	ChannelBinding string        // "" is off, "optional" or "required" (RFC 7030 §3.5)
+	ServerKeyGen   string        // algorithm of keys made for devices, as in KeySpec; "" is off
+	RetryAfter     time.Duration // when a device asks again that has to wait; whole seconds
+}
+
+// BasicUser is who may authenticate with a password.
+type BasicUser struct {
+	User string
+	Hash string   // argon2id, of the password
+	For  []string // names the user may ask certificates for; empty: any the profile allows
 }
 
 // KeySpec is one key the box holds.
@@ -195,6 +278,8 @@ const (
 	KeyTLSCA           = "tls-ca"
 	KeyRA              = "ra"
 	KeyTLS             = "tls"
+	KeyTLSRSA          = "tls-rsa" // of the certificate old clients are shown on the legacy listeners
+	KeyOCSP            = "ocsp"
 )
 
 const (
@@ -214,6 +299,8 @@ func (s *Site) Keys() []KeySpec {
 		KeySpec{KeyTLSCA, "ecdsa-p256", resident},
 		KeySpec{KeyRA, s.RA.Algorithm, s.RA.Protection},
 		KeySpec{KeyTLS, "ecdsa-p256", sealed},
+		KeySpec{KeyTLSRSA, "rsa-2048", sealed},
+		KeySpec{KeyOCSP, "ecdsa-p256", sealed},
 	)
 }
 
