@@ -129,6 +129,10 @@ func statusError(f frame) error {
 		return ErrNoKey
 	case statusDecryption:
 		return rsa.ErrDecryption
+	case statusExists:
+		return ErrExists
+	case statusUnrecorded:
+		return ErrNotRecorded
 	case statusRefused, statusFailed:
 		return fmt.Errorf("key holder: %s", f.body)
 	}
@@ -194,7 +198,7 @@ func (c *Client) Key(name string) (*Key, error) {
 	return &Key{c: c, info: info}, nil
 }
 
-// Key is a key of the holder's: a crypto.Signer, and the RA's a crypto.Decrypter too. It may be used
+// Key is a key of the holder's: a crypto.Signer, and an RA's a crypto.Decrypter too. It may be used
 // from any goroutine; its methods return ErrBusy when the holder has too much to do.
 type Key struct {
 	c    *Client
@@ -242,7 +246,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	return f.body, nil
 }
 
-// Decrypt decrypts with the RA's key. opts are *rsa.OAEPOptions or *rsa.PKCS1v15DecryptOptions, the
+// Decrypt decrypts with a key named "ra" or "ra.N". opts are *rsa.OAEPOptions or *rsa.PKCS1v15DecryptOptions, the
 // latter with SessionKeyLen: a ciphertext that is not rightly padded gives a random key of that
 // length and no error, as does one that carries a key of another length, so that nobody learns which.
 // rsa.ErrDecryption is for OAEP, and for ciphertexts that fit no key at all.

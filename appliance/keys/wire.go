@@ -26,6 +26,14 @@ const (
 	opPublic  = 2 // name -> info
 	opSign    = 3 // name, hash, scheme, salt, digest -> signature
 	opDecrypt = 4 // name, scheme, hash, MGF hash, session key length, label, ciphertext -> plaintext
+
+	// What manageRequest carries.
+	opCreate       = 5  // name, algorithm, protection -> info
+	opDelete       = 6  // name ->
+	opPutSecret    = 7  // name, value ->
+	opSecret       = 8  // name -> value
+	opDeleteSecret = 9  // name ->
+	opCertify      = 10 // name, nonce -> TPMS_ATTEST, signature, TPMT_PUBLIC, attestation key
 )
 
 // Statuses.
@@ -36,6 +44,8 @@ const (
 	statusRefused    = 3 // + text: the request makes no sense for that key
 	statusFailed     = 4 // + text
 	statusDecryption = 5 // OAEP did not fit, or the ciphertext is no number modulo the key
+	statusExists     = 6
+	statusUnrecorded = 7 // what keeps KEYS does not answer
 )
 
 // Schemes.
@@ -175,4 +185,32 @@ func (r *decryptRequest) decode(body []byte) bool {
 	s := cryptobyte.String(body)
 	return readString(&s, &r.name) && s.ReadUint8(&r.scheme) && s.ReadUint8(&r.hash) && s.ReadUint8(&r.mgfHash) &&
 		s.ReadUint16(&r.keyLength) && readBytes(&s, &r.label) && readBytes(&s, &r.ciphertext) && s.Empty()
+}
+
+// manageRequest is the body of every operation from opCreate on: as many names as the operation has, and
+// the value where it has one.
+type manageRequest struct {
+	names []string
+	value []byte
+}
+
+func (r manageRequest) encode() ([]byte, error) {
+	var b cryptobyte.Builder
+	for _, name := range r.names {
+		addString(&b, name)
+	}
+	addBytes(&b, r.value)
+	return b.Bytes()
+}
+
+// decode reads so many names.
+func (r *manageRequest) decode(body []byte, names int) bool {
+	s := cryptobyte.String(body)
+	r.names = make([]string, names)
+	for i := range r.names {
+		if !readString(&s, &r.names[i]) {
+			return false
+		}
+	}
+	return readBytes(&s, &r.value) && s.Empty()
 }
