@@ -10,26 +10,8 @@ import (
 	"signet.internal/appliance/audit"
 )
 
-// Errors of the transitions below.
-var (
-	// ErrInitialised: Initialise on a store that has an identity.
-	ErrInitialised = errors.New("box is already initialised")
-	// ErrClaimed: Claim on a box that has an administrator.
-	ErrClaimed = errors.New("box is already claimed, ask its administrator for access")
-)
-
-// AuthorityCerts are the certificates of one authority, DER.
-type AuthorityCerts struct {
-	CA []byte `json:"ca"`
-	RA []byte `json:"ra"`
-}
-
-// Identity is the box's own certificates, DER. The keys they belong to are the key holder's.
-type Identity struct {
-	Authorities map[string]AuthorityCerts `json:"authorities"`
-	TLSRoot     []byte                    `json:"tls_root"` // issues TLS
-	TLS         []byte                    `json:"tls"`      // leaf of every TLS listener
-}
+// ErrClaimed: Claim on a box that has an administrator.
+var ErrClaimed = errors.New("box is already claimed, ask its administrator for access")
 
 // User is a person who may use the console.
 type User struct {
@@ -52,60 +34,6 @@ type Token struct {
 
 // maxName bounds names of users.
 const maxName = 128
-
-// Initialised reports whether the box has an identity.
-func (s *Store) Initialised() bool {
-	s.durable.RLock()
-	defer s.durable.RUnlock()
-	return s.head.initialised
-}
-
-// Initialise records the box's identity, once: ErrInitialised ever after.
-func (s *Store) Initialise(id Identity, rec audit.Record) error {
-	err := s.do(false, func(c *change) error {
-		if c.head.initialised {
-			return ErrInitialised
-		}
-		c.head.initialised = true
-		c.record(rec)
-		return c.setJSON(keyIdentity, id)
-	})
-	if err != nil {
-		return fmt.Errorf("recording the box's identity: %w", err)
-	}
-	return nil
-}
-
-// UpdateIdentity replaces the box's identity; ErrNotFound before Initialise.
-func (s *Store) UpdateIdentity(id Identity, rec audit.Record) error {
-	err := s.do(false, func(c *change) error {
-		if !c.head.initialised {
-			return ErrNotFound
-		}
-		c.record(rec)
-		return c.setJSON(keyIdentity, id)
-	})
-	if err != nil {
-		return fmt.Errorf("updating the box's identity: %w", err)
-	}
-	return nil
-}
-
-// Identity returns the box's identity, or ErrNotFound before Initialise.
-func (s *Store) Identity() (Identity, error) {
-	var id Identity
-	err := s.read(func(db *pebble.DB) error {
-		b, err := s.get(db, keyIdentity)
-		if err != nil {
-			return err
-		}
-		return decode(b, &id)
-	})
-	if err != nil {
-		return Identity{}, fmt.Errorf("reading the box's identity: %w", err)
-	}
-	return id, nil
-}
 
 // Claimed reports whether the box has a user.
 func (s *Store) Claimed() bool {
