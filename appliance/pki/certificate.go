@@ -8,6 +8,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -43,6 +44,9 @@ type certificate struct {
 	san                 []byte // DER GeneralNames, nil for none
 	subjectKeyID        []byte
 	authorityKeyID      []byte // nil for none
+	maxPath             *int   // pathLenConstraint of a CA, nil for none
+	published           Locations
+	extra               []pkix.Extension // written last, in this order
 }
 
 // signing is the algorithm an issuer's key signs with.
@@ -172,6 +176,9 @@ func (c *certificate) extensions(b *cryptobyte.Builder) {
 			if c.ca {
 				b.AddASN1Boolean(true)
 			}
+			if c.maxPath != nil {
+				b.AddASN1Int64(int64(*c.maxPath))
+			}
 		})
 	})
 	if len(c.extended) > 0 {
@@ -186,6 +193,10 @@ func (c *certificate) extensions(b *cryptobyte.Builder) {
 	if c.san != nil {
 		// Critical where the subject is empty (RFC 5280 §4.2.1.6).
 		addExtension(b, oidSubjectAltName, isEmptyName(c.subject), func(b *cryptobyte.Builder) { b.AddBytes(c.san) })
+	}
+	c.published.extensions(b)
+	for _, e := range c.extra {
+		addExtension(b, e.Id, e.Critical, func(b *cryptobyte.Builder) { b.AddBytes(e.Value) })
 	}
 }
 

@@ -29,6 +29,7 @@ type Issuer struct {
 	cert      *x509.Certificate
 	signer    crypto.Signer
 	algorithm signing
+	published Locations
 }
 
 // NewIssuer binds a CA certificate to its key. The signer's public key has to be the certificate's.
@@ -49,6 +50,14 @@ func NewIssuer(cert *x509.Certificate, signer crypto.Signer) (*Issuer, error) {
 
 // Certificate returns the authority's own certificate; it must not be changed.
 func (i *Issuer) Certificate() *x509.Certificate { return i.cert }
+
+// Publishing returns the same authority with l written into every certificate that [Issuer.Prepare]
+// and [Issuer.IssueRA] make from now on.
+func (i *Issuer) Publishing(l Locations) *Issuer {
+	c := *i
+	c.published = l
+	return &c
+}
 
 // Prepared is a certificate decided on but not yet signed. It is signed at most once, by the issuer
 // that prepared it, so that what the store recorded as intent is what gets signed.
@@ -82,11 +91,12 @@ func (i *Issuer) Prepare(p *Profile, r *Request, now time.Time) (*Prepared, erro
 		return nil, &PolicyError{"usage.key", fmt.Sprintf("%T: none of its usages fits that type of key", r.PublicKey)}
 	}
 	prepared, err := i.prepare(certificate{
-		subject:  r.RawSubject,
-		spki:     r.RawSPKI,
-		usages:   usages,
-		extended: p.extended,
-		san:      r.RawSAN,
+		subject:   r.RawSubject,
+		spki:      r.RawSPKI,
+		usages:    usages,
+		extended:  p.extended,
+		san:       r.RawSAN,
+		published: i.published,
 	}, now, p.validity)
 	if errors.Is(err, errUnreadable) {
 		return nil, &PolicyError{"subject and san", "an encoding that other software could not read"}
@@ -146,6 +156,9 @@ func (i *Issuer) prepare(c certificate, now time.Time, validity time.Duration) (
 	if now.Before(i.cert.NotBefore) || !now.Before(i.cert.NotAfter) {
 		return nil, fmt.Errorf("%w: %q is valid from %s to %s", ErrIssuerExpired, FormatDN(i.cert.RawSubject),
 			i.cert.NotBefore.UTC().Format(time.RFC3339), i.cert.NotAfter.UTC().Format(time.RFC3339))
+	}
+	if err := c.published.check(); err != nil {
+		return nil, err
 	}
 	c.serial = newSerial()
 	c.algorithm = i.algorithm
@@ -241,8 +254,9 @@ func (i *Issuer) IssueRA(public crypto.PublicKey, now time.Time, validity time.D
 		return nil, fmt.Errorf("registration certificate: %w", err)
 	}
 	return i.issueOwn(certificate{
-		subject: subject,
-		usages:  []usageBit{usageDigitalSignature, usageKeyEncipherment},
+		subject:   subject,
+		usages:    []usageBit{usageDigitalSignature, usageKeyEncipherment},
+		published: i.published,
 	}, public, now, validity)
 }
 

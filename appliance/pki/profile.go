@@ -17,6 +17,14 @@ type ProfileConfig struct {
 	SAN      SANConfig
 	Usage    UsageConfig
 	Validity time.Duration // of a certificate; the issuer's own end caps it. 10 minutes to 20 years
+
+	// MustStaple writes the TLS feature extension (RFC 7633): a server that has such a certificate is
+	// refused by its clients unless it staples an OCSP response.
+	MustStaple bool
+
+	// ADSID keeps the extension by which a domain controller knows the account a certificate logs in
+	// ([Request.SID]). Without it the extension is left out of the certificate.
+	ADSID bool
 }
 
 // KeyConfig says which device keys are accepted; at least one kind has to be.
@@ -30,9 +38,17 @@ type RSAConfig struct {
 	MinBits int // 2048 to 4096; keys up to 8192 bits are read
 }
 
-// SubjectConfig says which attributes a request's subject may hold.
+// SubjectConfig says which attributes a request's subject may hold, and what is made of them.
 type SubjectConfig struct {
 	Allow []string // short names ("CN", "serialNumber") or dotted OIDs
+
+	// Match holds patterns by attribute, named as in Allow: every value a request has for it must
+	// match one of them.
+	Match map[string][]string
+
+	// Template is the subject of the certificates, "" for that of the request. It is written as for
+	// [ParseDN], and a value that is {ATTR} stands for the request's: "CN={CN},O=Factory 7,C=CH".
+	Template string
 }
 
 // SANConfig says which subjectAltNames are accepted, by kind; a kind without patterns is refused.
@@ -86,7 +102,13 @@ type Profile struct {
 	usages     []usageBit
 	extended   []asn1.ObjectIdentifier
 	validity   time.Duration
+	mustStaple bool
+	adSID      bool
+	csrAttrs   []byte // nil: nothing to say
 }
+
+// MustStaple reports whether the profile's certificates ask for a stapled OCSP response.
+func (p *Profile) MustStaple() bool { return p.mustStaple }
 
 const (
 	minValidity = 10 * time.Minute
@@ -104,6 +126,8 @@ func NewProfile(c ProfileConfig) (*Profile, error) {
 		b.failf("validity", "write a duration from 10m to 7300d, such as 90d", "%s is not a usable validity", c.Validity)
 	}
 	b.profile.validity = c.Validity
+	b.profile.mustStaple = c.MustStaple
+	b.profile.adSID = c.ADSID
 	if len(b.errs) > 0 {
 		return nil, b.errs
 	}

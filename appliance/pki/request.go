@@ -63,6 +63,10 @@ type Request struct {
 	SAN    []Name // subjectAltName in order, empty where it is absent
 	RawSAN []byte // value of the subjectAltName extension (GeneralNames), nil where it is absent
 
+	// SID is the Active Directory account the request's NTDS security extension names ([MS-WCCE]
+	// §2.2.2.7.7.4), such as "S-1-5-21-…-1104"; "" where there is none that can be read.
+	SID string
+
 	Extensions []pkix.Extension // every requested extension, each type once
 }
 
@@ -403,6 +407,42 @@ func (r *Request) IsNamed(host string) bool {
 		return strings.EqualFold(name, host)
 	}
 	return slices.ContainsFunc(r.namesOf(DNS, IP), same)
+}
+
+// CN is the kind [Request.Names] gives common names. It is no kind of subjectAltName.
+const CN Kind = "cn"
+
+// Names returns every common name, in order, and then every subjectAltName: whatever a certificate
+// made from the request could be taken to be for. A common name that is no character string is not
+// among them; no profile allows one.
+func (r *Request) Names() []Name {
+	var names []Name
+	if subject, err := parseName(r.RawSubject); err == nil {
+		for _, rdn := range subject {
+			for _, a := range rdn {
+				if a.oid.Equal(oidCommonName) && !a.opaque {
+					names = append(names, Name{CN, a.value})
+				}
+			}
+		}
+	}
+	return append(names, r.SAN...)
+}
+
+// ForKey returns the request for another key: the same subject and names for a key made here (RFC 7030
+// §4.4). Raw and RawInfo stay what the client sent. r itself is not changed.
+func (r *Request) ForKey(public crypto.PublicKey) (*Request, error) {
+	spki, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return nil, fmt.Errorf("encoding public key: %w", err)
+	}
+	key, err := parseKey(spki)
+	if err != nil {
+		return nil, err
+	}
+	c := *r
+	c.PublicKey, c.RawSPKI = key, spki
+	return &c, nil
 }
 
 // namesOf returns the subjectAltNames of these kinds, and every common name: readers take either for a
