@@ -217,7 +217,7 @@ func preflight(t transport.TPM) ([]Finding, error) {
 
 // checkCommands looks for what old or cut-down TPMs lack.
 func checkCommands(t transport.TPM, add func(what, mend string)) error {
-	for _, cc := range []tpm2.TPMCC{tpm2.TPMCCPolicyAuthorize, tpm2.TPMCCPolicyPCR, tpm2.TPMCCPolicyAuthValue, tpm2.TPMCCVerifySignature, tpm2.TPMCCRSADecrypt, tpm2.TPMCCPCREvent} {
+	for _, cc := range []tpm2.TPMCC{tpm2.TPMCCPolicyAuthorize, tpm2.TPMCCPolicyPCR, tpm2.TPMCCPolicyAuthValue, tpm2.TPMCCVerifySignature, tpm2.TPMCCRSADecrypt, tpm2.TPMCCPCREvent, tpm2.TPMCCCertify} {
 		rsp, err := tpm2.GetCapability{Capability: tpm2.TPMCapCommands, Property: uint32(cc), PropertyCount: 1}.Execute(t)
 		if err != nil {
 			return fmt.Errorf("listing TPM commands: %w", err)
