@@ -38,10 +38,26 @@ const (
 	TrustReplaced Action = "trust_replaced"
 	// BoxInitialised: the state was created and the authorities' certificates recorded.
 	BoxInitialised Action = "box_initialised"
-	// RARenewed: an authority's RA certificate was replaced.
+	// AuthorityPrepared: the key of an authority's next generation was made.
+	AuthorityPrepared Action = "authority_prepared"
+	// AuthorityInstalled: a user uploaded the chain of certificates above an authority's key.
+	AuthorityInstalled Action = "authority_installed"
+	// AuthorityActivated: a generation of an authority issues certificates from here on.
+	AuthorityActivated Action = "authority_activated"
+	// AuthorityCancelled: a user gave an authority's next generation up.
+	AuthorityCancelled Action = "authority_cancelled"
+	// AuthorityRetired: every certificate of an authority's earlier generation has ended.
+	AuthorityRetired Action = "authority_retired"
+	// RARenewed: the RA's key was replaced by a new one, which the authorities certified.
 	RARenewed Action = "ra_renewed"
+	// RARetired: replaced RA certificates are no longer answered.
+	RARetired Action = "ra_retired"
+	// ResponderRenewed: the certificate of an authority's OCSP responder was replaced.
+	ResponderRenewed Action = "responder_renewed"
 	// TLSRenewed: the certificate of the box's own listeners was replaced.
 	TLSRenewed Action = "tls_renewed"
+	// TLSInstalled: a user uploaded a certificate for the box's listeners, or took it back.
+	TLSInstalled Action = "tls_installed"
 	// BoxStarted: the service started on existing state.
 	BoxStarted Action = "box_started"
 	// AdminClaimed: the first administrator was created with the code from the screen.
@@ -61,7 +77,9 @@ func Actions() []Action {
 	return []Action{
 		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPPKCSReqIntune, SCEPRenewalReqIntune, SCEPRefused, TransactionLost,
 		RequestHeld, RequestApproved, RequestDenied, CertificateRevoked, CertificateReleased, CRLSigned,
-		ChallengeMinted, TrustReplaced, BoxInitialised, RARenewed, TLSRenewed, BoxStarted,
+		ChallengeMinted, TrustReplaced, BoxInitialised,
+		AuthorityPrepared, AuthorityInstalled, AuthorityActivated, AuthorityCancelled, AuthorityRetired,
+		RARenewed, RARetired, ResponderRenewed, TLSRenewed, TLSInstalled, BoxStarted,
 		AdminClaimed, ClaimRefused, LoginRefused, SignedIn, SignedOut,
 	}
 }
