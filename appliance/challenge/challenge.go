@@ -20,6 +20,7 @@ const (
 	KindStatic  Kind = "static"   // one secret shared by all devices of the profile
 	KindOneTime Kind = "one_time" // minted for one device, used once
 	KindSigned  Kind = "signed"   // a token that a device manager signed for one device
+	KindIntune  Kind = "intune"   // a blob of Microsoft Intune's, which only its service can open
 )
 
 // Label is how the check of a challenge came out, as in the metrics.
@@ -70,8 +71,9 @@ type Request struct {
 	// used up before still authenticates it.
 	Transaction store.TransactionKey
 
-	Source netip.Addr
-	Now    time.Time
+	TransactionID string // as the client sent it; what Intune is asked by
+	Source        netip.Addr
+	Now           time.Time
 }
 
 // Verdict is a challenge found good.
@@ -82,7 +84,7 @@ type Verdict struct {
 	// requests that bring the same challenge at the same time.
 	Guards []store.Guard
 
-	Identity string // the device the challenge was made for, "" for KindStatic
+	Identity string // the device the challenge was made for, "" for KindStatic and KindIntune
 }
 
 // Config says which kinds of challenges a profile takes; nil: not that kind.
@@ -90,27 +92,43 @@ type Config struct {
 	Static  *Static
 	OneTime *OneTime
 	Signed  *Signed
+
+	// Intune asks Microsoft's service about the CSR and the challenge in it. An error that is
+	// [ErrWrong], best a [*Refused] of KindIntune, is the service's no; any other says that there is no
+	// verdict. It has to keep a time limit of its own.
+	Intune func(context.Context, Request) error
 }
 
 // Set verifies challenges of a profile that takes several kinds.
-type Set struct{ c Config }
+type Set struct {
+	c      Config
+	asking chan struct{} // one element for each question to Intune under way
+}
+
+// maxAsking is how many questions to Intune a profile has under way: a slow answer holds a request in
+// flight, of which others need some.
+const maxAsking = 8
 
 // NewSet returns the Set of a profile. Without any kind it refuses every challenge.
-func NewSet(c Config) *Set { return &Set{c} }
+func NewSet(c Config) *Set { return &Set{c, make(chan struct{}, maxAsking)} }
 
-// signedMin is the length, in bytes, from which on a challenge with two dots is a signed one.
-const signedMin = 201
+// longMin is the length, in bytes, from which on a challenge with two dots is a signed one, and one
+// without is Intune's where a profile has a static one as well.
+const longMin = 201
 
 // isSignedShape reports whether a challenge is meant to be a signed one.
 func isSignedShape(challenge string) bool {
-	return len(challenge) >= signedMin && strings.Count(challenge, ".") == 2
+	return len(challenge) >= longMin && strings.Count(challenge, ".") == 2
 }
 
 // Verify tells by its form which kind a challenge is, and verifies it as that kind: what looks
-// signed is signed or nothing; else what was minted is a one-time challenge; else it is static.
+// signed is signed or nothing; else what was minted is a one-time challenge; else it is static or
+// Intune's. Where a profile takes both of these, what is over 200 bytes is Intune's and the rest
+// static: to try one after the other would cost every device of Intune's an argon2id run, in which
+// they would wait for each other, and have Microsoft asked about every guess at the static one.
 //
 // A challenge that is not good is [ErrWrong], also as a [*Refused]. Any other error says nothing
-// about the challenge: [ErrBusy], the context's and the store's.
+// about the challenge: [ErrBusy], the context's, the store's and Intune's.
 func (s *Set) Verify(ctx context.Context, r Request) (Verdict, error) {
 	if isSignedShape(r.Challenge) {
 		if s.c.Signed == nil {
@@ -124,6 +142,9 @@ func (s *Set) Verify(ctx context.Context, r Request) (Verdict, error) {
 			return v, err
 		}
 	}
+	if s.c.Intune != nil && r.Challenge != "" && (s.c.Static == nil || len(r.Challenge) >= longMin) {
+		return s.ask(ctx, r)
+	}
 	if s.c.Static == nil {
 		return Verdict{}, ErrWrong
 	}
@@ -131,6 +152,33 @@ func (s *Set) Verify(ctx context.Context, r Request) (Verdict, error) {
 		return Verdict{}, err
 	}
 	return Verdict{Kind: KindStatic}, nil
+}
+
+// VerifyOneTime verifies a challenge as a one-time challenge and nothing else, for protocols that take
+// it as a password. Errors are those of [Set.Verify].
+func (s *Set) VerifyOneTime(_ context.Context, r Request) (Verdict, error) {
+	if s.c.OneTime == nil {
+		return Verdict{}, ErrWrong
+	}
+	v, err := s.c.OneTime.Verify(r)
+	if errors.Is(err, errNotMinted) {
+		return Verdict{}, ErrWrong
+	}
+	return v, err
+}
+
+// ask has Intune's service verify a challenge.
+func (s *Set) ask(ctx context.Context, r Request) (Verdict, error) {
+	select {
+	case s.asking <- struct{}{}:
+		defer func() { <-s.asking }()
+	default:
+		return Verdict{}, fmt.Errorf("asking Intune: %w", ErrBusy)
+	}
+	if err := s.c.Intune(ctx, r); err != nil {
+		return Verdict{}, fmt.Errorf("asking Intune: %w", err)
+	}
+	return Verdict{Kind: KindIntune}, nil
 }
 
 // Decided counts what became of a request whose challenge was found good: nil once its certificate

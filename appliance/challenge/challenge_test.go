@@ -382,11 +382,110 @@ func TestSignedNeverFallsThrough(t *testing.T) {
 	signed := newSigned(t, s, newConnector(t, "rsa"), nil)
 	static := newStatic(t, NewGate(1))
 	shaped := strings.Repeat("x", 199) + ".."
-	sum := static.sum(shaped)
-	static.known.Store(&sum) // as if it were the right one
+	sum := static.current.Load().sum("", shaped)
+	static.current.Load().known.Store(&sum) // as if it were the right one
 	if err := static.Verify(context.Background(), device(t), shaped); err != nil {
 		t.Fatal(err)
 	}
 	_, err := NewSet(Config{Static: static, Signed: signed}).Verify(context.Background(), Request{Challenge: shaped, CSR: csrFor(t, named("a")), Source: device(t), Now: epoch})
 	wantRefused(t, "the static challenge in the form of a signed one", err, Malformed)
+}
+
+// What remains goes to Intune; where the profile has a static challenge, only what is too long for one.
+func TestIntuneTakesWhatRemains(t *testing.T) {
+	s := newStore(t)
+	o := newOneTime(t, s, "corp")
+	connector := newConnector(t, "rsa")
+	signed := newSigned(t, s, connector, nil)
+	once := mint(t, s, o, "laptop-1")
+	blob := strings.Repeat("TWljcm9zb2Z0", 100)
+	var asked []string
+	hook := func(_ context.Context, r Request) error {
+		asked = append(asked, r.TransactionID+" "+r.Challenge)
+		if r.Challenge == "unreachable" {
+			return errors.New("no route to host")
+		}
+		if r.Challenge != blob {
+			return &Refused{KindIntune, ClaimMismatch, "ChallengeDecryptionError"}
+		}
+		return nil
+	}
+	static := newStatic(t, NewGate(1))
+	alone, mixed := Config{Intune: hook}, Config{Static: static, OneTime: o, Signed: signed, Intune: hook}
+	for what, tt := range map[string]struct {
+		c         Config
+		challenge string
+		want      Kind
+		isAsked   bool
+		err       error
+	}{
+		"its own":              {alone, blob, KindIntune, true, nil},
+		"another's":            {alone, blob + "AAAA", "", true, ErrWrong},
+		"short":                {alone, "sesame", "", true, ErrWrong},
+		"empty":                {alone, "", "", false, ErrWrong},
+		"signed, which is off": {alone, connector.sign(t, goodClaims()), "", false, ErrWrong},
+		"its own among many":   {mixed, blob, KindIntune, true, nil},
+		"static among many":    {mixed, "sesame", KindStatic, false, nil},
+		"a guess among many":   {mixed, "guess", "", false, ErrWrong},
+		"one-time among many":  {mixed, once, KindOneTime, false, nil},
+		"signed among many":    {mixed, connector.sign(t, goodClaims()), KindSigned, false, nil},
+		"badly signed":         {mixed, strings.Repeat("x", 199) + "..", "", false, ErrWrong},
+	} {
+		asked = nil
+		v, err := NewSet(tt.c).Verify(context.Background(), Request{Challenge: tt.challenge, CSR: csrFor(t, named("laptop-1")), TransactionID: "17", Source: device(t), Now: epoch})
+		if v.Kind != tt.want || !errors.Is(err, tt.err) || (err == nil) != (tt.err == nil) {
+			t.Errorf("%s: %q, %v", what, v.Kind, err)
+		}
+		if tt.isAsked != (len(asked) == 1 && asked[0] == "17 "+tt.challenge) || !tt.isAsked && asked != nil {
+			t.Errorf("%s: asked %.40q", what, asked)
+		}
+	}
+	_, err := NewSet(alone).Verify(context.Background(), Request{Challenge: "unreachable", Now: epoch})
+	if err == nil || errors.Is(err, ErrWrong) {
+		t.Errorf("a service that does not answer: %v", err)
+	}
+}
+
+// A service that does not answer holds a bounded number of requests.
+func TestIntuneIsAskedWithinBounds(t *testing.T) {
+	hold, inside := make(chan struct{}), make(chan struct{})
+	set := NewSet(Config{Intune: func(context.Context, Request) error { inside <- struct{}{}; <-hold; return nil }})
+	var wg sync.WaitGroup
+	for range maxAsking {
+		wg.Go(func() {
+			if _, err := set.Verify(context.Background(), Request{Challenge: "x"}); err != nil {
+				t.Error(err)
+			}
+		})
+		<-inside
+	}
+	if _, err := set.Verify(context.Background(), Request{Challenge: "x"}); !errors.Is(err, ErrBusy) {
+		t.Errorf("one question too many: %v", err)
+	}
+	close(hold)
+	wg.Wait()
+	if len(set.asking) != 0 {
+		t.Errorf("%d questions left behind", len(set.asking))
+	}
+}
+
+func TestVerifyOneTime(t *testing.T) {
+	s := newStore(t)
+	o := newOneTime(t, s, "corp")
+	set := NewSet(Config{OneTime: o, Static: newStatic(t, NewGate(1))})
+	ctx, csr := context.Background(), csrFor(t, named("laptop-1"))
+	v, err := set.VerifyOneTime(ctx, Request{Challenge: mint(t, s, o, "laptop-1"), CSR: csr, Now: epoch})
+	if err != nil || v.Kind != KindOneTime || v.Identity != "laptop-1" || len(v.Guards) != 1 {
+		t.Errorf("verdict %+v, %v", v, err)
+	}
+	_, err = set.VerifyOneTime(ctx, Request{Challenge: mint(t, s, o, "laptop-2"), CSR: csr, Now: epoch})
+	wantRefused(t, "of another device", err, ClaimMismatch)
+	for _, c := range []string{"sesame", ""} { // static, which is no password of EST
+		if _, err := set.VerifyOneTime(ctx, Request{Challenge: c, CSR: csr, Source: device(t), Now: epoch}); !errors.Is(err, ErrWrong) {
+			t.Errorf("%q: %v", c, err)
+		}
+	}
+	if _, err := NewSet(Config{}).VerifyOneTime(ctx, Request{Challenge: mint(t, s, o, "laptop-1"), CSR: csr, Now: epoch}); !errors.Is(err, ErrWrong) {
+		t.Errorf("a profile without one-time challenges: %v", err)
+	}
 }

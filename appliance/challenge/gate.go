@@ -18,13 +18,16 @@ const maxWaitingPerSource = 4
 
 // Gate bounds what verifying costs: no source has more than one verification running, no more than
 // a fixed number run at all (each takes up to [phc.MaxMemory]), and no more than a fixed number of
-// callers wait. Share one Gate between everything that verifies on a machine.
+// callers wait. It also counts the wrong passwords of each source. Share one Gate between everything
+// that verifies on a machine.
 type Gate struct {
 	slots chan struct{}
 
 	mu      sync.Mutex
 	waiting int
 	sources map[netip.Addr]*source // only sources with a caller inside
+
+	failures failures // wrong passwords
 }
 
 type source struct {

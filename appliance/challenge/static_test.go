@@ -44,7 +44,7 @@ func TestStatic(t *testing.T) {
 		check(strings.Repeat("x", maxSecret+1), ErrWrong)
 		check("sesame", nil)
 	}
-	if s.known.Load() == nil {
+	if s.current.Load().known.Load() == nil {
 		t.Error("the right challenge costs an argon2id run each time")
 	}
 	if len(s.gate.sources) != 0 || s.gate.waiting != 0 {
@@ -64,9 +64,10 @@ func TestSameChallengeIsVerifiedOnce(t *testing.T) {
 	first := make(chan error)
 	go func() { first <- s.Verify(gone, device(t), "sesame") }()
 	for running := 0; running == 0; {
-		s.mu.Lock()
-		running = len(s.running)
-		s.mu.Unlock()
+		v := s.current.Load()
+		v.mu.Lock()
+		running = len(v.running)
+		v.mu.Unlock()
 	}
 	var wg sync.WaitGroup
 	for range 4 * MaxWaiting {
@@ -82,8 +83,8 @@ func TestSameChallengeIsVerifiedOnce(t *testing.T) {
 	}
 	leave()
 	wg.Wait()
-	if len(s.running) != 0 || s.gate.waiting != 0 {
-		t.Errorf("left behind: %d verifications, %d callers", len(s.running), s.gate.waiting)
+	if len(s.current.Load().running) != 0 || s.gate.waiting != 0 {
+		t.Errorf("left behind: %d verifications, %d callers", len(s.current.Load().running), s.gate.waiting)
 	}
 }
 
