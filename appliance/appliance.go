@@ -134,7 +134,7 @@ func (a *Appliance) newEngine() (*enroll.Engine, error) {
 		profiles = append(profiles, enroll.Profile{
 			Name:       p.Name,
 			Policy:     p.Policy,
-			Issuer:     a.identity.authorities[p.Authority].issuer,
+			Issuers:    enroll.Always(a.identity.authorities[p.Authority].issuer),
 			Challenges: c.set,
 			Renewal:    renewal,
 			Approval:   enroll.Approval{Manual: p.Approval.Manual, ManualIf: p.Approval.CNSuffix},

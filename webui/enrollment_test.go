@@ -45,7 +45,7 @@ func newEngine(t *testing.T, box *testBox) *enroll.Engine {
 	}
 	e, err := enroll.New(enroll.Config{
 		Store: box.store, Now: box.clock.Now, TimeSource: "host", Log: slog.New(slog.NewTextHandler(box.log, nil)),
-		Profiles: []enroll.Profile{{Name: "iot", Policy: policy, Issuer: issuer, Challenges: challenge.NewSet(challenge.Config{OneTime: box.oneTime}),
+		Profiles: []enroll.Profile{{Name: "iot", Policy: policy, Issuers: enroll.Always(issuer), Challenges: challenge.NewSet(challenge.Config{OneTime: box.oneTime}),
 			Approval: enroll.Approval{ManualIf: []string{".wait"}}}},
 	})
 	if err != nil {

@@ -38,8 +38,8 @@ func (e *Engine) authenticate(ctx context.Context, r Request) (*attempt, error) 
 		}
 	}
 	now := e.now()
-	x := &attempt{Request: r, profile: p, csrSum: sha256.Sum256(r.CSR.Raw)}
-	renewed, err := e.renewed(p, r, now)
+	x := &attempt{Request: r, profile: p, issuers: p.Issuers(), csrSum: sha256.Sum256(r.CSR.Raw)}
+	renewed, err := e.renewed(x, now)
 	switch {
 	case err != nil:
 		return nil, err
@@ -94,7 +94,8 @@ type issuedCertificate struct {
 // renewed returns the certificate that signed the request, where this profile's authority issued it
 // and the profile renews certificates: the request is then a renewal, or refused as one. Otherwise
 // nil.
-func (e *Engine) renewed(p Profile, r Request, now time.Time) (*issuedCertificate, error) {
+func (e *Engine) renewed(x *attempt, now time.Time) (*issuedCertificate, error) {
+	p, r := x.profile, x.Request
 	if p.Renewal.Proof == "" {
 		return nil, nil
 	}
@@ -106,12 +107,12 @@ func (e *Engine) renewed(p Profile, r Request, now time.Time) (*issuedCertificat
 	if i == nil || err != nil {
 		return nil, err
 	}
-	issuer := idOf(p.Issuer)
-	if !bytes.Equal(i.Issuer, issuer[:]) {
+	issuer := x.issuers.find(func(issuer *pki.Issuer) bool { return isFrom(i.Transaction, issuer) })
+	if issuer == nil {
 		return nil, nil
 	}
 	// The store alone is not believed: whoever can write it could add certificates.
-	if err := signer.CheckSignatureFrom(p.Issuer.Certificate()); err != nil {
+	if err := signer.CheckSignatureFrom(issuer.Certificate()); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSignerUnknown, err)
 	}
 	if !bytes.Equal(signer.RawSubjectPublicKeyInfo, r.Proof.SignerSPKI) {

@@ -129,7 +129,7 @@ func (b *box) profiles() []Profile {
 		}},
 	}
 	for i := range all {
-		all[i].Policy, all[i].Issuer = policy, b.issuer
+		all[i].Policy, all[i].Issuers = policy, Always(b.issuer)
 		config := challenge.Config{Static: static, OneTime: b.oneTime[all[i].Name]}
 		if all[i].Name == "closed" || all[i].Name == "once" {
 			config.Static = nil

@@ -35,6 +35,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"signet.internal/appliance/audit"
@@ -43,7 +44,7 @@ import (
 	"signet.internal/appliance/store"
 )
 
-// Config is what New needs; all of it but OwnNames and IsBusy is required.
+// Config is what New needs; all of it but the last three is required.
 type Config struct {
 	Store      *store.Store
 	Profiles   []Profile
@@ -55,6 +56,9 @@ type Config struct {
 	// OwnNames are the DNS names and addresses the box itself is reached by; no device gets a
 	// certificate for one. nil: there are none.
 	OwnNames func() []string
+
+	// CRLValidity is the time from thisUpdate to nextUpdate of an issuer's revocation lists; nil: 7 days.
+	CRLValidity func(*pki.Issuer) time.Duration
 
 	// IsBusy reports whether an error of an Issuer's signer says that the key holder refused before
 	// anything was signed. nil: never, every signer error may have left a signature behind.
@@ -72,9 +76,12 @@ type Engine struct {
 	ownNames   func() []string
 	isBusy     func(error) bool
 	refusals   refusals
-	crls       map[issuerID]*crl // immutable; each guards itself
+	revisions  atomic.Uint64
+
+	crlValidity func(*pki.Issuer) time.Duration
 
 	mu      sync.Mutex
+	crls    map[issuerID]*crl // each guards itself
 	closed  bool
 	flights map[store.TransactionKey]chan struct{} // closed when the holder of the key is done
 	running sync.WaitGroup
@@ -91,19 +98,20 @@ func New(c Config) (*Engine, error) {
 	}
 	e := &Engine{
 		store: c.Store, now: c.Now, timeSource: c.TimeSource, timeFloor: c.TimeFloor, log: c.Log, ownNames: c.OwnNames, isBusy: c.IsBusy,
-		profiles: map[string]Profile{},
-		crls:     map[issuerID]*crl{},
-		flights:  map[store.TransactionKey]chan struct{}{},
-		refusals: newRefusals(),
-		stop:     make(chan struct{}),
-		stopped:  make(chan struct{}),
+		crlValidity: c.CRLValidity,
+		profiles:    map[string]Profile{},
+		crls:        map[issuerID]*crl{},
+		flights:     map[store.TransactionKey]chan struct{}{},
+		refusals:    newRefusals(),
+		stop:        make(chan struct{}),
+		stopped:     make(chan struct{}),
 	}
 	if e.isBusy == nil {
 		e.isBusy = func(error) bool { return false }
 	}
 	for _, p := range c.Profiles {
-		if p.Name == "" || p.Policy == nil || p.Issuer == nil {
-			return nil, fmt.Errorf("configuring enrollment: profile %q needs a name, a policy and an issuer", p.Name)
+		if p.Name == "" || p.Policy == nil || p.Issuers == nil {
+			return nil, fmt.Errorf("configuring enrollment: profile %q needs a name, a policy and issuers", p.Name)
 		}
 		if _, ok := e.profiles[p.Name]; ok {
 			return nil, fmt.Errorf("configuring enrollment: profile %q is there twice", p.Name)
@@ -111,7 +119,6 @@ func New(c Config) (*Engine, error) {
 		if err := p.check(); err != nil {
 			return nil, fmt.Errorf("configuring enrollment: profile %q: %w", p.Name, err)
 		}
-		e.crls[idOf(p.Issuer)] = &crl{}
 		e.profiles[p.Name] = p
 	}
 	now := e.now()
@@ -163,6 +170,8 @@ func (e *Engine) enter() bool {
 type attempt struct {
 	Request
 	profile Profile
+	issuers Issuers     // as they were when it came
+	issuer  *pki.Issuer // prepared its certificate
 	key     store.TransactionKey
 	csrSum  [sha256.Size]byte // of the PKCS#10 as it came
 	verdict challenge.Verdict // of the challenge, zero where none was needed
@@ -256,7 +265,11 @@ func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.P
 	if err := e.checkOwnNames(x.CSR); err != nil {
 		return nil, err
 	}
-	prepared, err := x.profile.Issuer.Prepare(x.profile.Policy, x.CSR, now)
+	x.issuer = x.issuers.Active
+	if x.issuer == nil {
+		return nil, ErrNoAuthority
+	}
+	prepared, err := x.issuer.Prepare(x.profile.Policy, x.CSR, now)
 	if err != nil {
 		return nil, err
 	}
@@ -274,7 +287,7 @@ func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.P
 
 // intent is what the store records before anything is signed.
 func (e *Engine) intent(x *attempt, prepared *pki.Prepared, now time.Time) store.Intent {
-	signerKey, issuer := sha256.Sum256(x.Proof.SignerSPKI), idOf(x.profile.Issuer)
+	signerKey, issuer := sha256.Sum256(x.Proof.SignerSPKI), idOf(x.issuer)
 	return store.Intent{
 		Key: x.key, Serial: prepared.Serial(), Profile: x.Profile, Protocol: x.Protocol, Transaction: x.TransactionID,
 		Identity: x.CSR.Identity(), Issuer: issuer[:], SignerKey: signerKey[:], CSR: x.csrSum[:],
@@ -330,7 +343,7 @@ func (e *Engine) issue(x *attempt, prepared *pki.Prepared) (*Result, error) {
 	}()
 
 	// (e) Sign.
-	der, err := x.profile.Issuer.Issue(prepared)
+	der, err := x.issuer.Issue(prepared)
 	if err != nil {
 		decided = true
 		return nil, e.undone(x, serial, err)
@@ -360,7 +373,7 @@ func (e *Engine) undone(x *attempt, serial string, cause error) error {
 	rec := e.recordOf(x, audit.TransactionLost, audit.OutcomeLost, now)
 	rec.Serial, rec.Reason = serial, "signing: "+cause.Error()
 	err := errors.Join(cause, e.store.Lose(serial, now, rec))
-	e.crls[idOf(x.profile.Issuer)].stale.Store(true)
+	e.crlOf(idOf(x.issuer)).stale.Store(true)
 	e.log.Error("transaction lost", "serial", serial, "profile", x.Profile, "error", err)
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

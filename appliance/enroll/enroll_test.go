@@ -454,9 +454,9 @@ func TestNewRefusesConfigs(t *testing.T) {
 		"no time source":    func(c *Config) { c.TimeSource = "" },
 		"no log":            func(c *Config) { c.Log = nil },
 		"doubled profile":   func(c *Config) { c.Profiles = []Profile{p, p} },
-		"nameless profile":  func(c *Config) { c.Profiles = []Profile{{Policy: p.Policy, Issuer: p.Issuer}} },
+		"nameless profile":  func(c *Config) { c.Profiles = []Profile{{Policy: p.Policy, Issuers: p.Issuers}} },
 		"profile, no key":   func(c *Config) { c.Profiles = []Profile{{Name: "x", Policy: p.Policy}} },
-		"profile, no rules": func(c *Config) { c.Profiles = []Profile{{Name: "x", Issuer: p.Issuer}} },
+		"profile, no rules": func(c *Config) { c.Profiles = []Profile{{Name: "x", Issuers: p.Issuers}} },
 	} {
 		c := good
 		spoil(&c)

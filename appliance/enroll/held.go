@@ -217,7 +217,7 @@ func (e *Engine) resume(h store.Held) (*attempt, error) {
 		Request: Request{
 			Profile: h.Profile, Protocol: h.Protocol, TransactionID: h.Transaction, CSR: csr, Source: source, Raw: h.Raw,
 		},
-		profile: p, key: h.Key, csrSum: [sha256.Size]byte(h.CSR), supersedes: h.Supersedes,
+		profile: p, issuers: p.Issuers(), key: h.Key, csrSum: [sha256.Size]byte(h.CSR), supersedes: h.Supersedes,
 		verdict: challenge.Verdict{Kind: challenge.Kind(h.Kind)},
 	}
 	if h.Supersedes == "" {

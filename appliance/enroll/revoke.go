@@ -27,22 +27,54 @@ var (
 // reasonRelease takes a certificate off hold (removeFromCRL, RFC 5280 §5.3.1).
 const reasonRelease = "removeFromCRL"
 
-// crlValidity is the time from thisUpdate to nextUpdate. Half of it before the next list is signed
-// leaves devices that fetch seldom, or a box that is switched off, some days.
+// crlValidity is the time from thisUpdate to nextUpdate where Config.CRLValidity does not say. Half of
+// it before the next list is signed leaves devices that fetch seldom, or a box that is switched off,
+// some days.
 const crlValidity = 7 * 24 * time.Hour
+
+// crlRest is how long after a list was signed the next is: what is revoked meanwhile shares it, however
+// many ask.
+const crlRest = 3 * time.Second
 
 // issuerID is the SHA-256 of an issuing certificate, as in store.Intent.
 type issuerID = [sha256.Size]byte
 
 func idOf(i *pki.Issuer) issuerID { return sha256.Sum256(i.Certificate().Raw) }
 
+// isFrom reports whether an issuer was to sign a transaction's certificate.
+func isFrom(t store.Transaction, i *pki.Issuer) bool {
+	id := idOf(i)
+	return bytes.Equal(t.Issuer, id[:])
+}
+
 // crl is the newest revocation list of one issuer.
 type crl struct {
 	stale atomic.Bool // something was revoked, released or burnt since it was read together
 
-	mu    sync.Mutex // held while one is signed
-	der   []byte     // nil: none was signed by this process
-	renew time.Time  // it is signed anew from then on
+	mu     sync.Mutex // held while one is signed
+	newest CRL        // DER is nil: none was signed by this process
+	signed time.Time
+	renew  time.Time // it is signed anew from then on
+}
+
+// CRL is a revocation list of an issuer (RFC 5280 §5).
+type CRL struct {
+	DER        []byte
+	Number     uint64 // cRLNumber
+	ThisUpdate time.Time
+	NextUpdate time.Time
+}
+
+// crlOf returns the list of an issuer.
+func (e *Engine) crlOf(id issuerID) *crl {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.crls[id]
+	if c == nil {
+		c = &crl{}
+		e.crls[id] = c
+	}
+	return c
 }
 
 // Revoke revokes a certificate by its serial (lower-case hex) for a reason, one of [pki.Reasons] by
@@ -76,9 +108,7 @@ func (e *Engine) Revoke(ctx context.Context, serial, reason, actor string) error
 	if err != nil {
 		return revokeError(err)
 	}
-	if c := e.crls[issuerID(t.Issuer)]; c != nil { // nil: an authority that is not configured any more
-		c.stale.Store(true)
-	}
+	e.crlOf(issuerID(t.Issuer)).stale.Store(true)
 	return nil
 }
 
@@ -105,7 +135,7 @@ func (e *Engine) Certificate(profile string, issuer []byte, serial *big.Int) ([]
 	if !ok {
 		return nil, ErrUnknownProfile
 	}
-	if serial.Sign() <= 0 || serial.BitLen() > 160 || !bytes.Equal(issuer, p.Issuer.Certificate().RawSubject) {
+	if serial.Sign() <= 0 || serial.BitLen() > 160 {
 		return nil, ErrNoCertificate
 	}
 	t, err := e.store.Transaction(serialText(serial))
@@ -115,8 +145,10 @@ func (e *Engine) Certificate(profile string, issuer []byte, serial *big.Int) ([]
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	id := idOf(p.Issuer)
-	if t.State != store.Issued || !bytes.Equal(t.Issuer, id[:]) {
+	named := p.Issuers().find(func(i *pki.Issuer) bool {
+		return bytes.Equal(i.Certificate().RawSubject, issuer) && isFrom(t, i)
+	})
+	if t.State != store.Issued || named == nil {
 		return nil, ErrNoCertificate
 	}
 	return t.Certificate, nil
@@ -136,10 +168,8 @@ func (e *Engine) IsRevoked(cert *x509.Certificate) (bool, error) {
 	return bytes.Equal(t.Template, cert.RawTBSCertificate) && (t.State != store.Issued || t.Revoked()), nil
 }
 
-// CRL returns the current revocation list of the profile's authority, DER. It holds the revoked
-// certificates and, without a reason, the serials that were burnt; what has ended stays until one list
-// made after its end. It is signed when it is asked for: the first time, after a revocation, and when
-// half its time is over.
+// CRL returns the current revocation list of the profile's authority, of its active generation; see
+// IssuerCRL. DER.
 func (e *Engine) CRL(ctx context.Context, profile string) ([]byte, error) {
 	if !e.enter() {
 		return nil, ErrClosed
@@ -149,24 +179,46 @@ func (e *Engine) CRL(ctx context.Context, profile string) ([]byte, error) {
 	if !ok {
 		return nil, ErrUnknownProfile
 	}
+	issuer := p.Issuers().Active
+	if issuer == nil {
+		return nil, ErrNoAuthority
+	}
+	list, err := e.issuerCRL(ctx, issuer)
+	return list.DER, err
+}
+
+// IssuerCRL returns the current revocation list of one generation of an authority. It holds the revoked
+// certificates and, without a reason, the serials that were burnt; what has ended stays until one list
+// made after its end. It is signed when it is asked for: the first time, after a revocation (but not
+// within crlRest of the last), and when half its time is over.
+func (e *Engine) IssuerCRL(ctx context.Context, issuer *pki.Issuer) (CRL, error) {
+	if !e.enter() {
+		return CRL{}, ErrClosed
+	}
+	defer e.running.Done()
+	return e.issuerCRL(ctx, issuer)
+}
+
+func (e *Engine) issuerCRL(ctx context.Context, issuer *pki.Issuer) (CRL, error) {
 	now := e.now()
 	if err := e.checkClock(now); err != nil {
-		return nil, err
+		return CRL{}, err
 	}
-	c := e.crls[idOf(p.Issuer)]
+	c := e.crlOf(idOf(issuer))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return CRL{}, err
 	}
-	if c.der != nil && now.Before(c.renew) && !c.stale.Load() {
-		return c.der, nil
+	isResting := now.Sub(c.signed).Abs() < crlRest
+	if c.newest.DER != nil && now.Before(c.renew) && (isResting || !c.stale.Load()) {
+		return c.newest, nil
 	}
-	if err := e.signCRL(c, p.Issuer, now); err != nil {
+	if err := e.signCRL(c, issuer, now); err != nil {
 		c.stale.Store(true)
-		return nil, err
+		return CRL{}, err
 	}
-	return c.der, nil
+	return c.newest, nil
 }
 
 // signCRL replaces c by a list of what is revoked now. The caller holds c.mu.
@@ -181,8 +233,12 @@ func (e *Engine) signCRL(c *crl, issuer *pki.Issuer, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	validity := crlValidity
+	if e.crlValidity != nil {
+		validity = e.crlValidity(issuer)
+	}
 	thisUpdate := now.UTC().Truncate(time.Second)
-	list := pki.CRL{Number: last.Number + 1, ThisUpdate: thisUpdate, NextUpdate: thisUpdate.Add(crlValidity)}
+	list := pki.CRL{Number: last.Number + 1, ThisUpdate: thisUpdate, NextUpdate: thisUpdate.Add(validity)}
 	for _, r := range revoked {
 		list.Revoked = append(list.Revoked, pki.RevokedSerial{Serial: r.Serial, At: r.At, Reason: r.Reason})
 	}
@@ -200,6 +256,7 @@ func (e *Engine) signCRL(c *crl, issuer *pki.Issuer, now time.Time) error {
 	if err := e.store.StoreCRL(id, recorded, revoked, rec); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	c.der, c.renew = der, thisUpdate.Add(crlValidity/2)
+	c.newest = CRL{DER: der, Number: list.Number, ThisUpdate: list.ThisUpdate, NextUpdate: list.NextUpdate}
+	c.signed, c.renew = now, thisUpdate.Add(validity/2)
 	return nil
 }

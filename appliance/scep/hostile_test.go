@@ -205,7 +205,7 @@ func unwilling(t testing.TB, profiles ...string) *enroll.Engine {
 	}))
 	for _, name := range profiles {
 		config.Profiles = append(config.Profiles, enroll.Profile{
-			Name: name, Policy: policy, Issuer: issuer, Challenges: challenge.NewSet(challenge.Config{}), RawCSR: true,
+			Name: name, Policy: policy, Issuers: enroll.Always(issuer), Challenges: challenge.NewSet(challenge.Config{}), RawCSR: true,
 		})
 	}
 	e := must(enroll.New(config))

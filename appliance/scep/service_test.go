@@ -160,7 +160,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 		p.RASigner, p.RADecrypter = s.raKey, s.raKey
 		s.ca[p.Name], s.ra[p.Name] = p.CA, p.RA
 		config.Profiles = append(config.Profiles, p)
-		profiles = append(profiles, enroll.Profile{Name: p.Name, Policy: policy, Issuer: issuer, Challenges: challenges, RawCSR: p.RawCSR, Renewal: renewal, Approval: approval})
+		profiles = append(profiles, enroll.Profile{Name: p.Name, Policy: policy, Issuers: enroll.Always(issuer), Challenges: challenges, RawCSR: p.RawCSR, Renewal: renewal, Approval: approval})
 	}
 	engine, err := enroll.New(enroll.Config{Store: st, Profiles: profiles, Now: time.Now, TimeSource: "test", Log: log})
 	if err != nil {

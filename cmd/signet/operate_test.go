@@ -53,7 +53,7 @@ func newOperated(t *testing.T) *operated {
 	}
 	o.engine, err = enroll.New(enroll.Config{
 		Store: st, Now: time.Now, TimeSource: "host", Log: slog.New(slog.DiscardHandler),
-		Profiles: []enroll.Profile{{Name: "iot", Policy: policy, Issuer: newIssuer(t), Challenges: challenge.NewSet(challenge.Config{OneTime: o.oneTime}),
+		Profiles: []enroll.Profile{{Name: "iot", Policy: policy, Issuers: enroll.Always(newIssuer(t)), Challenges: challenge.NewSet(challenge.Config{OneTime: o.oneTime}),
 			Approval: enroll.Approval{ManualIf: []string{".wait"}}}},
 	})
 	if err != nil {
