@@ -115,9 +115,10 @@ type object struct {
 	path   string // "" for the whole document
 	line   int
 	fields map[string]ast.Node
+	names  []string // of the fields, as written
 }
 
-// object reads a mapping with only these fields.
+// object reads a mapping with only these fields; with any where none are given.
 func (d *document) object(n ast.Node, path string, known ...string) *object {
 	if n == nil {
 		return nil
@@ -129,7 +130,11 @@ func (d *document) object(n ast.Node, path string, known ...string) *object {
 	case *ast.MappingValueNode:
 		pairs = []*ast.MappingValueNode{m}
 	default:
-		d.failf(lineOfNode(n), "write its fields: "+strings.Join(known, ", "), "%s is not a set of fields", orDocument(path))
+		mend := "write its fields: " + strings.Join(known, ", ")
+		if len(known) == 0 {
+			mend = "write NAME: value for each"
+		}
+		d.failf(lineOfNode(n), mend, "%s is not a set of fields", orDocument(path))
 		return nil
 	}
 	o := &object{d: d, path: path, line: d.lineOf(path), fields: map[string]ast.Node{}}
@@ -143,11 +148,12 @@ func (d *document) object(n ast.Node, path string, known ...string) *object {
 			continue
 		}
 		d.lines[o.child(key)] = line
-		if !contains(known, key) {
+		if len(known) > 0 && !contains(known, key) {
 			d.failf(line, unknownMend(key, known), "unknown field %s", o.child(key))
 			continue
 		}
 		o.fields[key] = pair.Value
+		o.names = append(o.names, key)
 		if pair.Value.Type() == ast.NullType {
 			d.failf(line, "write a value or remove the field", "field %s has no value", o.child(key))
 			o.fields[key] = nil

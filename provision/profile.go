@@ -11,7 +11,8 @@ import (
 func (l *loader) readProfile(file string, content []byte) {
 	d, body := parseDocument(file, content)
 	defer func() { l.problems = append(l.problems, d.problems...) }()
-	o := d.object(body, "", "name", "default", "authority", "keys", "subject", "san", "usage", "validity", "renewal", "approval", "limits", "scep")
+	o := d.object(body, "", "name", "default", "authority", "keys", "subject", "san", "ad_sid", "usage", "validity", "must_staple",
+		"renewal", "approval", "limits", "compliance", "scep", "est")
 	if o == nil {
 		return
 	}
@@ -35,10 +36,15 @@ func (l *loader) readProfile(file string, content []byte) {
 	if len(d.problems) == before {
 		p.Policy = compilePolicy(d, o, p.config)
 	}
+	p.UniqueKey, _ = o.object("keys").bool("unique")
+	l.checkMustStaple(o, p)
 	p.SCEP = l.readSCEP(o, p.Name)
 	p.Approval = readApproval(o)
-	p.Renewal = readRenewal(o, p)
-	p.Limits = readLimits(o.object("limits", "per_source", "per_profile"))
+	l.readRenewal(o, &p)
+	readLimits(o.object("limits", "per_source", "per_profile", "max_active"), &p)
+	p.Compliance = l.readCompliance(o.object("compliance", "url", "roots", "timeout"))
+	p.EST = l.readEST(o, p)
+	checkHeld(o, p)
 	l.site.Profiles = append(l.site.Profiles, p)
 }
 
@@ -47,9 +53,14 @@ func (l *loader) checkProfileName(o *object, name string) {
 		return
 	}
 	checkLabel(o, "name", name)
-	// First path segments with a meaning of their own (SCEP clients append them to any URL).
-	if name == "cgi-bin" || name == "certsrv" {
+	// Path segments with a meaning of their own, where a profile's name stands too.
+	switch name {
+	case "cgi-bin", "certsrv": // SCEP clients append them to any URL
 		o.failf("name", "choose another name", "%s is a path old SCEP clients ask for", name)
+	case "cacerts", "simpleenroll", "simplereenroll", "csrattrs", "serverkeygen", "fullcmc": // RFC 7030 §3.2.2
+		o.failf("name", "choose another name", "%s is an operation of EST", name)
+	case "pki", "ocsp":
+		o.failf("name", "choose another name", "/%s is where the box publishes", name)
 	}
 	for _, other := range l.site.Profiles {
 		if other.Name == name {
@@ -92,22 +103,60 @@ func (l *loader) checkAuthority(o *object, name string) {
 
 func readPolicy(o *object) pki.ProfileConfig {
 	var c pki.ProfileConfig
-	keys := o.object("keys", "rsa", "ecdsa")
+	keys := o.object("keys", "rsa", "ecdsa", "unique")
 	if rsa := keys.object("rsa", "min_bits"); rsa != nil {
 		rsa.require("min_bits", "write min_bits: 2048")
 		bits, _ := rsa.number("min_bits", 2048, 4096)
 		c.Keys.RSA = &pki.RSAConfig{MinBits: int(bits)}
 	}
 	c.Keys.ECDSA = keys.texts("ecdsa")
-	subject := o.object("subject", "allow")
+	subject := o.object("subject", "allow", "match", "template")
 	subject.require("allow", "write allow: [CN, O, OU], or allow: [] for certificates with an empty subject")
 	c.Subject.Allow = subject.texts("allow")
+	c.Subject.Match = readMatch(subject)
+	if text, ok := subject.text("template"); ok {
+		if strings.TrimSpace(text) == "" {
+			subject.failf("template", `write a subject such as "CN={CN},O=Factory 7", or remove template`, "empty")
+		}
+		c.Subject.Template = text
+	}
 	san := o.object("san", "dns", "email", "ip", "uri", "upn")
 	c.SAN = pki.SANConfig{DNS: san.texts("dns"), Email: san.texts("email"), IP: san.texts("ip"), URI: san.texts("uri"), UPN: san.texts("upn")}
 	usage := o.object("usage", "key", "extended")
 	c.Usage = pki.UsageConfig{Key: usage.texts("key"), Extended: usage.texts("extended")}
 	c.Validity, _ = o.duration("validity")
+	c.MustStaple, _ = o.bool("must_staple")
+	c.ADSID, _ = o.bool("ad_sid")
 	return c
+}
+
+// readMatch reads the patterns for the values of subject attributes, by attribute.
+func readMatch(subject *object) map[string][]string {
+	match := subject.object("match")
+	if match == nil {
+		return nil
+	}
+	patterns := map[string][]string{}
+	for _, attribute := range match.names {
+		patterns[attribute] = match.texts(attribute)
+	}
+	if len(patterns) == 0 {
+		subject.failf("match", `write patterns by attribute, such as {CN: ["*.example.com"]}, or remove match`, "no attribute in it")
+	}
+	return patterns
+}
+
+// checkMustStaple refuses certificates that promise what their owner could not get: a server that has
+// to staple an OCSP response asks the profile's authority for one.
+func (l *loader) checkMustStaple(o *object, p Profile) {
+	if !p.config.MustStaple {
+		return
+	}
+	for _, a := range l.site.Authorities {
+		if a.Name == p.Authority && !a.OCSP {
+			o.failf("must_staple", "turn on listener plain and ocsp of the authority in site.yaml, or write must_staple: false", "authority %s has no OCSP to staple", a.Name)
+		}
+	}
 }
 
 // compilePolicy turns what pki refuses into problems at the fields' lines. Fields that are missing
@@ -123,42 +172,4 @@ func compilePolicy(d *document, o *object, c pki.ProfileConfig) *pki.Profile {
 		}
 	}
 	return policy
-}
-
-func (l *loader) readSCEP(o *object, profile string) SCEP {
-	s := SCEP{GetCACert: "ra+chain"}
-	scep := o.object("scep", "plain_http", "raw_csr", "mtls", "legacy", "reply", "challenges")
-	s.PlainHTTP, _ = scep.bool("plain_http")
-	s.RawCSR, _ = scep.bool("raw_csr")
-	s.MTLS = l.readMTLS(scep.object("mtls", "mode", "bundle"))
-	legacy := scep.object("legacy", "sha1", "des3", "des_decrypt", "md5")
-	s.Legacy.SHA1, _ = legacy.bool("sha1")
-	s.Legacy.DES3, _ = legacy.bool("des3")
-	s.Legacy.DESDecrypt, _ = legacy.bool("des_decrypt")
-	s.Legacy.MD5, _ = legacy.bool("md5")
-	reply := scep.object("reply", "chain", "getcacert")
-	s.Chain, _ = reply.bool("chain")
-	if reply.has("getcacert") {
-		s.GetCACert = reply.choice("getcacert", "ra+chain", "ra+ca", "ra")
-	}
-	if s.PlainHTTP && !l.site.Listeners.Plain {
-		scep.failf("plain_http", "turn on listener plain in site.yaml, or write plain_http: false", "listener plain is off")
-	}
-	if scep != nil && !s.PlainHTTP && !l.site.Listeners.SCEP {
-		o.failf("scep", "turn on listener scep in site.yaml, or write plain_http: true", "no listener serves it")
-	}
-	if s.MTLS != nil && !l.site.Listeners.EST {
-		scep.failf("mtls", "turn on listener est in site.yaml, or write mtls: {mode: \"off\"}", "listener est is off: it alone asks for client certificates")
-	}
-	if s.MTLS != nil && s.MTLS.Required && s.PlainHTTP {
-		scep.failf("plain_http", "write plain_http: false, or mtls: {mode: optional, …}", "no request without a client certificate is answered")
-	}
-	if s.Legacy.SHA1 && l.site.RA.Protection == resident {
-		legacy.failf("sha1", "write ra: {protection: sealed} in site.yaml, or sha1: false", "a resident RA key does not sign SHA-1, which such clients are answered with")
-	}
-	if s.RawCSR && !l.site.Listeners.SCEP {
-		scep.failf("raw_csr", "turn on listener scep in site.yaml, or write raw_csr: false", "such requests are taken over TLS only, and listener scep is off")
-	}
-	s.Challenges = l.readChallenges(o, scep, profile)
-	return s
 }

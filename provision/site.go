@@ -121,7 +121,7 @@ func (p *Profile) Pinned() []pki.Kind {
 		kind     pki.Kind
 		patterns []string
 	}{{pki.DNS, p.config.SAN.DNS}, {pki.Email, p.config.SAN.Email}, {pki.URI, p.config.SAN.URI}, {pki.UPN, p.config.SAN.UPN}} {
-		if len(kind.patterns) == 1 && !strings.Contains(kind.patterns[0], "*") {
+		if len(kind.patterns) == 1 && !strings.Contains(kind.patterns[0], "*") && !strings.HasPrefix(kind.patterns[0], "regex:") {
 			pinned = append(pinned, kind.kind)
 		}
 	}
@@ -310,56 +310,6 @@ const DemoName = "demo"
 
 // Demo reports whether this is the demo site.
 func (s *Site) Demo() bool { return s.Name == DemoName }
-
-// Weaknesses says, in one sentence each, what a site allows that a careful one would not. None of
-// them stops a bake.
-func (s *Site) Weaknesses() []string {
-	var weak []string
-	if s.Demo() {
-		weak = append(weak, "this is the demo site: its challenges are published, never use it in production")
-	}
-	if s.SecureBoot == "none" {
-		weak = append(weak, "secure_boot is none: keys are not protected against a changed disk")
-	}
-	for _, a := range s.Authorities {
-		if a.Protection == sealed {
-			weak = append(weak, "authority "+a.Name+": its key is sealed, not resident: while the box runs it is in memory")
-		}
-	}
-	for _, p := range s.Profiles {
-		if p.SCEP.PlainHTTP {
-			weak = append(weak, "profile "+p.Name+": plain_http lets somebody on the path swap the CA certificates a device fetches")
-		}
-		for _, pattern := range p.config.SAN.DNS {
-			if pattern == "*" && p.SCEP.Challenges.StaticHash != "" { // other kinds are made for certain names
-				weak = append(weak, "profile "+p.Name+": whoever knows its challenge gets any DNS name (san: dns: [\"*\"])")
-			}
-		}
-		weak = append(weak, p.weaknesses()...)
-	}
-	return weak
-}
-
-// weaknesses says what the profile allows of old clients and of anybody who has its challenge.
-func (p *Profile) weaknesses() []string {
-	var weak []string
-	for _, w := range []struct {
-		on   bool
-		what string
-	}{
-		{p.SCEP.Legacy.SHA1, "legacy.sha1 takes signatures that can be forged with effort"},
-		{p.SCEP.Legacy.DES3, "legacy.des3 answers in triple DES"},
-		{p.SCEP.Legacy.DESDecrypt, "legacy.des_decrypt takes challenges that whoever recorded them can read"},
-		{p.SCEP.Legacy.MD5, "legacy.md5 takes signatures that anybody can forge"},
-		{p.SCEP.RawCSR, "raw_csr takes challenges that only TLS keeps secret"},
-		{p.Limits.PerSource == 0 && p.Limits.PerProfile == 0, "limits are off: whoever knows its challenge gets certificates without end"},
-	} {
-		if w.on {
-			weak = append(weak, "profile "+p.Name+": "+w.what)
-		}
-	}
-	return weak
-}
 
 // HashSecret hashes a challenge or password as profiles hold it:
 // "$argon2id$v=19$m=65536,t=3,p=1$salt$hash". The error is always nil.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/pem"
+	"io/fs"
 	"path"
 	"strings"
 	"time"
@@ -77,4 +78,20 @@ func parseBundle(file string, content []byte, now time.Time) ([]*x509.Certificat
 		failAt(0, "no certificate in it", "put the PEM certificates in, or remove the file")
 	}
 	return certificates, problems
+}
+
+// bundle reads the certificates of a file in trust/ that a field names. What is wrong inside the file
+// is reported where trust/ is read.
+func (l *loader) bundle(o *object, field, file, mend string) []*x509.Certificate {
+	if path.Dir(file) != trustDir || path.Ext(file) != ".pem" {
+		o.failf(field, "put the file in "+trustDir+"/ and write "+trustDir+"/NAME.pem", "%q is not a file in %s/", file, trustDir)
+		return nil
+	}
+	content, err := fs.ReadFile(l.fsys, file)
+	if err != nil {
+		o.failf(field, mend, "%s: %v", file, pathCause(err))
+		return nil
+	}
+	certificates, _ := parseBundle(file, content, l.now)
+	return certificates
 }
