@@ -32,6 +32,7 @@ var allowed = map[string]string{
 	"appliance/challenge":            "appliance/pki appliance/store appliance/challenge/phc",
 	"appliance/enroll":               "appliance/pki appliance/store appliance/audit appliance/challenge",
 	"appliance/scep":                 "appliance/cms appliance/pki appliance/enroll",
+	"appliance/est":                  "appliance/cms appliance/pki appliance/enroll",
 	"appliance/validation":           "appliance/pki appliance/enroll",
 	"webui":                          "appliance/pki appliance/challenge appliance/enroll appliance/store appliance/audit appliance/handover appliance/challenge/phc",
 	"provision":                      "appliance/pki appliance/challenge/phc",

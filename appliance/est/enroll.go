@@ -1,0 +1,123 @@
+package est
+
+import (
+	"net/http"
+
+	"signet.internal/appliance/cms"
+	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
+)
+
+// enroll answers simpleenroll, simplereenroll and serverkeygen (RFC 7030 §4.2 and §4.4), in the order of what each step costs:
+//
+//  1. the type and the size of the body, and a slot, or 503, before anything is parsed;
+//  2. the request and the signature with its own key;
+//  3. whether it belongs to this connection;
+//  4. enroll authenticates and decides;
+//  5. the certificate goes back, alone.
+func (s *Server) enroll(x *exchange) {
+	if !isPKCS10(x.r.Header) {
+		s.failCounted(x, refuse(http.StatusUnsupportedMediaType, "the request is not of type application/pkcs10: send the PKCS#10 request under this Content-Type"))
+		return
+	}
+	body, ok := s.body(x)
+	if !ok {
+		return
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	default:
+		x.retryLater("the box is busy: try again later")
+		return
+	}
+	csr, err := readRequest(body)
+	if err != nil {
+		s.failCounted(x, err)
+		return
+	}
+	x.identity = csr.Identity()
+	if err := checkBinding(x.profile.ChannelBinding, x.r.TLS, csr.Challenge); err != nil {
+		s.failCounted(x, err)
+		return
+	}
+	credentials, err := credentialsOf(x.r)
+	if err != nil {
+		s.failCounted(x, err)
+		return
+	}
+	x.peer = s.client(x.r)
+	if len(x.peer) > maxChain {
+		s.failCounted(x, refuse(http.StatusUnauthorized, "too many client certificates"))
+		return
+	}
+	req := enroll.Request{
+		Profile:     x.profile.Name,
+		Protocol:    enroll.ProtocolEST,
+		Operation:   x.operation,
+		CSR:         csr,
+		Source:      x.source,
+		Credentials: credentials,
+		Peer:        x.peer,
+	}
+	if x.operation == opServerKeyGen {
+		s.serverKeyGen(x, req)
+		return
+	}
+	res, err := s.engine.Enroll(x.r.Context(), req)
+	if err != nil {
+		s.fail(x, err)
+		return
+	}
+	if res.Pending {
+		x.pending()
+		return
+	}
+	answer, err := cms.CertsOnly([][]byte{res.Certificate})
+	if err != nil {
+		s.fail(x, err)
+		return
+	}
+	x.issued(res)
+	x.replyBase64(contentTypeCertsOnly, answer)
+}
+
+// contentTypeCertsOnly is compared by libest as it is written here.
+const contentTypeCertsOnly = "application/pkcs7-mime; smime-type=certs-only"
+
+// readRequest returns the request in a body. What is in it is never part of the error.
+func readRequest(body []byte) (*pki.Request, error) {
+	der, err := decodeBody(body)
+	if err != nil {
+		return nil, err
+	}
+	return pki.ParseRequest(der)
+}
+
+// credentialsOf returns what the client sent by HTTP Basic, nil if it sent nothing. Any other scheme, and what cannot be read, is an
+// error and no reason to fall back to its certificate.
+func credentialsOf(r *http.Request) (*enroll.Credentials, error) {
+	if r.Header.Get("Authorization") == "" {
+		return nil, nil
+	}
+	user, password, ok := r.BasicAuth()
+	if !ok {
+		return nil, refuse(http.StatusUnauthorized, "credentials are not of HTTP Basic")
+	}
+	return &enroll.Credentials{User: user, Password: password}, nil
+}
+
+// pending answers that a person has to decide first (RFC 7030 §4.2.3).
+func (x *exchange) pending() {
+	x.outcome = "pending"
+	x.retryAfter(x.profile.RetryAfter)
+	x.reply(http.StatusAccepted, contentTypeText, []byte("the request waits for approval: send it again later\n"))
+}
+
+// issued notes a certificate for the log line.
+func (x *exchange) issued(res *enroll.Result) {
+	x.serial, x.outcome = res.Serial, "issued"
+	if res.Replayed {
+		x.outcome = "replayed"
+	}
+}
