@@ -37,6 +37,7 @@ type contents struct {
 	Commitment  []byte   `json:"commitment"` // derived from the root secret: the marker names it by this
 	Initialised bool     `json:"initialised"`
 	Keys        []record `json:"keys"` // sorted by name
+	Secrets     []secret `json:"secrets,omitempty"`
 }
 
 // record is one key as it is kept.
@@ -44,12 +45,19 @@ type record struct {
 	Name       string   `json:"name"`
 	Algorithm  string   `json:"algorithm"`
 	Protection string   `json:"protection"`
+	Created    bool     `json:"created,omitzero"`  // at run time: the site does not know it, nor does the marker
 	Blob       tpm.Blob `json:"blob,omitzero"`     // resident
 	Wrapped    []byte   `json:"wrapped,omitempty"` // sealed: see wrap
 }
 
 func (r record) spec() Spec {
 	return Spec{Name: r.Name, Algorithm: r.Algorithm, Protection: r.Protection}
+}
+
+// secret is a value handed in at run time as it is kept.
+type secret struct {
+	Name    string `json:"name"`
+	Wrapped []byte `json:"wrapped"` // see wrap
 }
 
 // encode returns the payload.
@@ -94,7 +102,8 @@ func authentic(payload, macKey []byte) bool {
 }
 
 // marker is what stands in the TPM's NV for these contents: the magic "SGNM", a version, and a digest
-// of what makes the box this box. It changes with none of State, Initialised, Epoch and sealed keys.
+// of what makes the box this box. It changes with none of State, Initialised, Epoch, sealed keys, and
+// what was made at run time.
 func (c *contents) marker() ([]byte, error) {
 	h := sha256.New()
 	field := func(b []byte) {
@@ -109,7 +118,7 @@ func (c *contents) marker() ([]byte, error) {
 	field(c.SRKName)
 	field(c.Commitment)
 	for _, r := range c.Keys {
-		if r.Protection != Resident {
+		if r.Protection != Resident || r.Created {
 			continue
 		}
 		name, err := r.Blob.Name()
@@ -123,12 +132,14 @@ func (c *contents) marker() ([]byte, error) {
 	return h.Sum(marker), nil
 }
 
-// differences lists how the keys that are there differ from the keys asked for.
+// differences lists how the keys that were provisioned differ from the keys asked for. A key that the box
+// made by itself is no answer to a site that asks for one of its name.
 func (c *contents) differences(specs []Spec) []string {
 	have, want := make(map[string]Spec), make(map[string]Spec)
 	var found []string
+	created := make(map[string]bool)
 	for _, r := range c.Keys {
-		have[r.Name] = r.spec()
+		have[r.Name], created[r.Name] = r.spec(), r.Created
 	}
 	for _, s := range specs {
 		want[s.Name] = s
@@ -136,12 +147,14 @@ func (c *contents) differences(specs []Spec) []string {
 		switch {
 		case !ok:
 			found = append(found, fmt.Sprintf("key %v is new", s))
+		case created[s.Name]:
+			found = append(found, fmt.Sprintf("key %v has the name of one that the box made by itself", s))
 		case h != s:
 			found = append(found, fmt.Sprintf("key %v was %v", s, h))
 		}
 	}
 	for _, r := range c.Keys {
-		if _, ok := want[r.Name]; !ok {
+		if _, ok := want[r.Name]; !ok && !r.Created {
 			found = append(found, fmt.Sprintf("key %v is no longer asked for", r.spec()))
 		}
 	}
@@ -180,20 +193,25 @@ const (
 	labelMAC        = "signet/keys-mac/1"
 	labelCommitment = "signet/commitment/1"
 	labelAuth       = "signet/auth/1/" // + key name
+	labelCreation   = "signet/creation/1"
+
+	// From the creation secret.
+	labelCreatedWrap = "signet/created-wrap/1"
+	labelCreatedAuth = "signet/created-auth/1/" // + key name
 )
 
-func derive(root []byte, label string) ([]byte, error) {
-	key, err := hkdf.Key(sha256.New, root, nil, label, 32)
+func derive(from []byte, label string) ([]byte, error) {
+	key, err := hkdf.Key(sha256.New, from, nil, label, 32)
 	if err != nil {
-		return nil, fmt.Errorf("deriving from the root secret: %w", err)
+		return nil, fmt.Errorf("deriving a secret: %w", err)
 	}
 	return key, nil
 }
 
 // deriveAuth is the authorisation value of a resident key: 32 hex characters, because go-tpm cuts
 // binary ones off at a zero byte.
-func deriveAuth(root []byte, name string) ([]byte, error) {
-	key, err := derive(root, labelAuth+name)
+func deriveAuth(from []byte, label string) ([]byte, error) {
+	key, err := derive(from, label)
 	if err != nil {
 		return nil, err
 	}

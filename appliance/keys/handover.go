@@ -14,14 +14,16 @@ import (
 
 const (
 	handoverVersion = 1
-	maxHandover     = 256 << 10
+	maxHandover     = 1 << 20
 )
 
-// Handover is what a Holder needs of the vault: opened sealed keys and the authorisation values of
-// resident ones, in a form of its own (both ends come from one image). It is as secret as the keys:
+// Handover is what a Holder needs of the vault: opened sealed keys, the authorisation values of resident
+// ones, secrets, and what more of them are made from, in a form of its own (both ends come from one image). It is as secret as the keys:
 // the caller passes it on through a pipe and wipes it.
 func (v *Vault) Handover() ([]byte, error) {
-	if v.closed {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.forgot {
 		return nil, errClosed
 	}
 	// A fixed buffer: growing would leave copies behind.
@@ -48,18 +50,25 @@ func (v *Vault) Handover() ([]byte, error) {
 		addBytes(b, s.Policy)
 		addBytes(b, s.Signature)
 	}
+	addBytes(b, v.creation)
 	b.AddUint16(uint16(len(v.contents.Keys)))
 	for _, r := range v.contents.Keys {
 		addString(b, r.Name)
 		addString(b, r.Algorithm)
 		addString(b, r.Protection)
-		if r.Protection == Resident {
-			addBytes(b, r.Blob.Public)
-			addBytes(b, r.Blob.Private)
-			addBytes(b, v.auths[r.Name])
-		} else {
-			addBytes(b, v.opened[r.Name])
+		created := uint8(0)
+		if r.Created {
+			created = 1
 		}
+		b.AddUint8(created)
+		addBytes(b, r.Blob.Public)
+		addBytes(b, r.Blob.Private)
+		addBytes(b, v.openings[r.Name])
+	}
+	b.AddUint16(uint16(len(v.contents.Secrets)))
+	for _, s := range v.contents.Secrets {
+		addString(b, s.Name)
+		addBytes(b, v.values[s.Name])
 	}
 	out, err := b.Bytes()
 	if err != nil {
@@ -86,16 +95,18 @@ var errHandover = errors.New("the handover is not one of this firmware's")
 
 // handedOver is a parsed handover. Its slices point into it.
 type handedOver struct {
-	binding Binding
-	srkName []byte
-	keys    []handedKey
+	binding  Binding
+	srkName  []byte
+	creation []byte
+	keys     []handedKey
+	secrets  map[string][]byte
 }
 
 type handedKey struct {
-	spec  Spec
-	blob  tpm.Blob // resident
-	auth  []byte   // resident
-	pkcs8 []byte   // sealed
+	spec    Spec
+	created bool
+	blob    tpm.Blob // resident
+	opening []byte   // see material.open
 }
 
 func parseHandover(b []byte) (*handedOver, error) {
@@ -126,25 +137,30 @@ func parseHandover(b []byte) (*handedOver, error) {
 		}
 		h.binding.Signatures = append(h.binding.Signatures, a)
 	}
-	if !s.ReadUint16(&count) {
+	if !readBytes(&s, &h.creation) || !s.ReadUint16(&count) {
 		return nil, errHandover
 	}
 	for range count {
 		var k handedKey
-		if !readString(&s, &k.spec.Name) || !readString(&s, &k.spec.Algorithm) || !readString(&s, &k.spec.Protection) {
+		var created uint8
+		if !readString(&s, &k.spec.Name) || !readString(&s, &k.spec.Algorithm) || !readString(&s, &k.spec.Protection) || !s.ReadUint8(&created) ||
+			!readBytes(&s, &k.blob.Public) || !readBytes(&s, &k.blob.Private) || !readBytes(&s, &k.opening) {
 			return nil, errHandover
 		}
-		ok := false
-		switch k.spec.Protection {
-		case Resident:
-			ok = readBytes(&s, &k.blob.Public) && readBytes(&s, &k.blob.Private) && readBytes(&s, &k.auth)
-		case Sealed:
-			ok = readBytes(&s, &k.pkcs8)
-		}
-		if !ok {
-			return nil, errHandover
-		}
+		k.created = created == 1
 		h.keys = append(h.keys, k)
+	}
+	if !s.ReadUint16(&count) {
+		return nil, errHandover
+	}
+	h.secrets = make(map[string][]byte)
+	for range count {
+		var name string
+		var value []byte
+		if !readString(&s, &name) || !readBytes(&s, &value) {
+			return nil, errHandover
+		}
+		h.secrets[name] = value
 	}
 	if !s.Empty() {
 		return nil, errHandover

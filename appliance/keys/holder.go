@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -24,22 +25,33 @@ const maxInFlight = 32
 const maxUnanswered = 2 * maxInFlight
 
 // Holder has the opened keys and uses them for its clients. Whoever can send it requests can use
-// every key, and take none away.
+// every key, read every secret, and take away what was made at run time, but nothing else.
 type Holder struct {
-	keys  map[string]*heldKey
-	names []string // sorted
 	slots chan struct{}
+
+	mu      sync.RWMutex
+	keys    map[string]*heldKey
+	secrets map[string][]byte
+
+	changing sync.Mutex // taken before mu, for as long as the TPM and the vault take
+	srk      *tpm.SRK
+	policy   tpm.Policy // of resident keys
+	creation []byte     // what keys and secrets of run time are made from
+	recorder recorder
 }
 
 type heldKey struct {
-	info Info
-	spki []byte
-	key  privateKey
+	info    Info
+	created bool // at run time
+	spki    []byte
+	key     privateKey
 }
 
-// NewHolder makes a holder of what Vault.Handover returned. The caller wipes handover afterwards.
-func NewHolder(dev *tpm.Device, handover []byte) (*Holder, error) {
-	// Resident keys keep slices of it.
+// NewHolder makes a holder of what Vault.Handover returned. The caller wipes handover afterwards. At the
+// other end of vault is Vault.ServeRecords; with none, keys and secrets can be used but neither made nor
+// removed. The caller closes vault when the holder serves nobody any more.
+func NewHolder(dev *tpm.Device, handover []byte, vault net.Conn) (*Holder, error) {
+	// Resident keys, the creation secret and secrets stay slices of it.
 	h, err := parseHandover(bytes.Clone(handover))
 	if err != nil {
 		return nil, err
@@ -48,31 +60,39 @@ func NewHolder(dev *tpm.Device, handover []byte) (*Holder, error) {
 	if err != nil {
 		return nil, explain(err)
 	}
-	holder := &Holder{keys: make(map[string]*heldKey), slots: make(chan struct{}, maxInFlight)}
+	holder := &Holder{
+		slots: make(chan struct{}, maxInFlight), keys: make(map[string]*heldKey), secrets: h.secrets,
+		srk: srk, policy: h.binding.usePolicy(), creation: h.creation, recorder: recorder{conn: vault},
+	}
 	for _, k := range h.keys {
-		var key privateKey
-		if k.spec.Protection == Resident {
-			key, err = newResidentKey(srk, k, h.binding.usePolicy())
-		} else {
-			key, err = newSoftwareKey(k.pkcs8)
-			clear(k.pkcs8)
-		}
-		if err != nil {
+		if holder.keys[k.spec.Name], err = holder.open(k); err != nil {
 			return nil, fmt.Errorf("key %q: %w", k.spec.Name, err)
 		}
-		spki, err := x509.MarshalPKIXPublicKey(key.public())
-		if err != nil {
-			return nil, fmt.Errorf("key %q: encoding its public key: %w", k.spec.Name, err)
-		}
-		holder.keys[k.spec.Name] = &heldKey{
-			info: Info{Name: k.spec.Name, Algorithm: k.spec.Algorithm, Protection: k.spec.Protection, Public: key.public()},
-			spki: spki,
-			key:  key,
-		}
-		holder.names = append(holder.names, k.spec.Name)
 	}
-	slices.Sort(holder.names)
 	return holder, nil
+}
+
+// open makes a key usable. A sealed one's PKCS #8 is wiped.
+func (h *Holder) open(k handedKey) (*heldKey, error) {
+	var key privateKey
+	var err error
+	if k.spec.Protection == Resident {
+		key, err = newResidentKey(h.srk, k, h.policy)
+	} else {
+		key, err = newSoftwareKey(k.opening)
+		clear(k.opening)
+	}
+	if err != nil {
+		return nil, err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.public())
+	if err != nil {
+		return nil, fmt.Errorf("encoding its public key: %w", err)
+	}
+	return &heldKey{
+		info:    Info{Name: k.spec.Name, Algorithm: k.spec.Algorithm, Protection: k.spec.Protection, Public: key.public()},
+		created: k.created, spki: spki, key: key,
+	}, nil
 }
 
 // Serve answers one client until it closes conn, and closes it too. A client that does not speak the
@@ -158,9 +178,7 @@ func (h *Holder) parse(f frame) (work func() ([]byte, error), ok bool) {
 			if err != nil {
 				return nil, err
 			}
-			var b cryptobyte.Builder
-			k.encode(&b)
-			return b.Bytes()
+			return k.encoded()
 		}, true
 	case opSign:
 		var r signRequest
@@ -175,10 +193,12 @@ func (h *Holder) parse(f frame) (work func() ([]byte, error), ok bool) {
 		}
 		return func() ([]byte, error) { return h.decrypt(r) }, true
 	}
-	return nil, false
+	return h.manage(f)
 }
 
 func (h *Holder) key(name string) (*heldKey, error) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
 	k := h.keys[name]
 	if k == nil {
 		return nil, ErrNoKey
@@ -187,11 +207,19 @@ func (h *Holder) key(name string) (*heldKey, error) {
 }
 
 func (h *Holder) list() ([]byte, error) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
 	var b cryptobyte.Builder
-	b.AddUint16(uint16(len(h.names)))
-	for _, name := range h.names {
+	b.AddUint16(uint16(len(h.keys)))
+	for _, name := range slices.Sorted(maps.Keys(h.keys)) {
 		h.keys[name].encode(&b)
 	}
+	return b.Bytes()
+}
+
+func (k *heldKey) encoded() ([]byte, error) {
+	var b cryptobyte.Builder
+	k.encode(&b)
 	return b.Bytes()
 }
 
@@ -227,7 +255,7 @@ func (h *Holder) decrypt(r decryptRequest) ([]byte, error) {
 		return nil, err
 	}
 	pub, ok := k.info.Public.(*rsa.PublicKey)
-	if !ok || r.name != NameRA {
+	if !ok || !isRA(r.name) {
 		return nil, refused("the key does not decrypt")
 	}
 	switch r.scheme {
@@ -264,8 +292,12 @@ func refused(text string) error { return &refusal{text} }
 func status(err error) (code uint8, body []byte) {
 	var r *refusal
 	switch {
-	case errors.Is(err, tpm.ErrBusy):
+	case errors.Is(err, tpm.ErrBusy), errors.Is(err, ErrBusy):
 		return statusBusy, nil
+	case errors.Is(err, ErrExists):
+		return statusExists, nil
+	case errors.Is(err, ErrNotRecorded):
+		return statusUnrecorded, nil
 	case errors.Is(err, ErrNoKey):
 		return statusNoKey, nil
 	case errors.Is(err, rsa.ErrDecryption):

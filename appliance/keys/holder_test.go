@@ -422,8 +422,8 @@ func FuzzServe(f *testing.F) {
 	}
 	f.Add(b)
 	h := &Holder{
-		keys:  map[string]*heldKey{"tls": {info: Info{Name: "tls", Public: key.public()}, key: key}},
-		names: []string{"tls"}, slots: make(chan struct{}, maxInFlight),
+		keys:    map[string]*heldKey{"tls": {info: Info{Name: "tls", Public: key.public()}, key: key}},
+		secrets: map[string][]byte{"secret/a": []byte("value")}, slots: make(chan struct{}, maxInFlight),
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		ours, theirs := net.Pipe()
@@ -491,7 +491,7 @@ func serveInherited() error {
 	if err != nil {
 		return err
 	}
-	holder, err := NewHolder(dev, secrets)
+	holder, err := NewHolder(dev, secrets, nil)
 	if err != nil {
 		return err
 	}

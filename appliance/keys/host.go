@@ -14,8 +14,10 @@ type Host struct {
 	Vault  *Vault
 	Info   tpm.Info
 
-	dev    *tpm.Device
-	served chan error
+	dev      *tpm.Device
+	vault    net.Conn // the holder's end
+	served   chan error
+	recorded chan error
 }
 
 // OpenHost opens the keys of a host in the TPM that spec names (see tpm.Open), or makes them if TPM
@@ -29,7 +31,7 @@ func OpenHost(spec string, st Storage, site string, specs []Spec) (*Host, error)
 			Err:  err,
 		}
 	}
-	h := &Host{dev: dev, served: make(chan error, 1)}
+	h := &Host{dev: dev, served: make(chan error, 1), recorded: make(chan error, 1)}
 	if err := h.open(st, site, specs); err != nil {
 		return nil, errors.Join(err, dev.Close())
 	}
@@ -55,11 +57,15 @@ func (h *Host) open(st Storage, site string, specs []Spec) error {
 		return err
 	}
 	defer clear(handover)
-	holder, err := NewHolder(h.dev, handover)
+	h.Vault.Forget()
+	holderEnd, vaultEnd := net.Pipe()
+	holder, err := NewHolder(h.dev, handover, holderEnd)
 	if err != nil {
 		h.Vault.Close()
 		return err
 	}
+	h.vault = holderEnd
+	go func() { h.recorded <- h.Vault.ServeRecords(vaultEnd) }()
 	ours, theirs := net.Pipe()
 	go func() { h.served <- holder.Serve(theirs) }()
 	h.Client = NewClient(ours)
@@ -70,6 +76,7 @@ func (h *Host) open(st Storage, site string, specs []Spec) error {
 func (h *Host) Close() error {
 	h.Client.Close()
 	err := <-h.served
+	err = errors.Join(err, h.vault.Close(), <-h.recorded)
 	h.Vault.Close()
 	return errors.Join(err, h.dev.Close())
 }

@@ -6,6 +6,10 @@
 // resident in the TPM, and keys wrapped under the root secret. A Holder is made of what a Vault
 // hands over and serves Clients; on the box it is a process of its own, on a host it is in the
 // service's process at the other end of a net.Pipe.
+//
+// Keys and secrets of run time are made by the Holder, under a secret of their own, and written by the
+// Vault, which alone has the key of KEYS' MAC: a Holder can add and remove those, up to a number, and
+// touch nothing that was provisioned.
 package keys
 
 import (
@@ -30,7 +34,7 @@ const (
 	NameAttestation = "attestation" // signs only what the TPM itself states
 	NameTLSCA       = "tls-ca"
 	NameTLS         = "tls"
-	NameRA          = "ra" // the one key that decrypts
+	NameRA          = "ra" // decrypts, as the keys made after it do
 
 	AuthorityPrefix = "authority/"
 )
@@ -46,10 +50,10 @@ func (s Spec) String() string { return fmt.Sprintf("%q (%s, %s)", s.Name, s.Algo
 
 // usage is what the TPM will let a resident key do.
 func (s Spec) usage() tpm.Usage {
-	switch s.Name {
-	case NameAttestation:
+	switch {
+	case s.Name == NameAttestation:
 		return tpm.UsageAttest
-	case NameRA:
+	case isRA(s.Name):
 		return tpm.UsageSignDecrypt
 	}
 	return tpm.UsageSign
@@ -61,6 +65,10 @@ type Info struct {
 	Algorithm  string
 	Protection string
 	Public     crypto.PublicKey // *rsa.PublicKey or *ecdsa.PublicKey
+}
+
+func (i Info) spec() Spec {
+	return Spec{Name: i.Name, Algorithm: i.Algorithm, Protection: i.Protection}
 }
 
 // Kinds of machine.

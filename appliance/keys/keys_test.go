@@ -120,7 +120,16 @@ func newHolder(t testing.TB, dev *tpm.Device, v *Vault) *Holder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := NewHolder(dev, handover)
+	ours, theirs := net.Pipe()
+	recorded := make(chan error, 1)
+	go func() { recorded <- v.ServeRecords(theirs) }()
+	t.Cleanup(func() {
+		ours.Close()
+		if err := <-recorded; err != nil {
+			t.Errorf("recording: %v", err)
+		}
+	})
+	h, err := NewHolder(dev, handover, ours)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -262,7 +271,7 @@ func TestProvisionAndOpen(t *testing.T) {
 func TestNoSecretInKEYS(t *testing.T) {
 	site, st := newSite(t), newMemory()
 	v := provision(t, boot(t, tpmtest.Start(t)), st, fewKeys, site.binding)
-	for name, secret := range map[string][]byte{"disk key": v.diskKey, "MAC key": v.macKey, "tls": v.opened["tls"], "auth": v.auths["authority/modern"]} {
+	for name, secret := range map[string][]byte{"disk key": v.diskKey, "MAC key": v.macKey, "creation secret": v.creation, "tls": v.openings["tls"], "auth": v.openings["authority/modern"]} {
 		if len(secret) == 0 || bytes.Contains(st.medium, secret[:16]) {
 			t.Errorf("%s is in KEYS", name)
 		}

@@ -19,11 +19,11 @@ type privateKey interface {
 	decryptOAEP(ciphertext []byte, hash, mgfHash crypto.Hash, label []byte) ([]byte, error)
 }
 
-// signs reports whether the key signs digests of a hash. The sealed RA key signs SHA-1 too: replies to
+// signs reports whether the key signs digests of a hash. A sealed RA key signs SHA-1 too: replies to
 // old SCEP clients, which know nothing better. Nothing else trusts what it signs.
 func (k *heldKey) signs(h crypto.Hash) bool {
 	if h == crypto.SHA1 {
-		return k.info.Name == NameRA && k.info.Protection == Sealed
+		return isRA(k.info.Name) && k.info.Protection == Sealed
 	}
 	return h == crypto.SHA256 || h == crypto.SHA384 || h == crypto.SHA512
 }
@@ -31,7 +31,7 @@ func (k *heldKey) signs(h crypto.Hash) bool {
 type residentKey struct{ key *tpm.Key }
 
 func newResidentKey(srk *tpm.SRK, k handedKey, policy tpm.Policy) (privateKey, error) {
-	key, err := srk.Key(k.blob, k.spec.Algorithm, k.spec.usage(), policy, k.auth)
+	key, err := srk.Key(k.blob, k.spec.Algorithm, k.spec.usage(), policy, k.opening)
 	if err != nil {
 		return nil, explain(err)
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // A sealed key is PKCS #8 under AES-256-GCM with a random nonce in front; name and algorithm are
-// authenticated with it, so that keys cannot be swapped.
+// authenticated with it, so that keys cannot be swapped. A sealed secret is the same with its name.
 
 func wrapAEAD(wrapKey []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(wrapKey)
@@ -27,28 +27,27 @@ func wrapAEAD(wrapKey []byte) (cipher.AEAD, error) {
 	return aead, nil
 }
 
-func wrapContext(name, algorithm string) []byte {
-	return []byte("signet sealed key\x00" + name + "\x00" + algorithm)
+// keyContext and secretContext are what is authenticated with a key and a secret.
+func keyContext(s Spec) []byte {
+	return []byte("signet sealed key\x00" + s.Name + "\x00" + s.Algorithm)
 }
 
-func wrap(wrapKey []byte, name, algorithm string, pkcs8 []byte) ([]byte, error) {
+func secretContext(name string) []byte { return []byte("signet sealed secret\x00" + name) }
+
+func wrap(wrapKey, context, plain []byte) ([]byte, error) {
 	aead, err := wrapAEAD(wrapKey)
 	if err != nil {
 		return nil, err
 	}
-	return aead.Seal(nil, nil, pkcs8, wrapContext(name, algorithm)), nil
+	return aead.Seal(nil, nil, plain, context), nil
 }
 
-func unwrap(wrapKey []byte, name, algorithm string, wrapped []byte) ([]byte, error) {
+func unwrap(wrapKey, context, wrapped []byte) ([]byte, error) {
 	aead, err := wrapAEAD(wrapKey)
 	if err != nil {
 		return nil, err
 	}
-	pkcs8, err := aead.Open(nil, nil, wrapped, wrapContext(name, algorithm))
-	if err != nil {
-		return nil, fmt.Errorf("opening sealed key %q: %w", name, err)
-	}
-	return pkcs8, nil
+	return aead.Open(nil, nil, wrapped, context)
 }
 
 // generate makes a software key and returns its PKCS #8 form.

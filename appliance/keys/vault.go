@@ -6,22 +6,29 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"signet.internal/tpm"
 )
 
-// Vault is the open KEYS of a box. It is for one goroutine; Close forgets its secrets.
+// Vault is the open KEYS of a box. It may be used from any goroutine; Forget and Close forget its secrets.
 type Vault struct {
+	binding  Binding
+	repaired bool
+
+	mu        sync.Mutex
 	container *container
 	contents  *contents
-	binding   Binding
-	repaired  bool
+	forgot    bool
 	closed    bool
 
-	diskKey []byte
-	macKey  []byte
-	auths   map[string][]byte // resident keys, by name
-	opened  map[string][]byte // sealed keys, by name: PKCS #8
+	macKey []byte // kept until Close: by it KEYS is written
+
+	// Until Forget.
+	diskKey  []byte
+	creation []byte            // what keys and secrets of run time are made from: see material
+	openings map[string][]byte // by key: see material.open
+	values   map[string][]byte // of secrets, by name
 }
 
 // What a boot finds, by what the TPM's marker and KEYS say. Provision goes from the first line to the
@@ -104,46 +111,34 @@ func (v *Vault) create(srk *tpm.SRK, root []byte, site string, specs []Spec) err
 		Format: contentsFormat, State: stateProvisioning, Kind: v.binding.Kind, Site: site,
 		SRKName: srk.Name(), Epoch: v.binding.Epoch, Root: blob,
 	}
-	wrapKey, err := v.derive(root)
-	if err != nil {
+	if err := v.derive(root); err != nil {
 		return err
 	}
-	defer clear(wrapKey)
 	if v.contents.Commitment, err = derive(root, labelCommitment); err != nil {
 		return err
 	}
 	for _, s := range sortedSpecs(specs) {
-		r := record{Name: s.Name, Algorithm: s.Algorithm, Protection: s.Protection}
-		if s.Protection == Resident {
-			if v.auths[s.Name], err = deriveAuth(root, s.Name); err != nil {
-				return err
-			}
-			if r.Blob, err = srk.CreateKey(s.Algorithm, s.usage(), v.binding.usePolicy(), v.auths[s.Name]); err != nil {
-				return fmt.Errorf("key %q: %w", s.Name, err)
-			}
-		} else {
-			if v.opened[s.Name], err = generate(s.Algorithm); err != nil {
-				return fmt.Errorf("key %q: %w", s.Name, err)
-			}
-			if r.Wrapped, err = wrap(wrapKey, s.Name, s.Algorithm, v.opened[s.Name]); err != nil {
-				return fmt.Errorf("key %q: %w", s.Name, err)
-			}
+		r, opening, err := provisionedFrom(root).make(srk, s, v.binding.usePolicy())
+		if err != nil {
+			return fmt.Errorf("key %q: %w", s.Name, err)
 		}
+		v.openings[s.Name] = opening
 		v.contents.Keys = append(v.contents.Keys, r)
 	}
 	return nil
 }
 
-// derive fills in what the root secret gives for the whole boot and returns the wrapping key.
-func (v *Vault) derive(root []byte) (wrapKey []byte, err error) {
-	v.auths, v.opened = make(map[string][]byte), make(map[string][]byte)
+// derive fills in what the root secret gives for the whole boot.
+func (v *Vault) derive(root []byte) (err error) {
+	v.openings, v.values = make(map[string][]byte), make(map[string][]byte)
 	if v.diskKey, err = derive(root, labelDisk); err != nil {
-		return nil, err
+		return err
 	}
 	if v.macKey, err = derive(root, labelMAC); err != nil {
-		return nil, err
+		return err
 	}
-	return derive(root, labelWrap)
+	v.creation, err = derive(root, labelCreation)
+	return err
 }
 
 // install writes what create made, in the order above.
@@ -221,11 +216,9 @@ func (v *Vault) open(srk *tpm.SRK, payload []byte) error {
 		return err
 	}
 	defer clear(root)
-	wrapKey, err := v.derive(root)
-	if err != nil {
+	if err := v.derive(root); err != nil {
 		return err
 	}
-	defer clear(wrapKey)
 	commitment, err := derive(root, labelCommitment)
 	if err != nil {
 		return err
@@ -237,27 +230,41 @@ func (v *Vault) open(srk *tpm.SRK, payload []byte) error {
 		}
 	}
 	for _, r := range v.contents.Keys {
-		if r.Protection == Sealed {
-			if v.opened[r.Name], err = unwrap(wrapKey, r.Name, r.Algorithm, r.Wrapped); err != nil {
-				return err
-			}
-			continue
+		m := provisionedFrom(root)
+		if r.Created {
+			m = createdFrom(v.creation)
 		}
-		if v.auths[r.Name], err = deriveAuth(root, r.Name); err != nil {
+		if v.openings[r.Name], err = m.open(r); err != nil {
 			return err
 		}
-		if _, err := srk.Key(r.Blob, r.Algorithm, r.spec().usage(), v.binding.usePolicy(), v.auths[r.Name]); err != nil {
+		if r.Protection == Sealed {
+			continue
+		}
+		if _, err := srk.Key(r.Blob, r.Algorithm, r.spec().usage(), v.binding.usePolicy(), v.openings[r.Name]); err != nil {
 			return fmt.Errorf("key %q: %w", r.Name, err)
+		}
+	}
+	for _, s := range v.contents.Secrets {
+		if v.values[s.Name], err = createdFrom(v.creation).unseal(secretContext(s.Name), s.Wrapped); err != nil {
+			return fmt.Errorf("opening %q: %w", s.Name, err)
 		}
 	}
 	return nil
 }
 
-// DiskKey is the 32-byte key of the state partition; nothing once closed. The caller wipes it.
-func (v *Vault) DiskKey() []byte { return bytes.Clone(v.diskKey) }
+// DiskKey is the 32-byte key of the state partition; nothing after Forget. The caller wipes it.
+func (v *Vault) DiskKey() []byte {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return bytes.Clone(v.diskKey)
+}
 
 // SRKName is the TPM Name of the storage root key the keys hang from.
-func (v *Vault) SRKName() []byte { return bytes.Clone(v.contents.SRKName) }
+func (v *Vault) SRKName() []byte {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return bytes.Clone(v.contents.SRKName)
+}
 
 // Repaired says that one generation of KEYS was damaged or old and was written anew from the other.
 // After a power cut that is normal; on a box that lost no power the disk is failing.
@@ -265,19 +272,36 @@ func (v *Vault) Repaired() bool { return v.repaired }
 
 // Initialised says that the state directory was initialised in an earlier boot: state that is missing
 // now is lost, not new.
-func (v *Vault) Initialised() bool { return v.contents.Initialised }
+func (v *Vault) Initialised() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.contents.Initialised
+}
 
 // MarkInitialised records that the state directory is initialised, once the service was ready for the
 // first time. A power cut during it leaves the flag as it was, or set.
 func (v *Vault) MarkInitialised() error {
-	if v.contents.Initialised {
+	if v.Initialised() {
 		return nil
 	}
+	return v.change(func(c *contents) error {
+		c.Initialised = true
+		return nil
+	})
+}
+
+// change writes contents with what edit makes of them to both generations. edit replaces slices and does
+// not write to them. After an error the vault stays at the old contents, and KEYS may hold either.
+func (v *Vault) change(edit func(*contents) error) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if v.closed {
 		return errClosed
 	}
 	changed := *v.contents
-	changed.Initialised = true
+	if err := edit(&changed); err != nil {
+		return err
+	}
 	payload, err := changed.encode(v.macKey)
 	if err != nil {
 		return err
@@ -291,15 +315,31 @@ func (v *Vault) MarkInitialised() error {
 
 var errClosed = errors.New("the vault is closed")
 
-// Close forgets the secrets. What was handed over stays usable.
-func (v *Vault) Close() {
-	v.closed = true
+// Forget wipes what Handover passed on. What stays is enough to write KEYS and opens nothing.
+func (v *Vault) Forget() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.forget()
+}
+
+func (v *Vault) forget() {
+	v.forgot = true
 	clear(v.diskKey)
-	clear(v.macKey)
-	v.diskKey = nil
-	for _, m := range []map[string][]byte{v.auths, v.opened} {
+	clear(v.creation)
+	v.diskKey, v.creation = nil, nil
+	for _, m := range []map[string][]byte{v.openings, v.values} {
 		for _, secret := range m {
 			clear(secret)
 		}
 	}
+	v.openings, v.values = nil, nil
+}
+
+// Close forgets every secret. What was handed over stays usable, and nothing is written any more.
+func (v *Vault) Close() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.closed = true
+	v.forget()
+	clear(v.macKey)
 }
