@@ -1,0 +1,75 @@
+package authority
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/store"
+	"signet.internal/provision"
+)
+
+// Upkeep does what has come due: it retires what has ended, rotates the registration key, renews the
+// responders' and TLS certificates, and removes keys nobody needs. Called every minute it costs a look at
+// the clock and at the box's addresses. What fails is returned, keeps nothing else from being done, and
+// is tried again by the next call.
+func (s *Set) Upkeep(now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	failed := []error{s.retire(now), s.retireRAs(now)}
+	if s.raDue(now) {
+		failed = append(failed, s.rotateRA(audit.ActorBox, now))
+	}
+	for _, a := range s.cfg.Site.Authorities {
+		if err := s.renewResponders(a, now); err != nil {
+			failed = append(failed, fmt.Errorf("authority %s: %w", a.Name, err))
+		}
+	}
+	if err := s.refreshTLS(now); err != nil {
+		failed = append(failed, fmt.Errorf("renewing the TLS certificate: %w", err))
+	}
+	if s.sweep {
+		s.sweepKeys()
+	}
+	return errors.Join(failed...)
+}
+
+// renewResponders renews the responder certificates of an authority's active and earlier generations at
+// half their life.
+func (s *Set) renewResponders(a provision.Authority, now time.Time) error {
+	snapshot := s.Snapshot(a.Name)
+	due := func(g *Generation) bool {
+		if g == nil || !a.OCSP {
+			return false
+		}
+		issuer := g.Issuer.Certificate()
+		if g.Responder == nil {
+			return now.Before(issuer.NotAfter)
+		}
+		end := g.Responder.Certificate.NotAfter
+		return now.After(end.Add(-responderValidity/2)) && lasts(issuer, now, responderValidity).After(end.Add(worthRenewing))
+	}
+	for _, g := range append([]*Generation{snapshot.Active}, snapshot.Earlier...) {
+		if !due(g) {
+			continue
+		}
+		err := s.transition(func(next *store.Identity) ([]audit.Record, error) {
+			certs := next.Authorities[a.Name]
+			for i := range certs.Generations {
+				if certs.Generations[i].Number != g.Number {
+					continue
+				}
+				if err := s.certifyResponder(g.Issuer, &certs.Generations[i], now); err != nil {
+					return nil, err
+				}
+				return []audit.Record{s.recordOf(audit.ResponderRenewed, audit.ActorBox, a.Name, g.Number, parsed(certs.Generations[i].Responder))}, nil
+			}
+			return nil, nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
