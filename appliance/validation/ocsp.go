@@ -233,6 +233,9 @@ func (s *Server) statusOf(g Generation, serial string) (status, error) {
 
 // sign has the response to r signed, saying what is known of each certificate in it.
 func (s *Server) sign(ctx context.Context, g Generation, r *pki.OCSPRequest, known []status) (response, error) {
+	if c := s.engine.Condition(); c != nil {
+		return response{}, fmt.Errorf("%w: %s", enroll.ErrUnavailable, c.What)
+	}
 	ctx, cancel := context.WithTimeout(ctx, signPatience)
 	defer cancel()
 	select {

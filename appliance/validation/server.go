@@ -47,6 +47,8 @@ type Status interface {
 	CertificateStatus(issuer [sha256.Size]byte, serial string) (enroll.CertStatus, error)
 	// IssuerCRL returns the issuer's current revocation list. The same errors mean: later.
 	IssuerCRL(ctx context.Context, issuer *pki.Issuer) (enroll.CRL, error)
+	// Condition is what keeps the box from signing anything, as a clock that is not trusted; nil: nothing.
+	Condition() *enroll.Condition
 }
 
 // Config is what a Server is made of. Engine, Authorities and Log are required.
