@@ -20,12 +20,13 @@ import (
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
-// Extension types written into certificates (RFC 5280 §4.2.1).
+// Extension types written into certificates (RFC 5280 §4.2.1, RFC 7633 §4).
 var (
 	oidSubjectKeyID   = asn1.ObjectIdentifier{2, 5, 29, 14}
 	oidKeyUsage       = asn1.ObjectIdentifier{2, 5, 29, 15}
 	oidAuthorityKeyID = asn1.ObjectIdentifier{2, 5, 29, 35}
 	oidExtKeyUsage    = asn1.ObjectIdentifier{2, 5, 29, 37}
+	oidTLSFeature     = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 24}
 )
 
 // backdate is how far before now a certificate begins, for devices whose clock is slow.

@@ -97,6 +97,7 @@ type attribute struct {
 	oid    asn1.ObjectIdentifier
 	value  string // UTF-8; hex of the DER where opaque
 	opaque bool   // the value is not a character string
+	raw    []byte // the value's DER
 }
 
 const (
@@ -134,13 +135,13 @@ func parseName(der []byte) (dn, error) {
 			if !pair.ReadAnyASN1Element(&element, &tag) || !pair.Empty() {
 				return nil, fmt.Errorf("attribute %s has not one value", a.oid)
 			}
-			whole := []byte(element)
+			a.raw = element
 			if !element.ReadAnyASN1(&value, &tag) {
 				return nil, fmt.Errorf("attribute %s has no value", a.oid)
 			}
 			var err error
 			if a.value, err = decodeString(tag, value); err != nil {
-				a.value, a.opaque = hex.EncodeToString(whole), true
+				a.value, a.opaque = hex.EncodeToString(a.raw), true
 			}
 			rdn = append(rdn, a)
 		}
@@ -175,13 +176,19 @@ func (n dn) String() string {
 	return strings.Join(parts, ",")
 }
 
-func (a attribute) String() string {
-	label := a.oid.String()
+// attributeName is the short name of an attribute type, or its OID.
+func attributeName(oid asn1.ObjectIdentifier) string {
+	dotted := oid.String()
 	for _, t := range attributeTypes() {
-		if t.oid == label {
-			label = t.name
+		if t.oid == dotted {
+			return t.name
 		}
 	}
+	return dotted
+}
+
+func (a attribute) String() string {
+	label := attributeName(a.oid)
 	if a.opaque {
 		return label + "=#" + a.value
 	}

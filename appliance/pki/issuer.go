@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/hex"
 	"errors"
@@ -76,32 +77,60 @@ func (p *Prepared) Serial() string { return hex.EncodeToString(p.serial) }
 func (p *Prepared) Template() []byte { return slices.Clone(p.tbs) }
 
 // Prepare holds a request against a profile and decides the certificate: a fresh random serial; the
-// subject and subjectAltName byte for byte as requested; the profile's usages; valid from ten
-// minutes before now for the profile's validity, within the authority's own. Nothing is signed.
-// Errors are a [*PolicyError] or [ErrIssuerExpired].
+// subject, unless the profile has a template for it, and subjectAltName byte for byte as requested; the
+// profile's usages; where the authority publishes (see [Issuer.Publishing]); valid from ten minutes
+// before now for the profile's validity, within the authority's own. Nothing is signed. Errors are a
+// [*PolicyError] or [ErrIssuerExpired].
 func (i *Issuer) Prepare(p *Profile, r *Request, now time.Time) (*Prepared, error) {
-	if err := p.Check(r); err != nil {
+	subject, err := p.check(r)
+	if err != nil {
 		return nil, err
 	}
-	if i.isOwnName(r.RawSubject) {
-		return nil, &PolicyError{"subject.allow", printable(FormatDN(r.RawSubject)) + " (the authority's own name)"}
+	if i.isOwnName(subject) {
+		return nil, &PolicyError{"subject.allow", printable(FormatDN(subject)) + " (the authority's own name)"}
 	}
 	usages := usagesFor(r.PublicKey, p.usages)
 	if len(usages) == 0 {
 		return nil, &PolicyError{"usage.key", fmt.Sprintf("%T: none of its usages fits that type of key", r.PublicKey)}
 	}
+	extra, err := p.extraExtensions(r)
+	if err != nil {
+		return nil, err
+	}
 	prepared, err := i.prepare(certificate{
-		subject:   r.RawSubject,
+		subject:   subject,
 		spki:      r.RawSPKI,
 		usages:    usages,
 		extended:  p.extended,
 		san:       r.RawSAN,
 		published: i.published,
+		extra:     extra,
 	}, now, p.validity)
 	if errors.Is(err, errUnreadable) {
 		return nil, &PolicyError{"subject and san", "an encoding that other software could not read"}
 	}
 	return prepared, err
+}
+
+// extraExtensions are what the profile adds to, or keeps of, a request beside names and usages.
+func (p *Profile) extraExtensions(r *Request) ([]pkix.Extension, error) {
+	var extra []pkix.Extension
+	if p.mustStaple {
+		extra = append(extra, mustStaple())
+	}
+	if p.adSID && r.SID != "" {
+		value, err := encodeSID(r.SID)
+		if err != nil {
+			return nil, fmt.Errorf("encoding SID: %w", err)
+		}
+		extra = append(extra, pkix.Extension{Id: oidNTDSSecurity, Value: value})
+	}
+	return extra, nil
+}
+
+// mustStaple is the TLS feature status_request (RFC 7633 §4; RFC 6066 §8 numbers it 5).
+func mustStaple() pkix.Extension {
+	return pkix.Extension{Id: oidTLSFeature, Value: []byte{0x30, 0x03, 0x02, 0x01, 0x05}}
 }
 
 // isOwnName reports whether a subject reads like the authority's or its registration authority's,

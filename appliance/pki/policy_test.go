@@ -121,10 +121,10 @@ func TestKeyPolicy(t *testing.T) {
 		{"curve not allowed", ecOnly, newKey(t, "ecdsa-p256").Public(), "keys.ecdsa"},
 		{"P-521", both, p521.Public(), "keys.ecdsa"},
 		{"Ed25519", both, edKey, "keys"},
-		{"exponent 3", both, &rsa.PublicKey{N: big2048.N, E: 3}, "keys.rsa"},
-		{"even exponent", both, &rsa.PublicKey{N: big2048.N, E: 65538}, "keys.rsa"},
-		{"small factor", both, &rsa.PublicKey{N: new(big.Int).Mul(big2048.N, big.NewInt(751)), E: 65537}, "keys.rsa"},
-		{"ROCA", both, &rsa.PublicKey{N: rocaModulus(t), E: 65537}, "keys.rsa"},
+		{"exponent 3", both, &rsa.PublicKey{N: big2048.N, E: 3}, "keys.weak"},
+		{"even exponent", both, &rsa.PublicKey{N: big2048.N, E: 65538}, "keys.weak"},
+		{"small factor", both, &rsa.PublicKey{N: new(big.Int).Mul(big2048.N, big.NewInt(751)), E: 65537}, "keys.weak"},
+		{"ROCA", both, &rsa.PublicKey{N: rocaModulus(t), E: 65537}, "keys.weak"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -3,8 +3,11 @@ package pki
 import (
 	"crypto/elliptic"
 	"encoding/asn1"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -42,12 +45,13 @@ type RSAConfig struct {
 type SubjectConfig struct {
 	Allow []string // short names ("CN", "serialNumber") or dotted OIDs
 
-	// Match holds patterns by attribute, named as in Allow: every value a request has for it must
-	// match one of them.
+	// Match holds patterns (see [SANConfig]) by attribute, named as in Allow: every value a request has
+	// for that attribute must match one of them.
 	Match map[string][]string
 
 	// Template is the subject of the certificates, "" for that of the request. It is written as for
-	// [ParseDN], and a value that is {ATTR} stands for the request's: "CN={CN},O=Factory 7,C=CH".
+	// [ParseDN], and a value that is {ATTR} stands for the one value the request has for that attribute:
+	// "CN={CN},O=Factory 7,C=CH". A request without it, or with several, is refused.
 	Template string
 }
 
@@ -56,6 +60,10 @@ type SubjectConfig struct {
 // In a pattern '*' stands for any run of characters, and letters match in either case. For DNS a
 // leading "*." therefore means every name below, at any depth; "*" alone means every name. A
 // requested DNS name that itself holds '*' is always refused.
+//
+// A pattern that begins with "regex:" is a regular expression (RE2) of at most 512 characters that has
+// to match the whole name, for every kind but IP: "regex:plc-[0-9]{4}\.example\.com". Letters match in
+// either case unless it begins with "(?-i)".
 type SANConfig struct {
 	DNS   []string // "*", "*.example.com", "printer-*.example.com", "host.example.com"
 	Email []string // "*", "*@example.com"
@@ -97,7 +105,9 @@ type Profile struct {
 	minRSABits int // 0: no RSA keys
 	curves     []elliptic.Curve
 	subject    []asn1.ObjectIdentifier
-	patterns   map[Kind][]string // all but IP, lower case
+	match      []subjectMatch
+	template   subjectTemplate
+	patterns   map[Kind][]pattern // all but IP
 	networks   []netip.Prefix
 	usages     []usageBit
 	extended   []asn1.ObjectIdentifier
@@ -130,6 +140,10 @@ func NewProfile(c ProfileConfig) (*Profile, error) {
 	b.profile.adSID = c.ADSID
 	if len(b.errs) > 0 {
 		return nil, b.errs
+	}
+	var err error
+	if b.profile.csrAttrs, err = b.profile.csrAttributes(); err != nil {
+		return nil, fmt.Errorf("encoding CSR attributes: %w", err)
 	}
 	return &b.profile, nil
 }
@@ -189,16 +203,60 @@ func (b *profileBuilder) subject(c SubjectConfig) {
 		}
 		b.profile.subject = append(b.profile.subject, oid)
 	}
+	for _, name := range slices.Sorted(maps.Keys(c.Match)) {
+		b.subjectMatch(name, c.Match[name])
+	}
+	if c.Template == "" {
+		return
+	}
+	template, err := parseTemplate(c.Template)
+	if err == nil {
+		err = checkTemplate(template, b.profile.subject)
+	}
+	if err != nil {
+		b.failf("subject.template", "write for example CN={CN},O=Factory 7,C=CH, where {CN} is the request's", "%v", err)
+	}
+	b.profile.template = template
+}
+
+func (b *profileBuilder) subjectMatch(name string, texts []string) {
+	field := "subject.match." + name
+	oid, err := ParseSubjectAttribute(name)
+	if err != nil || !slices.ContainsFunc(b.profile.subject, oid.Equal) {
+		b.failf(field, "write an attribute that is in subject.allow", "%q is not an attribute a request may hold", name)
+		return
+	}
+	if len(texts) == 0 {
+		b.failf(field, `write patterns such as "device-*", or leave the attribute out`, "no pattern, so that no value would match")
+	}
+	m := subjectMatch{oid: oid}
+	for i, text := range texts {
+		compiled, err := newPattern(text)
+		if err == nil && (text == "" || strings.TrimSpace(text) != text) {
+			err = errors.New("no value begins or ends with a space")
+		}
+		if err != nil {
+			b.failf(fmt.Sprintf("%s[%d]", field, i), `write a pattern such as "device-*" or "regex:[A-Z]{2}[0-9]+"`, "%q: %v", text, err)
+			continue
+		}
+		m.patterns = append(m.patterns, compiled)
+	}
+	b.profile.match = append(b.profile.match, m)
 }
 
 func (b *profileBuilder) san(c SANConfig) {
-	b.profile.patterns = map[Kind][]string{}
-	for kind, patterns := range map[Kind][]string{DNS: c.DNS, Email: c.Email, URI: c.URI, UPN: c.UPN} {
-		for i, pattern := range patterns {
-			if what, mend := patternProblem(kind, pattern); what != "" {
-				b.failf(fmt.Sprintf("san.%s[%d]", kind, i), mend, "%s", what)
+	b.profile.patterns = map[Kind][]pattern{}
+	for kind, texts := range map[Kind][]string{DNS: c.DNS, Email: c.Email, URI: c.URI, UPN: c.UPN} {
+		for i, text := range texts {
+			field := fmt.Sprintf("san.%s[%d]", kind, i)
+			if what, mend := patternProblem(kind, text); what != "" {
+				b.failf(field, mend, "%s", what)
 			}
-			b.profile.patterns[kind] = append(b.profile.patterns[kind], strings.ToLower(pattern))
+			compiled, err := newPattern(text)
+			if err != nil {
+				b.failf(field, `write a regular expression such as "regex:plc-[0-9]{4}\\.example\\.com"`, "%q: %v", text, err)
+			}
+			b.profile.patterns[kind] = append(b.profile.patterns[kind], compiled)
 		}
 	}
 	for i, text := range c.IP {
@@ -219,6 +277,9 @@ func (b *profileBuilder) san(c SANConfig) {
 func patternProblem(kind Kind, pattern string) (what, mend string) {
 	if pattern == "" || strings.TrimSpace(pattern) != pattern || !isASCII(pattern) && kind != UPN {
 		return fmt.Sprintf("%q is not a name pattern", pattern), `write a pattern such as "*" or "*.example.com"`
+	}
+	if strings.HasPrefix(pattern, regexPrefix) {
+		return "", ""
 	}
 	literal := strings.ReplaceAll(pattern, "*", "x")
 	switch kind {

@@ -68,6 +68,8 @@ type Request struct {
 	SID string
 
 	Extensions []pkix.Extension // every requested extension, each type once
+
+	issued bool // the subject is that of the certificate to be renewed, byte for byte
 }
 
 // ParseRequest parses one DER PKCS#10 request and checks its self-signature.
@@ -216,6 +218,9 @@ func (r *Request) parseExtensions(values cryptobyte.String) error {
 			}
 		}
 		r.Extensions = append(r.Extensions, ext)
+		if ext.Id.Equal(oidNTDSSecurity) {
+			r.SID = parseSID(value)
+		}
 		if ext.Id.Equal(oidSubjectAltName) {
 			names, err := parseNames(value)
 			if err != nil {
