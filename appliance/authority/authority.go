@@ -72,8 +72,6 @@ var (
 	ErrWaiting = errors.New("the authority waits for its certificate; have its request signed and upload the chain")
 	// ErrRoot: the order is one for subordinates.
 	ErrRoot = errors.New("this authority is its own root; nobody signs a request for it")
-	// ErrChain: what was uploaded cannot be used; the text says why.
-	ErrChain = errors.New("the uploaded chain cannot be used")
 )
 
 // ErrStateLost: the keys have served before, and what they certified is gone. Going on would make a new

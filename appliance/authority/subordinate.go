@@ -73,7 +73,8 @@ func (s *Set) CSR(name string) (*Request, error) {
 // in any order. They are checked in full (see [pki.CheckChain]) before anything changes. Where a
 // generation waits for its chain it becomes the active one if it is the authority's first, else the next;
 // a chain over the key of the next or active generation renews that one's certificate. The chain that is
-// in use already changes nothing. Errors: ErrUnknown, ErrRoot, ErrChain.
+// in use already changes nothing. Errors: ErrUnknown; ErrRoot;
+// pki.ErrChain, whose text says what is wrong with it.
 func (s *Set) InstallChain(name string, text []byte, actor string) error {
 	return s.order(name, func(a provision.Authority, next *store.Identity) ([]audit.Record, error) {
 		if a.Mode != provision.ModeSubordinate {
@@ -89,7 +90,7 @@ func (s *Set) InstallChain(name string, text []byte, actor string) error {
 			return nil, err
 		}
 		if err := pki.CheckChain(chain, chain[0].PublicKey, a.Subject, now); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrChain, err)
+			return nil, err
 		}
 		raw := rawOf(chain)
 		if slices.EqualFunc(raw, g.Chain, bytes.Equal) {
@@ -126,18 +127,18 @@ func (s *Set) match(name string, certs store.AuthorityCerts, uploaded []*x509.Ce
 		}
 		for _, c := range uploaded {
 			if samePublic(c.PublicKey, key.Public()) {
-				chain, err := inOrder(c, uploaded)
+				chain, err := pki.OrderChain(uploaded, key.Public())
 				return g, chain, err
 			}
 		}
 	}
-	return nil, nil, fmt.Errorf("%w: none of its certificates is over this authority's key; have the authority's own request signed and upload that certificate with those above it", ErrChain)
+	return nil, nil, fmt.Errorf("%w: none of its certificates is over this authority's key; have the authority's own request signed and upload that certificate with those above it", pki.ErrChain)
 }
 
 // parseChain reads PEM certificates; text around them does not count.
 func parseChain(text []byte) ([]*x509.Certificate, error) {
 	if len(text) > maxChainPEM {
-		return nil, fmt.Errorf("%w: it has %d bytes, more than %d; upload certificates only", ErrChain, len(text), maxChainPEM)
+		return nil, fmt.Errorf("%w: it has %d bytes, more than %d; upload certificates only", pki.ErrChain, len(text), maxChainPEM)
 	}
 	var certs []*x509.Certificate
 	for {
@@ -146,44 +147,20 @@ func parseChain(text []byte) ([]*x509.Certificate, error) {
 			break
 		}
 		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("%w: it has a block %.40q; upload certificates only, in PEM", ErrChain, block.Type)
+			return nil, fmt.Errorf("%w: it has a block %.40q; upload certificates only, in PEM", pki.ErrChain, block.Type)
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("%w: certificate %d is not readable: %v", ErrChain, len(certs)+1, err)
+			return nil, fmt.Errorf("%w: certificate %d is not readable: %v", pki.ErrChain, len(certs)+1, err)
 		}
 		if certs = append(certs, cert); len(certs) > maxChain {
-			return nil, fmt.Errorf("%w: it has more than %d certificates; upload those above this key only", ErrChain, maxChain)
+			return nil, fmt.Errorf("%w: it has more than %d certificates; upload those above this key only", pki.ErrChain, maxChain)
 		}
 	}
 	if len(certs) == 0 {
-		return nil, fmt.Errorf("%w: there is no PEM certificate in it; convert DER with openssl x509 -inform der", ErrChain)
+		return nil, fmt.Errorf("%w: there is no PEM certificate in it; convert DER with openssl x509 -inform der", pki.ErrChain)
 	}
 	return certs, nil
-}
-
-// inOrder puts certificates in the order of a chain that begins with first and ends with a root.
-func inOrder(first *x509.Certificate, all []*x509.Certificate) ([]*x509.Certificate, error) {
-	chain := []*x509.Certificate{first}
-	for last := first; !isRoot(last); last = chain[len(chain)-1] {
-		above := slices.IndexFunc(all, func(c *x509.Certificate) bool {
-			return bytes.Equal(c.RawSubject, last.RawIssuer) && last.CheckSignatureFrom(c) == nil && !slices.ContainsFunc(chain, c.Equal)
-		})
-		if above < 0 {
-			return nil, fmt.Errorf("%w: the certificate of %q, which signed that of %q, is not in it; upload the whole chain with its root", ErrChain, pki.FormatDN(last.RawIssuer), pki.FormatDN(last.RawSubject))
-		}
-		chain = append(chain, all[above])
-	}
-	for _, c := range all {
-		if !slices.ContainsFunc(chain, c.Equal) {
-			return nil, fmt.Errorf("%w: the certificate of %q does not belong to it; leave it out", ErrChain, pki.FormatDN(c.RawSubject))
-		}
-	}
-	return chain, nil
-}
-
-func isRoot(c *x509.Certificate) bool {
-	return bytes.Equal(c.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(c) == nil
 }
 
 func rawOf(chain []*x509.Certificate) [][]byte {

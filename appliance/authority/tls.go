@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"signet.internal/appliance/audit"
-	"signet.internal/appliance/keys"
 	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 	"signet.internal/provision"
@@ -229,7 +228,7 @@ func (s *Set) TLSCSR() ([]byte, error) {
 
 // InstallTLS takes a TLS certificate that another authority signed, with those above it up to the root,
 // PEM, in any order. The listeners show it from the next handshake on, in place of the box's own over the
-// same key; ErrChain says what is wrong with it. Its renewal is the uploader's: Conditions tells in time.
+// same key; pki.ErrChain says what is wrong with it. Its renewal is the uploader's: Conditions tells in time.
 func (s *Set) InstallTLS(text []byte, actor string) error {
 	uploaded, err := parseChain(text)
 	if err != nil {
@@ -242,7 +241,7 @@ func (s *Set) InstallTLS(text []byte, actor string) error {
 		return err
 	}
 	if err := checkServer(chain, s.cfg.Site.PublicHost, s.cfg.Now()); err != nil {
-		return fmt.Errorf("%w: %w", ErrChain, err)
+		return fmt.Errorf("%w: %w", pki.ErrChain, err)
 	}
 	return s.transition(func(next *store.Identity) ([]audit.Record, error) {
 		raw := rawOf(chain)
@@ -278,19 +277,18 @@ func (s *Set) UseOwnTLS(actor string) error {
 // matchTLS finds which TLS key is among the uploaded certificates and puts them in order.
 func (s *Set) matchTLS(uploaded []*x509.Certificate) (string, []*x509.Certificate, error) {
 	for _, name := range tlsKeys() {
-		var key *keys.Key
 		key, err := s.key(name)
 		if err != nil {
 			return "", nil, err
 		}
 		for _, c := range uploaded {
 			if samePublic(c.PublicKey, key.Public()) {
-				chain, err := inOrder(c, uploaded)
+				chain, err := pki.OrderChain(uploaded, key.Public())
 				return name, chain, err
 			}
 		}
 	}
-	return "", nil, fmt.Errorf("%w: none of its certificates is over a TLS key of this box; have one of the box's own requests signed", ErrChain)
+	return "", nil, fmt.Errorf("%w: none of its certificates is over a TLS key of this box; have one of the box's own requests signed", pki.ErrChain)
 }
 
 // checkServer says what would keep clients that trust the chain's root from accepting its first
