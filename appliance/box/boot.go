@@ -36,7 +36,7 @@ type opened struct {
 	release    format.Release
 	site       *provision.Site
 	disk       *disk
-	vault      *keys.Vault // nil once its secrets are handed over and nothing is left to record
+	vault      *keys.Vault // once its secrets are handed over it only writes KEYS
 	storage    *os.File    // KEYS, open as long as vault is
 	firstBoot  bool        // the service never became ready in an earlier boot
 	holder     *holder
@@ -397,17 +397,16 @@ func (m *Machine) openRecords(b *opened) error {
 	return ownRecords(m.path(stateMount))
 }
 
-// closeVault wipes boxinit's copy of the secrets.
+// closeVault wipes boxinit's copy of the secrets, and ends writing to KEYS. A second call does nothing.
 func (b *opened) closeVault() {
 	b.vault.Close()
 	b.storage.Close()
-	b.vault, b.storage = nil, nil
 }
 
 func (m *Machine) inspectDir() string { return m.path(filepath.Join(runDir, "inspect")) }
 
-// handOver starts the key holder with what was opened, and forgets it here: at once in every boot
-// but a first one, where the vault has yet to record that the service became ready.
+// handOver starts the key holder with what was opened, and forgets it here, but for what it takes to
+// write KEYS: that the service became ready, and the keys and secrets the holder makes later.
 func (m *Machine) handOver(b *opened) error {
 	secrets, err := b.vault.Handover()
 	if err != nil {
@@ -424,16 +423,19 @@ func (m *Machine) handOver(b *opened) error {
 		clear(secrets)
 		return err
 	}
-	box := sandbox{uid: uidHolder, lockPages: true}
-	b.holder, err = startHolder(box, filepath.Join(dir, "socket"), device, m.log, secrets)
+	b.vault.Forget()
+	b.holder, err = startHolder(holderConfig{
+		box: sandbox{uid: uidHolder, lockPages: true}, socket: filepath.Join(dir, "socket"),
+		device: device, log: m.log, secrets: secrets, record: b.vault.ServeRecords,
+	})
 	if err != nil {
 		return err
 	}
 	b.tpm.SRKName = hex.EncodeToString(b.vault.SRKName())
-	if !b.firstBoot {
+	m.onStop(func() {
+		b.holder.stop(5 * time.Second)
 		b.closeVault()
-	}
-	m.onStop(func() { b.holder.stop(5 * time.Second) })
+	})
 	go func() {
 		<-b.holder.ended
 		if !m.stopping() {

@@ -25,6 +25,7 @@ const (
 	holderSecrets             // pipe with the opened keys, read to its end once
 	holderStatus              // pipe for "ready" or the reason why not
 	holderTPM                 // /dev/tpmrm0
+	holderRecords             // connected unix socket to boxinit, which writes KEYS: keys.Vault.ServeRecords
 )
 
 // holderReady is the word on the status pipe.
@@ -38,20 +39,30 @@ const holderStart = 2 * time.Minute
 // that was restarted is served without anything being opened again and without a protocol to pass
 // descriptors. Closing a connection ends what that client had in flight and nothing else.
 type holder struct {
-	cmd    *exec.Cmd
-	socket string
-	ended  chan struct{} // closed when the process is gone
-	err    error         // why, after ended
+	cmd      *exec.Cmd
+	socket   string
+	ended    chan struct{} // closed when the process is gone
+	err      error         // why, after ended
+	recorded chan struct{} // closed when no more is written to KEYS
 }
 
-// startHolder starts the key holder on the open TPM device and passes it secrets, which are wiped.
-// What it says goes to log.
-func startHolder(box sandbox, socket string, device *os.File, log io.Writer, secrets []byte) (*holder, error) {
-	defer clear(secrets)
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+// holderConfig is what a key holder is started with.
+type holderConfig struct {
+	box     sandbox
+	socket  string   // where it listens; what is there is removed
+	device  *os.File // the open TPM
+	log     io.Writer
+	secrets []byte                    // what the vault hands over; wiped
+	record  func(conn net.Conn) error // writes to KEYS what the holder asks for, until conn ends
+}
+
+// startHolder starts the key holder and passes it the secrets.
+func startHolder(c holderConfig) (*holder, error) {
+	defer clear(c.secrets)
+	if err := os.Remove(c.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.socket, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("opening the key holder's socket: %w", err)
 	}
@@ -74,25 +85,57 @@ func startHolder(box sandbox, socket string, device *os.File, log io.Writer, sec
 	}
 	defer statusOut.Close()
 	defer statusEnd.Close()
+	records, recordsEnd, err := socketPair()
+	if err != nil {
+		return nil, err
+	}
+	defer recordsEnd.Close()
 
-	h := &holder{cmd: box.command(selfPath, modeHolder), socket: socket, ended: make(chan struct{})}
-	h.cmd.ExtraFiles = []*os.File{listenerFile, secretsEnd, statusEnd, device}
+	h := &holder{cmd: c.box.command(selfPath, modeHolder), socket: c.socket, ended: make(chan struct{}), recorded: make(chan struct{})}
+	h.cmd.ExtraFiles = []*os.File{listenerFile, secretsEnd, statusEnd, c.device, recordsEnd}
 	h.cmd.Env = []string{}
-	h.cmd.Stdout, h.cmd.Stderr = log, log
+	h.cmd.Stdout, h.cmd.Stderr = c.log, c.log
 	if err := h.cmd.Start(); err != nil {
+		records.Close()
 		return nil, fmt.Errorf("starting the key holder: %w", err)
 	}
 	go func() {
 		h.err = h.cmd.Wait()
 		close(h.ended)
 	}()
+	go h.keepRecords(c, records)
 	secretsEnd.Close()
 	statusEnd.Close()
-	if err := h.handOver(secretsIn, secrets, statusOut); err != nil {
+	if err := h.handOver(secretsIn, c.secrets, statusOut); err != nil {
 		h.stop(time.Second)
 		return nil, fmt.Errorf("starting the key holder: %w (%s)", err, exitWords(h.err))
 	}
 	return h, nil
+}
+
+// keepRecords writes what the holder asks for until one of them ends. An end before the holder's leaves
+// the box with the keys it has.
+func (h *holder) keepRecords(c holderConfig, conn net.Conn) {
+	defer close(h.recorded)
+	defer conn.Close()
+	if err := guard(func() error { return c.record(conn) }); err != nil {
+		fmt.Fprintf(c.log, "boxinit: %v\n", err)
+	}
+}
+
+// socketPair is a connected pair of unix stream sockets: this process's end, and a child's.
+func socketPair() (net.Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a pair of sockets: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "socket"), os.NewFile(uintptr(fds[1]), "socket")
+	conn, err := net.FileConn(ours)
+	if err = errors.Join(err, ours.Close()); err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("making a pair of sockets: %w", err)
+	}
+	return conn, theirs, nil
 }
 
 // handOver writes the secrets and waits for the holder's word.
@@ -133,6 +176,7 @@ func (h *holder) stop(patience time.Duration) {
 		h.cmd.Process.Kill()
 		<-h.ended
 	}
+	<-h.recorded
 }
 
 // runHolder is the key holder's process: it takes what it inherits and serves until it is told to
@@ -167,11 +211,16 @@ func openHolder() (serve func() error, err error) {
 	if err = errors.Join(err, pipe.Close()); err != nil {
 		return nil, fmt.Errorf("taking over the keys: %w", err)
 	}
-	held, err := keys.NewHolder(device, secrets)
+	file := os.NewFile(holderRecords, "records")
+	records, err := net.FileConn(file)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return nil, fmt.Errorf("taking over the connection to boxinit: %w", err)
+	}
+	held, err := keys.NewHolder(device, secrets, records)
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(holderListener, "listener")
+	file = os.NewFile(holderListener, "listener")
 	listener, err := net.FileListener(file)
 	if err = errors.Join(err, file.Close()); err != nil {
 		return nil, fmt.Errorf("taking over the socket: %w", err)

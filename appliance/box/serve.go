@@ -188,7 +188,7 @@ func (s *service) observe(state ServiceState) {
 		return
 	}
 	var wrong []handover.Condition
-	if state.Ready && s.b.vault != nil {
+	if state.Ready && s.b.firstBoot {
 		if err := s.settle(); err != nil {
 			go s.m.halt(err) // which stops the caller
 			return
@@ -218,7 +218,6 @@ func (s *service) settle() error {
 	if err := s.b.vault.MarkInitialised(); err != nil {
 		return fmt.Errorf("recording that the box is set up: %w", err)
 	}
-	s.b.closeVault()
 	s.b.firstBoot = false
 	var err error
 	if s.report, err = json.Marshal(s.bootReport()); err != nil { // for the next start of the service

@@ -73,8 +73,8 @@ func TestFirstReadyEndsProvisioning(t *testing.T) {
 		t.Fatal("the first boot ended before the service was ready")
 	}
 	s.observe(ServiceState{Ready: true})
-	if !*opened || s.b.vault != nil {
-		t.Errorf("ports opened: %v, vault %v", *opened, s.b.vault)
+	if !*opened || s.b.firstBoot || !s.b.vault.Initialised() {
+		t.Errorf("ports opened: %v, first boot: %v", *opened, s.b.firstBoot)
 	}
 	if reportOf(t, s).Provisioning {
 		t.Error("the next start of the service may make new authorities")
