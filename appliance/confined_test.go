@@ -89,7 +89,7 @@ func holderOn(t *testing.T) *keys.Holder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	holder, err := keys.NewHolder(device, secrets)
+	holder, err := keys.NewHolder(device, secrets, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
