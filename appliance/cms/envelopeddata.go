@@ -193,6 +193,12 @@ func (e *EnvelopedData) Decrypt(certificate *x509.Certificate, key crypto.Decryp
 	return plain[:n], nil
 }
 
+// IsFor reports whether one of the recipients is the one with the given certificate, so that Decrypt would not say ErrNoRecipient.
+func (e *EnvelopedData) IsFor(certificate *x509.Certificate) bool {
+	_, err := e.find(certificate)
+	return err == nil
+}
+
 // find returns the first recipient info for a certificate: only one is tried, so a message costs one private key operation.
 func (e *EnvelopedData) find(certificate *x509.Certificate) (*recipient, error) {
 	c := &Certificate{RawIssuer: certificate.RawIssuer, SerialNumber: certificate.SerialNumber, SubjectKeyID: certificate.SubjectKeyId}

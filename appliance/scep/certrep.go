@@ -32,14 +32,10 @@ func (e sealing) encrypt(content []byte) ([]byte, error) {
 	return cms.EncryptPassword(rand.Reader, content, e.password, e.cipher)
 }
 
-// certificates is a degenerate SignedData with the given certificate first, which is where clients look for it, and the CA behind it
-// where the profile says so.
-func (p *profile) certificates(certificate []byte) ([]byte, error) {
-	certs := [][]byte{certificate}
-	if p.Chain {
-		certs = append(certs, p.CA.Raw)
-	}
-	content, err := cms.CertsOnly(certs)
+// certificates is a degenerate SignedData with the given certificate first, which is where clients look for it, and the CA and what is
+// above it behind where the profile says so.
+func (o *offer) certificates(certificate []byte) ([]byte, error) {
+	content, err := cms.CertsOnly(append([][]byte{certificate}, o.above...))
 	if err != nil {
 		return nil, fmt.Errorf("building the certificates of an answer: %w", err)
 	}
@@ -83,7 +79,7 @@ type value struct {
 
 func printable(s string) value { return value{asn1.TagPrintableString, []byte(s)} }
 
-// certRep signs a reply. The set of attributes is the one Windows insists on; transactionID and senderNonce come back as
+// certRep signs a reply, by the RA that the request is addressed to. The set of attributes is the one Windows insists on; transactionID and senderNonce come back as
 // they were sent, byte for byte, because clients compare bytes.
 func (s *Server) certRep(p *profile, req *request, content []byte, more ...attribute) ([]byte, error) {
 	nonce := make([]byte, 16)
@@ -100,9 +96,9 @@ func (s *Server) certRep(p *profile, req *request, content []byte, more ...attri
 	}
 	options := cms.SignOptions{
 		Content:           content,
-		SignerCertificate: p.RA,
-		Signer:            p.RASigner,
-		Certificates:      [][]byte{p.RA.Raw},
+		SignerCertificate: req.ra.Certificate,
+		Signer:            req.ra.Signer,
+		Certificates:      [][]byte{req.ra.Certificate.Raw},
 		Digest:            p.answerDigest(req.digest),
 	}
 	for _, a := range attrs {

@@ -47,6 +47,10 @@ func (v verdict) text() string { return v.reason + v.detail }
 // under a signature of their own and read the challenge out of the answers, byte by byte.
 const unopened = "the envelope does not open or holds no valid PKCS#10 request: encrypt to the RA certificate from GetCACert, and sign the request with its own key"
 
+// profileOff is no HTTP 503 although switching on would mend it: the device is not wanted now, and an installer who looks at it should
+// read why.
+const profileOff = "this profile is switched off: ask the administrator of the box"
+
 const internalError = "internal error: the box's log has the reason"
 
 // explain is the one table from errors to what the client is told. What it does not list is an internal error outside
@@ -95,6 +99,12 @@ func explain(err error) verdict {
 		return failure(badRequest, "too many certificates within an hour: try again later", "")
 	case errors.Is(err, enroll.ErrCompliance):
 		return failure(badRequest, "the device was not found compliant", "")
+	case errors.Is(err, enroll.ErrMaxActive):
+		return failure(badRequest, "this device has as many certificates as the profile allows: have one revoked that is not used any more", "")
+	case errors.Is(err, enroll.ErrDuplicateKey):
+		return failure(badRequest, "the key has a certificate under another name: make a new key", "")
+	case errors.Is(err, enroll.ErrProfileOff):
+		return failure(badRequest, profileOff, "")
 	case errors.Is(err, enroll.ErrRaw):
 		return failure(badRequest, "this profile takes no request without an envelope: send a SCEP PKCSReq", "")
 	case errors.As(err, &policy):
@@ -103,6 +113,10 @@ func explain(err error) verdict {
 			fail = badAlg
 		}
 		return failure(fail, "not allowed", ": "+policy.Error())
+	case errors.Is(err, enroll.ErrNoAuthority):
+		return retry("the authority of this profile has no certificate yet: try again later")
+	case errors.Is(err, enroll.ErrWithheld):
+		return retry("the certificate is held back until the device manager knows of it: send the same request again")
 	case errors.Is(err, enroll.ErrBusy), errors.Is(err, cms.ErrKeyBusy):
 		return retry("the box is busy: try again later")
 	case errors.Is(err, enroll.ErrHeldFull):

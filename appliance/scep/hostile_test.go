@@ -55,8 +55,8 @@ func (s *service) masked(e exchanged) []byte {
 func TestAnswersTellNothingApart(t *testing.T) {
 	key := &countedKey{}
 	s := newService(t, func(c *Config) {
-		key.PrivateKey = c.Profiles[0].RASigner.(*rsa.PrivateKey)
-		c.Profiles[0].RASigner, c.Profiles[0].RADecrypter = key, key
+		key.PrivateKey = c.Profiles[0].Authority().RAs[0].Signer.(*rsa.PrivateKey)
+		c.Profiles[0].changeRA(func(ra *RA) { ra.Signer, ra.Decrypter = key, key })
 	})
 	d := newDevice(t, rsaKey(t, 2048), "dev")
 	ra := &s.raKey.PublicKey
@@ -176,8 +176,8 @@ func TestLookUpsTellNothingApart(t *testing.T) {
 func TestPollNeverOpensEnvelope(t *testing.T) {
 	key := &countedKey{}
 	s := newService(t, func(c *Config) {
-		key.PrivateKey = c.Profiles[0].RASigner.(*rsa.PrivateKey)
-		c.Profiles[0].RADecrypter = key
+		key.PrivateKey = c.Profiles[0].Authority().RAs[0].Signer.(*rsa.PrivateKey)
+		c.Profiles[0].changeRA(func(ra *RA) { ra.Decrypter = key })
 	})
 	d := newDevice(t, rsaKey(t, 2048), "dev")
 	w := s.good()
@@ -241,7 +241,7 @@ func FuzzPKIOperation(f *testing.F) {
 		c.Engine = unwilling(f, "legacy", "raw")
 		for i := range c.Profiles {
 			if p := &c.Profiles[i]; p.Name == "legacy" || p.Name == "raw" {
-				p.RA, p.CA, p.RASigner, p.RADecrypter = ra, ca, key, key
+				p.Authority = Always(Authority{CA: ca, RAs: []RA{{ra, key, key}}})
 				p.Legacy, p.RawCSR = Legacy{true, true, true, true}, true
 			}
 		}

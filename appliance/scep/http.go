@@ -35,6 +35,7 @@ type exchange struct {
 	listener    listener
 	client      *x509.Certificate // what the device showed in TLS, verified; nil on every listener but mutual
 	profile     *profile          // nil until located
+	offer       *offer            // what profile offers throughout the exchange; nil until its operation is known
 	operation   string
 	transaction string
 	serial      string // of the certificate that was sent
@@ -85,8 +86,10 @@ func (s *Server) dispatch(x *exchange) {
 	switch operation {
 	case "PKIOperation":
 		x.operation = operation
-		s.pkiOperation(x, message)
-	case "GetCACaps", "GetCACert":
+		if s.load(x) {
+			s.pkiOperation(x, message)
+		}
+	case "GetCACaps", "GetCACert", "GetNextCACert":
 		// message= names a CA by whatever the client calls it, and the path has already said which one: it is not read.
 		x.operation = operation
 		if x.r.Method != http.MethodGet {
@@ -94,17 +97,68 @@ func (s *Server) dispatch(x *exchange) {
 			x.refuse(http.StatusMethodNotAllowed, operation+" uses GET")
 			return
 		}
-		x.outcome = "answered"
-		if operation == "GetCACaps" {
-			x.reply(http.StatusOK, contentTypeText, p.caps)
-		} else {
-			x.reply(http.StatusOK, p.caCertType, p.caCert)
+		if p.Off != nil && p.Off() {
+			x.refuse(http.StatusNotFound, profileOff)
+			return
+		}
+		if s.load(x) {
+			s.inform(x)
 		}
 	case "":
 		x.refuse(http.StatusBadRequest, "no operation= in the query: use operation=GetCACaps, GetCACert or PKIOperation")
 	default:
 		x.refuse(http.StatusBadRequest, "this operation is not offered: use operation=GetCACaps, GetCACert or PKIOperation")
 	}
+}
+
+// load looks up what the profile offers, once for the exchange. On a refusal it has answered and returns false.
+func (s *Server) load(x *exchange) bool {
+	o, err := x.profile.offer()
+	if err != nil {
+		s.unable(x, err)
+		return false
+	}
+	x.offer = o
+	return true
+}
+
+// unable answers an error that is the box's own.
+func (s *Server) unable(x *exchange, err error) {
+	x.err = err
+	if v := s.explain(err); v.status == http.StatusServiceUnavailable {
+		x.retryLater(v.text())
+		return
+	}
+	x.refuse(http.StatusInternalServerError, internalError+" (request "+x.id+")")
+}
+
+// inform answers the operations that only read what the authority is.
+func (s *Server) inform(x *exchange) {
+	o := x.offer
+	switch {
+	case x.operation == "GetCACaps":
+		x.reply(http.StatusOK, contentTypeText, o.caps)
+	case x.operation == "GetCACert":
+		x.reply(http.StatusOK, o.caCertType, o.caCert)
+	case o.Next == nil:
+		x.refuse(http.StatusNotFound, "there is no next CA certificate: go on with the one of GetCACert")
+		return
+	default:
+		select { // the first one has the RA sign
+		case s.slots <- struct{}{}:
+			defer func() { <-s.slots }()
+		default:
+			x.retryLater("the box is busy: try again later")
+			return
+		}
+		b, err := o.nextCACert()
+		if err != nil {
+			s.unable(x, err)
+			return
+		}
+		x.reply(http.StatusOK, "application/x-x509-next-ca-cert", b)
+	}
+	x.outcome = "answered"
 }
 
 // pkiMessage returns the bytes of a PKIOperation. On a refusal it has answered and ok is false.

@@ -56,7 +56,7 @@ func (s *Server) result(x *exchange, req *request, res *enroll.Result, seal seal
 		x.outcome = "pending"
 		return s.pending(x.profile, req)
 	}
-	content, err := x.profile.certificates(res.Certificate)
+	content, err := x.offer.certificates(res.Certificate)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func certificateRequest(ctx context.Context, p *profile, req *request) (*pki.Req
 	if err != nil {
 		return nil, sealing{}, err
 	}
-	der, err := p.decrypt(envelope)
+	der, err := req.decrypt(envelope, p.policy)
 	decrypted := time.Now()
 	var csr *pki.Request
 	if err == nil {
@@ -101,22 +101,21 @@ func certificateRequest(ctx context.Context, p *profile, req *request) (*pki.Req
 	return csr, seal, nil
 }
 
-// envelope reads the envelope of a request and checks what the sender chose in clear.
+// envelope returns the envelope of a request after checks of what the sender chose in clear.
 func (p *profile) envelope(req *request) (*cms.EnvelopedData, error) {
 	if !p.policy.AllowsDigest(req.digest) {
 		return nil, refuse(badAlg, fmt.Sprintf("the message is signed with %v, which is not allowed: "+setSHA, req.digest))
 	}
-	envelope, err := cms.ParseEnvelopedData(req.envelope)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", refuse(badMessageCheck, "the signed content is not a CMS EnvelopedData"), err)
+	if req.unread != nil {
+		return nil, fmt.Errorf("%w: %w", refuse(badMessageCheck, "the signed content is not a CMS EnvelopedData"), req.unread)
 	}
-	return envelope, nil
+	return req.envelope, nil
 }
 
-// decrypt opens an envelope with the RA key.
-func (p *profile) decrypt(envelope *cms.EnvelopedData) ([]byte, error) {
-	key := &watchedKey{Decrypter: p.RADecrypter}
-	content, err := envelope.Decrypt(p.RA, key, p.policy)
+// decrypt opens the envelope of a request with the key of the RA it is addressed to.
+func (req *request) decrypt(envelope *cms.EnvelopedData, p cms.Policy) ([]byte, error) {
+	key := &watchedKey{Decrypter: req.ra.Decrypter}
+	content, err := envelope.Decrypt(req.ra.Certificate, key, p)
 	if key.err != nil {
 		return nil, fmt.Errorf("decrypting with the RA key: %w", key.err)
 	}

@@ -59,8 +59,8 @@ func (p *profile) answerCipher(c cms.Cipher) cms.Cipher {
 
 // capabilities is the GetCACaps answer: RFC 8894 §3.5.2. No line is empty, none has spaces, and the last has no end: strongSwan takes
 // an empty line for every capability there is. Up to 5.9.10 it also believes SHA-256 and AES only where SHA-384 is listed. Single
-// DES and MD5 have no name here and are never offered.
-func capabilities(p Profile) []byte {
+// DES and MD5 have no name here and are never offered; GetNextCACert is while there is a next CA.
+func capabilities(p Profile, hasNext bool) []byte {
 	lines := []string{"POSTPKIOperation", "SHA-256", "SHA-384", "SHA-512", "AES", "SCEPStandard"}
 	if p.Renewal {
 		lines = append(lines, "Renewal")
@@ -70,6 +70,9 @@ func capabilities(p Profile) []byte {
 	}
 	if p.Legacy.DES3 {
 		lines = append(lines, "DES3")
+	}
+	if hasNext {
+		lines = append(lines, "GetNextCACert")
 	}
 	return []byte(strings.Join(lines, "\n"))
 }

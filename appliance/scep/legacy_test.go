@@ -36,10 +36,10 @@ func TestLegacySwitches(t *testing.T) {
 				t.Errorf("%+v: %v is not taken any more", c.legacy, d)
 			}
 		}
-		if got := string(capabilities(Profile{Legacy: c.legacy})); got != baseCapabilities+c.offered {
+		if got := string(capabilities(Profile{Legacy: c.legacy}, false)); got != baseCapabilities+c.offered {
 			t.Errorf("%+v: offers %q", c.legacy, got)
 		}
-		if got := string(capabilities(Profile{Legacy: c.legacy, Renewal: true})); got != baseCapabilities+"\nRenewal"+c.offered {
+		if got := string(capabilities(Profile{Legacy: c.legacy, Renewal: true}, false)); got != baseCapabilities+"\nRenewal"+c.offered {
 			t.Errorf("%+v with renewal: offers %q", c.legacy, got)
 		}
 	}

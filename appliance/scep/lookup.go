@@ -60,23 +60,23 @@ func (s *Server) lookUp(x *exchange, req *request) ([]byte, error) {
 	if _, ok := req.signer.PublicKey.(*rsa.PublicKey); !ok {
 		return nil, s.counted(x, refuse(badAlg, needsRSA))
 	}
-	content, err := x.profile.decrypt(envelope)
+	content, err := req.decrypt(envelope, x.profile.policy)
 	decrypted := time.Now()
 	if err != nil && !errors.Is(err, cms.ErrDecrypt) {
 		return nil, s.counted(x, err)
 	}
 	issuer, serial, ok := readIssuerAndSerial(content)
-	if err != nil || !ok || !bytes.Equal(issuer, x.profile.CA.RawSubject) {
-		waitUntil(x.r.Context(), decrypted.Add(unopenedTime))
-		return nil, s.counted(x, refuse(badCertID, unknownCertificate))
-	}
-	var answer []byte
-	if req.messageType == typeGetCRL {
-		answer, err = s.crl(x)
-	} else {
-		answer, err = s.certificate(x, serial)
+	answer := []byte(nil)
+	switch {
+	case err != nil || !ok:
+		err = enroll.ErrNoCertificate
+	case req.messageType == typeGetCRL:
+		answer, err = s.crl(x, issuer)
+	default:
+		answer, err = s.certificate(x, issuer, serial)
 	}
 	if errors.Is(err, enroll.ErrNoCertificate) {
+		waitUntil(x.r.Context(), decrypted.Add(unopenedTime))
 		return nil, s.counted(x, refuse(badCertID, unknownCertificate))
 	}
 	if err != nil {
@@ -86,8 +86,12 @@ func (s *Server) lookUp(x *exchange, req *request) ([]byte, error) {
 	return s.success(x.profile, req, answer, sealing{recipient: req.signer, cipher: x.profile.answerCipher(envelope.ContentCipher)})
 }
 
-// crl is the content of an answer to GetCRL. Whichever certificate is asked about, there is one list for all of the authority.
-func (s *Server) crl(x *exchange) ([]byte, error) {
+// crl is the content of an answer to GetCRL about a certificate of an issuer. Whichever certificate is asked about, there is one list for
+// all of the authority.
+func (s *Server) crl(x *exchange, issuer []byte) ([]byte, error) {
+	if !bytes.Equal(issuer, x.offer.CA.RawSubject) {
+		return nil, enroll.ErrNoCertificate
+	}
 	der, err := s.engine.CRL(x.r.Context(), x.profile.Name)
 	if err != nil {
 		return nil, err
@@ -96,21 +100,15 @@ func (s *Server) crl(x *exchange) ([]byte, error) {
 }
 
 // certificate is the content of an answer to GetCert. sscep asks for the RA's own unless told otherwise.
-func (s *Server) certificate(x *exchange, serial *big.Int) ([]byte, error) {
-	p := x.profile
-	der := []byte(nil)
-	switch {
-	case serial.Cmp(p.RA.SerialNumber) == 0:
-		der = p.RA.Raw
-	case serial.Cmp(p.CA.SerialNumber) == 0:
-		der = p.CA.Raw
-	default:
-		var err error
-		if der, err = s.engine.Certificate(p.Name, p.CA.RawSubject, serial); err != nil {
-			return nil, err
-		}
+func (s *Server) certificate(x *exchange, issuer []byte, serial *big.Int) ([]byte, error) {
+	if c := x.offer.own(issuer, serial); c != nil {
+		return x.offer.certificates(c.Raw)
 	}
-	return p.certificates(der)
+	der, err := s.engine.Certificate(x.profile.Name, issuer, serial)
+	if err != nil {
+		return nil, err
+	}
+	return x.offer.certificates(der)
 }
 
 // readIssuerAndSerial reads an IssuerAndSerialNumber (RFC 5652 §10.2.4) with nothing behind it; issuer is the whole Name.

@@ -32,8 +32,12 @@ func (s *Server) admit(x *exchange) bool {
 	for _, c := range x.r.TLS.PeerCertificates[1:] {
 		intermediates.AddCert(c)
 	}
+	roots := x.profile.MTLS.Pool()
+	if roots == nil { // which crypto/x509 would take for the roots of the system
+		roots = x509.NewCertPool()
+	}
 	_, err := client.Verify(x509.VerifyOptions{
-		Roots:         x.profile.MTLS.Pool,
+		Roots:         roots,
 		Intermediates: intermediates,
 		CurrentTime:   s.now(),
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},

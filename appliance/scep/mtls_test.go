@@ -39,6 +39,9 @@ func (a authority) pool() *x509.CertPool {
 	return p
 }
 
+// fixed is a bundle that is never replaced.
+func fixed(p *x509.CertPool) func() *x509.CertPool { return func() *x509.CertPool { return p } }
+
 // issue makes a client certificate that ends after the given time from now.
 func (a authority) issue(usage x509.ExtKeyUsage, validity time.Duration) tls.Certificate {
 	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
@@ -65,13 +68,13 @@ func TestMTLSRoute(t *testing.T) {
 		for i := range c.Profiles {
 			switch c.Profiles[i].Name {
 			case "corp":
-				c.Profiles[i].MTLS = MTLS{Mode: "optional", Pool: ours.pool()}
+				c.Profiles[i].MTLS = MTLS{Mode: "optional", Pool: fixed(ours.pool())}
 			case "iot":
 				pool := x509.NewCertPool()
-				pool.AddCert(c.Profiles[i].CA)
-				c.Profiles[i].MTLS = MTLS{Mode: "optional", Pool: pool}
+				pool.AddCert(c.Profiles[i].Authority().CA)
+				c.Profiles[i].MTLS = MTLS{Mode: "optional", Pool: fixed(pool)}
 			case "modern":
-				c.Profiles[i].MTLS = MTLS{Mode: "required", Pool: others.pool()}
+				c.Profiles[i].MTLS = MTLS{Mode: "required", Pool: fixed(others.pool())}
 			}
 		}
 	})

@@ -14,7 +14,10 @@ type request struct {
 	malformed error // a *refusal: what is wrong with the header
 	signer    *cms.Certificate
 	digest    cms.Digest // the request's own, also where the policy does not allow it
-	envelope  []byte     // ContentInfo(EnvelopedData)
+
+	envelope *cms.EnvelopedData // nil where unread says why
+	unread   error
+	ra       RA // that the envelope is addressed to, or the newest
 }
 
 // pkiOperation answers a PKIOperation (RFC 8894 §4.3), in the order of what each step costs and gives away:
@@ -56,6 +59,8 @@ func (s *Server) pkiOperation(x *exchange, message string) {
 		return
 	}
 	x.transaction = req.transaction
+	req.envelope, req.unread = cms.ParseEnvelopedData(signed.Content)
+	req.ra = x.offer.addressed(req.envelope)
 
 	body, err := s.answer(x, req)
 	if err != nil {
@@ -150,7 +155,7 @@ func open(signed *cms.SignedData) (*request, error) {
 	if err != nil {
 		return nil, err
 	}
-	req := &request{signer: signer.Certificate, digest: signer.Digest, envelope: signed.Content}
+	req := &request{signer: signer.Certificate, digest: signer.Digest}
 	req.header, req.malformed = readHeader(signer.Attribute)
 	return req, nil
 }

@@ -38,7 +38,7 @@ func (s *Server) bareRequest(x *exchange, signed *cms.SignedData) {
 	}
 	var content []byte
 	if err == nil {
-		content, err = x.profile.certificates(res.Certificate)
+		content, err = x.offer.certificates(res.Certificate)
 	}
 	if err == nil {
 		x.issued(res)

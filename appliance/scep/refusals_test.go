@@ -276,19 +276,19 @@ func (k brokenKey) Decrypt(io.Reader, []byte, crypto.DecrypterOpts) ([]byte, err
 func TestBoxTrouble(t *testing.T) {
 	busy, holderBusy := fmt.Errorf("key holder: %w", enroll.ErrBusy), errors.New("queue is full")
 	for name, c := range map[string]struct {
-		adjust func(*Profile)
+		adjust func(*RA)
 		status int
 		says   string
 	}{
-		"RA key busy when decrypting":   {func(p *Profile) { p.RADecrypter = brokenKey{p.RA.PublicKey, busy} }, 503, "busy"},
-		"RA key busy when signing":      {func(p *Profile) { p.RASigner = brokenKey{p.RA.PublicKey, busy} }, 503, "busy"},
-		"in the holder's own words":     {func(p *Profile) { p.RASigner = brokenKey{p.RA.PublicKey, holderBusy} }, 503, "busy"},
-		"RA key broken when decrypting": {func(p *Profile) { p.RADecrypter = brokenKey{p.RA.PublicKey, errors.New("gone")} }, 500, "internal error"},
-		"RA key broken when signing":    {func(p *Profile) { p.RASigner = brokenKey{p.RA.PublicKey, errors.New("gone")} }, 500, "internal error"},
+		"RA key busy when decrypting":   {func(ra *RA) { ra.Decrypter = brokenKey{ra.Certificate.PublicKey, busy} }, 503, "busy"},
+		"RA key busy when signing":      {func(ra *RA) { ra.Signer = brokenKey{ra.Certificate.PublicKey, busy} }, 503, "busy"},
+		"in the holder's own words":     {func(ra *RA) { ra.Signer = brokenKey{ra.Certificate.PublicKey, holderBusy} }, 503, "busy"},
+		"RA key broken when decrypting": {func(ra *RA) { ra.Decrypter = brokenKey{ra.Certificate.PublicKey, errors.New("gone")} }, 500, "internal error"},
+		"RA key broken when signing":    {func(ra *RA) { ra.Signer = brokenKey{ra.Certificate.PublicKey, errors.New("gone")} }, 500, "internal error"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newService(t, func(config *Config) {
-				c.adjust(&config.Profiles[0])
+				config.Profiles[0].changeRA(c.adjust)
 				config.IsBusy = func(err error) bool { return errors.Is(err, holderBusy) }
 			})
 			d := newDevice(t, rsaKey(t, 2048), "dev")
@@ -335,6 +335,11 @@ func TestExplain(t *testing.T) {
 		{enroll.ErrRateLimited, 200, badRequest},
 		{enroll.ErrCompliance, 200, badRequest},
 		{enroll.ErrRaw, 200, badRequest},
+		{fmt.Errorf("%w: secret detail", enroll.ErrMaxActive), 200, badRequest},
+		{enroll.ErrDuplicateKey, 200, badRequest},
+		{enroll.ErrProfileOff, 200, badRequest},
+		{enroll.ErrNoAuthority, 503, ""},
+		{enroll.ErrWithheld, 503, ""},
 		{enroll.ErrHeldFull, 503, ""},
 		{enroll.ErrClock, 503, ""},
 		{enroll.ErrBusy, 503, ""},
@@ -375,9 +380,15 @@ func TestNewRefusesConfig(t *testing.T) {
 		"two defaults":   {func(c *Config) { c.Profiles[1].Default = true }, "both the default"},
 		"same name":      {func(c *Config) { c.Profiles[1].Name = "corp" }, "twice"},
 		"GetCACert":      {func(c *Config) { c.Profiles[0].GetCACert = "all" }, "want ra+chain, ra+ca or ra"},
-		"other key":      {func(c *Config) { c.Profiles[0].RASigner = rsaKey(t, 2048) }, "not the one in the RA certificate"},
-		"other CA":       {func(c *Config) { c.Profiles[0].CA = c.Profiles[1].CA }, "not issued by the CA"},
-		"EC RA":          {func(c *Config) { c.Profiles[0].RA = ecCert }, "no RSA key"},
+		"no authority":   {func(c *Config) { c.Profiles[0].Authority = nil }, "no authority"},
+		"no RA":          {func(c *Config) { c.Profiles[0].Authority = Always(Authority{CA: ecCert}) }, "has no RA"},
+		"no key":         {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Signer = nil }) }, "RA key is missing"},
+		"other key":      {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Signer = rsaKey(t, 2048) }) }, "not the one in the RA certificate"},
+		"other CA":       {func(c *Config) { c.Profiles[0].change(func(a *Authority) { a.CA = ecCert }) }, "not issued by the CA"},
+		"EC RA":          {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Certificate = ecCert }) }, "no RSA key"},
+		"empty next":     {func(c *Config) { c.Profiles[0].change(func(a *Authority) { a.Next = &Next{} }) }, "next CA has no certificate"},
+		"mode of mTLS":   {func(c *Config) { c.Profiles[0].MTLS.Mode = "on" }, "want off, optional or required"},
+		"no bundle":      {func(c *Config) { c.Profiles[0].MTLS.Mode = "required" }, "no bundle"},
 		"negative bound": {func(c *Config) { c.InFlight = -1 }, "in flight"},
 	} {
 		changed := config

@@ -269,7 +269,11 @@ func TestGetCertAndGetCRL(t *testing.T) {
 	if err := s.engine.Revoke(t.Context(), serialOf(cert), "superseded", "test"); err != nil {
 		t.Fatal(err)
 	}
-	if after := crl(); len(after.RevokedCertificateEntries) != 1 || after.RevokedCertificateEntries[0].SerialNumber.Cmp(cert.SerialNumber) != 0 {
+	after := crl()
+	for deadline := time.Now().Add(time.Minute); len(after.RevokedCertificateEntries) == 0 && time.Now().Before(deadline); after = crl() {
+		time.Sleep(200 * time.Millisecond) // a list is not signed anew at once
+	}
+	if len(after.RevokedCertificateEntries) != 1 || after.RevokedCertificateEntries[0].SerialNumber.Cmp(cert.SerialNumber) != 0 {
 		t.Errorf("the list after revocation has %v", after.RevokedCertificateEntries)
 	}
 	s.checkLog()

@@ -6,15 +6,13 @@
 package scep
 
 import (
-	"bytes"
-	"crypto"
-	"crypto/rsa"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"signet.internal/appliance/cms"
@@ -47,29 +45,47 @@ type Profile struct {
 	Name      string
 	Default   bool   // also serves the addresses other servers had, as /pkiclient.exe
 	PlainHTTP bool   // also served on the plain listener
-	Chain     bool   // the reply carries the CA certificate behind the issued one
-	GetCACert string // "ra+chain", "ra+ca" (the same while every CA is a root) or "ra"
+	Chain     bool   // the reply carries the CA certificate and those above it behind the issued one
+	GetCACert string // "ra+chain" (RA, CA and what is above it up to the root), "ra+ca" or "ra"
+
+	// PreviousRA lists the earlier RAs in GetCACert as well, behind the newest, for clients that check an answer's signer
+	// against that list. Requests to them are opened either way.
+	PreviousRA bool
 
 	Renewal bool   // GetCACaps says that certificates are renewed here
 	Legacy  Legacy // what only old devices need
 	RawCSR  bool   // clients that send their request without an envelope are served, over TLS only
 	MTLS    MTLS   // whether devices show a certificate in TLS as well
 
-	CA, RA      *x509.Certificate // RA is issued by CA and has an RSA key
-	RASigner    crypto.Signer     // the key in RA, to sign
-	RADecrypter crypto.Decrypter  // and to decrypt; see cms.EnvelopedData.Decrypt for what it is asked
+	// Authority returns the profile's authority; nil is as good as one without CA. It is asked once for each request and returns the
+	// same pointer while nothing has changed.
+	Authority func() *Authority
+
+	// Off reports whether an administrator switched the profile off; nil: never. GetCACaps, GetCACert and GetNextCACert are then
+	// answered 404; whether requests are is the engine's to say. GetCert and GetCRL are answered still.
+	Off func() bool
 }
 
 // MTLS says what the sibling route /scep-mtls/<profile> asks for besides everything that SCEP asks for itself. The zero value is off.
 type MTLS struct {
-	Mode string         // "" or "off": the route is not there; "optional"; "required": and /scep/<profile> issues nothing
-	Pool *x509.CertPool // the bundle that client certificates must chain to; nil only if the mode is off
+	Mode string // "" or "off": the route is not there; "optional"; "required": and /scep/<profile> issues nothing
+
+	// Pool returns the bundle that client certificates must chain to, for each request anew; nil only if the mode is off. A bundle
+	// that is nil lets nobody in.
+	Pool func() *x509.CertPool
 }
 
 const (
 	mtlsOff      = "off"
 	mtlsOptional = "optional"
 	mtlsRequired = "required"
+)
+
+// Values of Profile.GetCACert.
+const (
+	getCACertChain = "ra+chain"
+	getCACertCA    = "ra+ca"
+	getCACertRA    = "ra"
 )
 
 // Server answers SCEP requests for a set of profiles. It is safe for concurrent use.
@@ -85,13 +101,11 @@ type Server struct {
 	large    chan struct{}       // one element per large body coming in
 }
 
-// profile is a Profile that passed the checks, with its GetCACaps and GetCACert answers ready.
+// profile is a Profile that passed the checks.
 type profile struct {
 	Profile
-	policy     cms.Policy // what requests may use
-	caps       []byte
-	caCert     []byte
-	caCertType string
+	policy  cms.Policy            // what requests may use
+	offered atomic.Pointer[offer] // of the Authority that was seen last
 }
 
 const defaultInFlight = 32
@@ -148,25 +162,13 @@ func New(c Config) (*Server, error) {
 	return s, nil
 }
 
-// newProfile checks a profile and builds its GetCACert answer (RFC 8894 §4.2.1): the RA certificate first, because
-// clients that do not look at key usage encrypt to the first; a single certificate is sent as it is, several as a
-// degenerate SignedData.
+// newProfile checks a profile, and its Authority where there is one already.
 func newProfile(p Profile) (*profile, error) {
 	switch {
 	case p.Name == "":
 		return nil, errors.New("no name")
-	case p.CA == nil || p.RA == nil || p.RASigner == nil || p.RADecrypter == nil:
-		return nil, errors.New("the CA certificate, the RA certificate or the RA key is missing")
-	}
-	key, ok := p.RA.PublicKey.(*rsa.PublicKey)
-	if !ok {
-		return nil, errors.New("the RA certificate has no RSA key, and no SCEP client can encrypt to another")
-	}
-	if !key.Equal(p.RASigner.Public()) || !key.Equal(p.RADecrypter.Public()) {
-		return nil, errors.New("the RA key is not the one in the RA certificate")
-	}
-	if !bytes.Equal(p.RA.RawIssuer, p.CA.RawSubject) {
-		return nil, errors.New("the RA certificate was not issued by the CA")
+	case p.Authority == nil:
+		return nil, errors.New("no authority")
 	}
 	switch p.MTLS.Mode {
 	case "", mtlsOff:
@@ -177,18 +179,14 @@ func newProfile(p Profile) (*profile, error) {
 	default:
 		return nil, fmt.Errorf("the mode of mTLS is %q: want off, optional or required", p.MTLS.Mode)
 	}
-	checked := &profile{Profile: p, policy: p.Legacy.policy(), caps: capabilities(p)}
 	switch p.GetCACert {
-	case "ra":
-		checked.caCert, checked.caCertType = p.RA.Raw, "application/x-x509-ca-cert"
-	case "ra+chain", "ra+ca":
-		b, err := cms.CertsOnly([][]byte{p.RA.Raw, p.CA.Raw})
-		if err != nil {
-			return nil, fmt.Errorf("building the GetCACert answer: %w", err)
-		}
-		checked.caCert, checked.caCertType = b, "application/x-x509-ca-ra-cert"
+	case getCACertChain, getCACertCA, getCACertRA:
 	default:
 		return nil, fmt.Errorf("GetCACert is %q: want ra+chain, ra+ca or ra", p.GetCACert)
+	}
+	checked := &profile{Profile: p, policy: p.Legacy.policy()}
+	if _, err := checked.offer(); err != nil && !errors.Is(err, enroll.ErrNoAuthority) {
+		return nil, err
 	}
 	return checked, nil
 }

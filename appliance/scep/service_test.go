@@ -58,6 +58,7 @@ type service struct {
 	store  *store.Store
 	log    *logBuffer
 	ca, ra map[string]*x509.Certificate // by profile
+	issuer map[string]*pki.Issuer
 	raKey  *rsa.PrivateKey
 	secure *httptest.Server // see postSecure
 
@@ -97,7 +98,7 @@ func (l *logBuffer) String() string {
 // iot which renews, raw which takes bare requests, both of which hold requests for *.approve.test, and tlsonly; all but that on plain HTTP. adjust may change the configuration.
 func newService(t testing.TB, adjust func(*Config)) *service {
 	t.Helper()
-	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}}
+	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}, issuer: map[string]*pki.Issuer{}}
 	now := time.Now()
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 
@@ -156,9 +157,9 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 		if p.Name == "iot" || p.Name == "raw" {
 			approval.ManualIf = []string{".approve.test"}
 		}
-		p.CA, p.RA = issuer.Certificate(), parse(t, der)
-		p.RASigner, p.RADecrypter = s.raKey, s.raKey
-		s.ca[p.Name], s.ra[p.Name] = p.CA, p.RA
+		ca, ra := issuer.Certificate(), parse(t, der)
+		p.Authority = Always(Authority{CA: ca, RAs: []RA{{ra, s.raKey, s.raKey}}})
+		s.ca[p.Name], s.ra[p.Name], s.issuer[p.Name] = ca, ra, issuer
 		config.Profiles = append(config.Profiles, p)
 		profiles = append(profiles, enroll.Profile{Name: p.Name, Policy: policy, Issuers: enroll.Always(issuer), Challenges: challenges, RawCSR: p.RawCSR, Renewal: renewal, Approval: approval})
 	}
