@@ -18,6 +18,14 @@ const (
 	// SCEPRefused: a SCEP message was refused; the reason says why, and how many more of the same
 	// kind came from that source within the minute where they were counted instead of written.
 	SCEPRefused Action = "scep_refused"
+	// ESTSimpleEnroll: an EST simpleenroll was decided; one record per certificate issued (or failed) by it.
+	ESTSimpleEnroll Action = "est_simpleenroll"
+	// ESTSimpleReenroll: as ESTSimpleEnroll, for simplereenroll.
+	ESTSimpleReenroll Action = "est_simplereenroll"
+	// ESTServerKeyGen: as ESTSimpleEnroll, for serverkeygen.
+	ESTServerKeyGen Action = "est_serverkeygen"
+	// ESTRefused: as SCEPRefused, for a request of EST.
+	ESTRefused Action = "est_refused"
 	// TransactionLost: a begun issuance was never finished (crash, signer error). Its serial is burnt.
 	TransactionLost Action = "transaction_lost"
 	// RequestHeld: a request waits for a person; its reason says what else it asks for.
@@ -26,7 +34,12 @@ const (
 	RequestApproved Action = "request_approved"
 	// RequestDenied: a user denied a held request.
 	RequestDenied Action = "request_denied"
-	// CertificateRevoked: a user revoked a certificate, or put it on hold.
+	// RequestExpired: nobody decided on a held request in time; it counts as denied.
+	RequestExpired Action = "request_expired"
+	// CertificateDelivered: the device manager knows of a certificate that was held back until then.
+	CertificateDelivered Action = "certificate_delivered"
+	// CertificateRevoked: a certificate was revoked by a user, put on hold, or revoked by the box because it
+	// was renewed.
 	CertificateRevoked Action = "certificate_revoked"
 	// CertificateReleased: a user took a certificate off hold.
 	CertificateReleased Action = "certificate_released"
@@ -75,8 +88,9 @@ const (
 // Actions lists every action the box writes, in the order of their declaration.
 func Actions() []Action {
 	return []Action{
-		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPPKCSReqIntune, SCEPRenewalReqIntune, SCEPRefused, TransactionLost,
-		RequestHeld, RequestApproved, RequestDenied, CertificateRevoked, CertificateReleased, CRLSigned,
+		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPPKCSReqIntune, SCEPRenewalReqIntune, SCEPRefused,
+		ESTSimpleEnroll, ESTSimpleReenroll, ESTServerKeyGen, ESTRefused, TransactionLost,
+		RequestHeld, RequestApproved, RequestDenied, RequestExpired, CertificateDelivered, CertificateRevoked, CertificateReleased, CRLSigned,
 		ChallengeMinted, TrustReplaced, BoxInitialised,
 		AuthorityPrepared, AuthorityInstalled, AuthorityActivated, AuthorityCancelled, AuthorityRetired,
 		RARenewed, RARetired, ResponderRenewed, TLSRenewed, TLSInstalled, BoxStarted,

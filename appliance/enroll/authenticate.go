@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,60 +19,80 @@ import (
 	"signet.internal/appliance/store"
 )
 
-// authenticate returns the request as an attempt once its proof is good: a challenge, or the
-// certificate it renews.
+// authenticate returns the request as an attempt once its proof is good.
 func (e *Engine) authenticate(ctx context.Context, r Request) (*attempt, error) {
 	p, ok := e.profiles[r.Profile]
 	if !ok {
 		return nil, ErrUnknownProfile
 	}
-	if r.Raw && !p.RawCSR {
-		return nil, ErrRaw
-	}
-	if r.MTLS != nil {
-		isRevoked, err := e.IsRevoked(r.MTLS)
-		if err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-		}
-		if isRevoked {
-			return nil, ErrSignerRevoked
-		}
+	if p.isOff() {
+		return nil, ErrProfileOff
 	}
 	now := e.now()
 	x := &attempt{Request: r, profile: p, issuers: p.Issuers(), csrSum: sha256.Sum256(r.CSR.Raw)}
-	renewed, err := e.renewed(x, now)
+	if r.Protocol == ProtocolEST {
+		return x, e.authenticateEST(ctx, x, now)
+	}
+	return x, e.authenticateSCEP(ctx, x, now)
+}
+
+// authenticateSCEP accepts a challenge, or the certificate that the request renews.
+func (e *Engine) authenticateSCEP(ctx context.Context, x *attempt, now time.Time) error {
+	if x.Raw && !x.profile.RawCSR {
+		return ErrRaw
+	}
+	if x.MTLS != nil {
+		isRevoked, err := e.IsRevoked(x.MTLS)
+		if err != nil {
+			return err
+		}
+		if isRevoked {
+			return ErrSignerRevoked
+		}
+	}
+	var chain []*x509.Certificate
+	if signer, err := x509.ParseCertificate(x.Proof.SignerCertificate); err == nil { // else none of ours: those parse
+		chain = append(chain, signer)
+	}
+	renewed, err := e.renewed(x, chain, now)
 	switch {
 	case err != nil:
-		return nil, err
-	case renewed == nil && r.Renewal:
-		return nil, ErrSignerUnknown
+		return err
+	case renewed == nil && x.Renewal:
+		return ErrSignerUnknown
 	case renewed == nil:
 		// Whoever captured an envelope could sign it again with a key of their own and have the answer
 		// encrypted to that. Names may differ: Cisco ASA signs with another subject than it asks for.
-		if !isSigner(r.Proof.SignerSPKI, r.CSR) {
-			return nil, ErrSignerKey
+		if !isSigner(x.Proof.SignerSPKI, x.CSR) {
+			return ErrSignerKey
 		}
-		x.key = transactionKey(r)
-		return x, e.challenge(ctx, x, now)
+		x.key = transactionKey(x.Request)
+		return e.challenge(ctx, x, now)
+	case !bytes.Equal(renewed.certificate.RawSubjectPublicKeyInfo, x.Proof.SignerSPKI):
+		return ErrSignerKey
 	}
 
-	x.renews, x.supersedes = renewed.certificate, renewed.Serial
-	x.key = renewalKey(r, x.renews)
-	if x.CSR, err = r.CSR.Inherit(x.renews); err != nil {
-		return nil, err
+	x.key = renewalKey(x.Request, renewed.certificate)
+	needsChallenge, err := x.renew(renewed)
+	if err != nil || !needsChallenge {
+		return err
 	}
-	// A certificate is no proof for another profile than its own: that one's usages may be worth more
-	// than the challenge it took to get this one.
-	if p.Renewal.Proof == ProofCertificateChallenge || renewed.Profile != p.Name {
-		return x, e.challenge(ctx, x, now)
+	return e.challenge(ctx, x, now)
+}
+
+// renew makes x a renewal, and reports whether that needs more proof than the certificate.
+func (x *attempt) renew(renewed *origin) (needsMore bool, err error) {
+	x.renews, x.supersedes, x.isReplaced = renewed.certificate, renewed.serial, renewed.isReplaced
+	if x.CSR, err = x.CSR.Inherit(x.renews); err != nil {
+		return false, err
 	}
-	return x, nil
+	return x.profile.Renewal.Proof == ProofCertificateChallenge || renewed.isOther, nil
 }
 
 // challenge verifies the challenge of x. What its use takes up is taken in the batch of the intent.
 func (e *Engine) challenge(ctx context.Context, x *attempt, now time.Time) error {
 	v, err := x.profile.Challenges.Verify(ctx, challenge.Request{
-		Challenge: x.Proof.Challenge, CSR: x.CSR, Transaction: x.key, Source: x.Source, Now: now,
+		Challenge: x.Proof.Challenge, CSR: x.CSR, Transaction: x.key, TransactionID: x.TransactionID, Source: x.Source, Now: now,
 	})
 	switch {
 	case errors.Is(err, challenge.ErrWrong):
@@ -85,55 +106,103 @@ func (e *Engine) challenge(ctx context.Context, x *attempt, now time.Time) error
 	return nil
 }
 
-// issuedCertificate is a certificate of this box with what became of it.
-type issuedCertificate struct {
-	store.Transaction
+// origin is a certificate that is renewed.
+type origin struct {
 	certificate *x509.Certificate
+	serial      string // in the store; "" where another authority issued it
+
+	// isOther: it was issued by another profile of the authority. It is no proof for this one then: this
+	// one's usages may be worth more than the challenge it took to get it.
+	isOther bool
+
+	// isReplaced: it is revoked because it was renewed. All it proves is a retry of that renewal, whose
+	// answer may have been lost on its way.
+	isReplaced bool
 }
 
-// renewed returns the certificate that signed the request, where this profile's authority issued it
-// and the profile renews certificates: the request is then a renewal, or refused as one. Otherwise
-// nil.
-func (e *Engine) renewed(x *attempt, now time.Time) (*issuedCertificate, error) {
-	p, r := x.profile, x.Request
-	if p.Renewal.Proof == "" {
+// renewed returns the first certificate of a chain, whose key its sender has shown to have, where this
+// profile renews it: one that the profile's authority issued, or one of RenewFrom. The request is then
+// a renewal, or refused as one. Otherwise nil.
+func (e *Engine) renewed(x *attempt, chain []*x509.Certificate, now time.Time) (*origin, error) {
+	p := x.profile
+	if p.Renewal.Proof == "" || len(chain) == 0 {
 		return nil, nil
 	}
-	signer, err := x509.ParseCertificate(r.Proof.SignerCertificate)
-	if err != nil { // not one of ours: those parse
-		return nil, nil
-	}
-	i, err := e.lookUp(signer)
-	if i == nil || err != nil {
+	cert := chain[0]
+	t, err := e.lookUp(cert)
+	if err != nil {
 		return nil, err
 	}
-	issuer := x.issuers.find(func(issuer *pki.Issuer) bool { return isFrom(i.Transaction, issuer) })
+	var issuer *pki.Issuer
+	if t != nil {
+		issuer = x.issuers.find(func(i *pki.Issuer) bool { return isFrom(*t, i) })
+	}
 	if issuer == nil {
-		return nil, nil
+		return e.fromOther(p, chain, now)
 	}
 	// The store alone is not believed: whoever can write it could add certificates.
-	if err := signer.CheckSignatureFrom(issuer.Certificate()); err != nil {
+	if err := cert.CheckSignatureFrom(issuer.Certificate()); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSignerUnknown, err)
-	}
-	if !bytes.Equal(signer.RawSubjectPublicKeyInfo, r.Proof.SignerSPKI) {
-		return nil, ErrSignerKey
 	}
 	if err := e.checkClock(now); err != nil {
 		return nil, err
 	}
+	isReplaced := t.Revoked() && t.Reason == reasonSuperseded && t.SupersededBy != ""
 	switch {
-	case i.Revoked():
+	case t.Revoked() && !isReplaced:
 		return nil, ErrSignerRevoked
-	case now.After(signer.NotAfter.Add(p.Renewal.Grace)):
+	case now.After(cert.NotAfter.Add(p.Renewal.Grace)):
 		return nil, ErrSignerExpired
-	case now.Before(signer.NotAfter.Add(-p.Renewal.Window)):
+	case now.Before(cert.NotAfter.Add(-p.Renewal.Window)):
 		return nil, ErrRenewalEarly
 	}
-	return i, nil
+	return &origin{certificate: cert, serial: t.Serial, isOther: t.Profile != p.Name, isReplaced: isReplaced}, nil
 }
 
-// lookUp returns what the store knows of a certificate, nil if it did not issue exactly that one.
-func (e *Engine) lookUp(cert *x509.Certificate) (*issuedCertificate, error) {
+// fromOther returns a certificate that one of RenewFrom issued, for clients, nil if none did. It may be
+// renewed at any time until its end.
+func (e *Engine) fromOther(p Profile, chain []*x509.Certificate, now time.Time) (*origin, error) {
+	if p.RenewFrom == nil || chain[0].IsCA {
+		return nil, nil
+	}
+	if err := e.checkClock(now); err != nil {
+		return nil, err
+	}
+	if verifyClient(chain, p.RenewFrom, now) != nil {
+		return nil, nil
+	}
+	isRevoked, err := e.IsRevoked(chain[0]) // it may be another authority of this box
+	if err != nil {
+		return nil, err
+	}
+	if isRevoked {
+		return nil, ErrSignerRevoked
+	}
+	return &origin{certificate: chain[0]}, nil
+}
+
+// verifyClient verifies a client's chain against roots: signatures, dates, and that it is for clients
+// (or for anything). A certificate that is itself among the roots is not enough.
+func verifyClient(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) error {
+	intermediates := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		intermediates.AddCert(c)
+	}
+	chains, err := chain[0].Verify(x509.VerifyOptions{
+		Roots: roots, Intermediates: intermediates, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	})
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(chains, func(c []*x509.Certificate) bool { return len(c) > 1 }) {
+		return errors.New("it is no certificate of the trusted authorities but one of those")
+	}
+	return nil
+}
+
+// lookUp returns what the store knows of a certificate, nil if it did not issue exactly that one or
+// holds it back.
+func (e *Engine) lookUp(cert *x509.Certificate) (*store.Transaction, error) {
 	t, err := e.store.Transaction(serialText(cert.SerialNumber))
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, nil
@@ -141,10 +210,10 @@ func (e *Engine) lookUp(cert *x509.Certificate) (*issuedCertificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if t.State != store.Issued || !bytes.Equal(t.Certificate, cert.Raw) {
+	if t.State != store.Issued || t.Withheld || !bytes.Equal(t.Certificate, cert.Raw) {
 		return nil, nil
 	}
-	return &issuedCertificate{t, cert}, nil
+	return &t, nil
 }
 
 // serialText is a serial number as everywhere: lower-case hex, two digits an octet.
@@ -168,6 +237,14 @@ func isSigner(spki []byte, csr *pki.Request) bool {
 
 // action is the audit action of what becomes of x.
 func (x *attempt) action() audit.Action {
+	switch x.Operation { // of EST
+	case OpEnroll:
+		return audit.ESTSimpleEnroll
+	case OpReenroll:
+		return audit.ESTSimpleReenroll
+	case OpServerKeyGen:
+		return audit.ESTServerKeyGen
+	}
 	isSigned := x.verdict.Kind == challenge.KindSigned
 	switch {
 	case x.renews != nil && isSigned:
@@ -189,6 +266,8 @@ func (x *attempt) reason() string {
 	}
 	if x.supersedes != "" {
 		parts = append(parts, "renews "+x.supersedes)
+	} else if x.renews != nil {
+		parts = append(parts, "renews "+serialText(x.renews.SerialNumber)+" of "+pki.FormatDN(x.renews.RawIssuer))
 	}
 	if text := x.CSR.OtherNames(); text != "" {
 		parts = append(parts, text)

@@ -18,6 +18,9 @@
 // same certificate. It has to prove itself like the first sending; a challenge that is used up by it
 // still does.
 //
+// What a certificate of a request of EST is proven by is the profile's to list, see [EST]; a request
+// is a retry there for ten minutes, and a simplereenroll only of one that was held.
+//
 // # Waiting for a person
 //
 // Where the profile says so, what would be issued (renewals included) is first held: checked against
@@ -178,7 +181,10 @@ type attempt struct {
 
 	// Of a renewal: the certificate it renews, as issued, and its serial. nil and "" for a first request.
 	renews     *x509.Certificate
-	supersedes string
+	supersedes string // "" too where another authority issued it
+	isReplaced bool   // see origin
+
+	user *challenge.User // who sent it by password, nil if nobody did
 }
 
 // Enroll answers one request: with a certificate that is durably recorded, with Pending after the
@@ -189,8 +195,8 @@ func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 		return nil, ErrClosed
 	}
 	defer e.running.Done()
-	if r.Protocol != ProtocolSCEP || r.CSR == nil {
-		return nil, fmt.Errorf("enrolling by protocol %q: unknown protocol or no CSR", r.Protocol)
+	if r.Protocol != ProtocolSCEP && r.Protocol != ProtocolEST || r.Protocol == ProtocolSCEP && r.Operation != "" || r.CSR == nil {
+		return nil, fmt.Errorf("enrolling by protocol %q: unknown protocol, an operation that is not its, or no CSR", r.Protocol)
 	}
 
 	// (a) Authenticate. Until this is passed, refusals are counted and not written one by one.
@@ -206,6 +212,7 @@ func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 		x.profile.Challenges.Decided(x.verdict, err)
 	}
 	if err != nil {
+		e.tellRefused(ctx, x, err)
 		return nil, e.refuse(x, err)
 	}
 	return res, nil
@@ -226,9 +233,12 @@ func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 	defer e.unlock(x.key)
 
 	// (b) A retry, or another sending of a request that is held?
-	res, newest, err := e.earlier(x, now)
+	res, newest, err := e.earlier(ctx, x, now)
 	if res != nil || err != nil {
 		return res, err
+	}
+	if x.isReplaced {
+		return nil, ErrSignerRevoked
 	}
 
 	// (c) Decide what would be signed, and whether a person has to look at it first.
@@ -240,7 +250,7 @@ func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 		return nil, err
 	}
 	if x.profile.Approval.holds(x.CSR) {
-		if x.AnswerNow {
+		if x.AnswerNow || x.Operation == OpServerKeyGen {
 			return nil, ErrHold
 		}
 		return e.hold(x, now)
@@ -252,7 +262,7 @@ func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 	if err := e.store.Begin(i, e.begunRecord(x, prepared, now)); err != nil {
 		return nil, storeError(err)
 	}
-	return e.issue(x, prepared)
+	return e.issue(ctx, x, prepared)
 }
 
 // prepare decides what would be signed for x, or refuses. Nothing is recorded.
@@ -262,8 +272,18 @@ func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.P
 			return nil, fmt.Errorf("%w: %w", ErrCompliance, err)
 		}
 	}
+	if err := x.checkUser(); err != nil {
+		return nil, err
+	}
 	if err := e.checkOwnNames(x.CSR); err != nil {
 		return nil, err
+	}
+	isCompromised, err := e.store.IsCompromised(sha256.Sum256(x.CSR.RawSPKI))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if isCompromised {
+		return nil, errCompromised
 	}
 	x.issuer = x.issuers.Active
 	if x.issuer == nil {
@@ -287,11 +307,13 @@ func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.P
 
 // intent is what the store records before anything is signed.
 func (e *Engine) intent(x *attempt, prepared *pki.Prepared, now time.Time) store.Intent {
-	signerKey, issuer := sha256.Sum256(x.Proof.SignerSPKI), idOf(x.issuer)
+	signerKey, publicKey, issuer := sha256.Sum256(x.Proof.SignerSPKI), sha256.Sum256(x.CSR.RawSPKI), idOf(x.issuer)
 	return store.Intent{
 		Key: x.key, Serial: prepared.Serial(), Profile: x.Profile, Protocol: x.Protocol, Transaction: x.TransactionID,
 		Identity: x.CSR.Identity(), Issuer: issuer[:], SignerKey: signerKey[:], CSR: x.csrSum[:],
-		Template: prepared.Template(), Begun: now, NotAfter: prepared.NotAfter(), Supersedes: x.supersedes,
+		PublicKey: publicKey[:], Template: prepared.Template(), Begun: now, NotAfter: prepared.NotAfter(),
+		Supersedes: x.supersedes, RevokeSuperseded: x.profile.RevokeOnReplace, Withhold: x.isIntune(),
+		MaxActive: x.profile.MaxActive, UniqueKey: x.profile.UniqueKey,
 	}
 }
 
@@ -301,15 +323,21 @@ func (e *Engine) begunRecord(x *attempt, prepared *pki.Prepared, now time.Time) 
 	return rec
 }
 
+// errCompromised: whoever else knows the key could use the new certificate as well.
+var errCompromised = &pki.PolicyError{Rule: "keys", Value: "a key whose certificate was revoked for keyCompromise, make a new key"}
+
 // storeError says what a refused Begin or Hold means to the sender.
 func storeError(err error) error {
 	for is, means := range map[error]error{
-		store.ErrReplay:       ErrReplay,
-		store.ErrRevoked:      ErrSignerRevoked,
-		store.ErrGuardUsed:    ErrChallenge,
-		store.ErrGuardUnknown: ErrChallenge,
-		store.ErrGuardRate:    ErrRateLimited,
-		store.ErrHeldFull:     ErrHeldFull,
+		store.ErrReplay:         ErrReplay,
+		store.ErrRevoked:        ErrSignerRevoked,
+		store.ErrGuardUsed:      ErrChallenge,
+		store.ErrGuardUnknown:   ErrChallenge,
+		store.ErrGuardRate:      ErrRateLimited,
+		store.ErrHeldFull:       ErrHeldFull,
+		store.ErrMaxActive:      ErrMaxActive,
+		store.ErrKeyTaken:       ErrDuplicateKey,
+		store.ErrKeyCompromised: errCompromised,
 	} {
 		if errors.Is(err, is) {
 			return fmt.Errorf("%w: %w", means, err)
@@ -333,7 +361,7 @@ func (e *Engine) checkOwnNames(csr *pki.Request) error {
 }
 
 // issue carries a begun transaction to its end.
-func (e *Engine) issue(x *attempt, prepared *pki.Prepared) (*Result, error) {
+func (e *Engine) issue(ctx context.Context, x *attempt, prepared *pki.Prepared) (*Result, error) {
 	serial := prepared.Serial()
 	decided := false
 	defer func() {
@@ -358,7 +386,22 @@ func (e *Engine) issue(x *attempt, prepared *pki.Prepared) (*Result, error) {
 	if err := e.store.Finish(serial, der, now, rec); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
+	e.changed(x)
+	if x.isIntune() {
+		if err := e.deliver(ctx, x, serial, der); err != nil {
+			return nil, err
+		}
+	}
 	return &Result{Certificate: der, Serial: serial}, nil
+}
+
+// changed has everybody look again who remembers the status of certificates, because x has one or
+// replaced one.
+func (e *Engine) changed(x *attempt) {
+	if x.supersedes != "" && x.profile.RevokeOnReplace {
+		x.issuers.find(func(i *pki.Issuer) bool { e.crlOf(idOf(i)).stale.Store(true); return false })
+	}
+	e.revisions.Add(1)
 }
 
 // undone records that a begun transaction has no certificate, and returns the error for the client.
@@ -374,6 +417,7 @@ func (e *Engine) undone(x *attempt, serial string, cause error) error {
 	rec.Serial, rec.Reason = serial, "signing: "+cause.Error()
 	err := errors.Join(cause, e.store.Lose(serial, now, rec))
 	e.crlOf(idOf(x.issuer)).stale.Store(true)
+	e.revisions.Add(1)
 	e.log.Error("transaction lost", "serial", serial, "profile", x.Profile, "error", err)
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -21,6 +22,12 @@ import (
 // one, and few enough that whoever knows a challenge fills neither the disk nor the list.
 const maxHeld = 1000
 
+// maxHeldSource is the same for one source, whatever the profiles.
+const maxHeldSource = 50
+
+// heldFor is how long requests wait where Profile.HeldFor does not say.
+const heldFor = 7 * 24 * time.Hour
+
 // maxShown is how many bytes of subject and names of a held request a person is shown. One with more is
 // not held, so that nothing is approved unseen.
 const maxShown = 2048
@@ -30,7 +37,11 @@ var ErrDecided = errors.New("request was decided on already")
 
 // hold records x as a request that waits for a person.
 func (e *Engine) hold(x *attempt, now time.Time) (*Result, error) {
-	poll, err := pollKey(x.Protocol, x.Profile, x.TransactionID, x.Proof.SignerSPKI)
+	transaction := x.TransactionID
+	if x.Protocol == ProtocolEST { // polled by sending the request again
+		transaction = hex.EncodeToString(x.key[:])
+	}
+	poll, err := pollKey(x.Protocol, x.Profile, transaction, x.Proof.SignerSPKI)
 	if err != nil {
 		return nil, err
 	}
@@ -46,12 +57,16 @@ func (e *Engine) hold(x *attempt, now time.Time) (*Result, error) {
 	signerKey := sha256.Sum256(x.Proof.SignerSPKI)
 	h := store.Held{
 		ID: hex.EncodeToString(id), Key: x.key, Poll: poll, Replay: x.replay(), Profile: x.Profile, Protocol: x.Protocol, Transaction: x.TransactionID,
-		Identity: x.CSR.Identity(), Source: sourceText(x.Source), SignerKey: signerKey[:], CSR: x.csrSum[:],
+		Operation: x.Operation, Identity: x.CSR.Identity(), Source: sourceText(x.Source), Group: sourceKey(x.Source).String(), SignerKey: signerKey[:], CSR: x.csrSum[:],
 		Request: kept, Kind: string(x.verdict.Kind), Raw: x.Raw, Supersedes: x.supersedes, Guards: x.guards(), Since: now,
+		Until: now.Add(cmp.Or(x.profile.HeldFor, heldFor)),
+	}
+	if x.renews != nil && x.supersedes == "" {
+		h.Renews = x.renews.Raw
 	}
 	rec := e.recordOf(x, audit.RequestHeld, audit.OutcomePending, now)
 	rec.Reason = x.reason()
-	if err := e.store.Hold(h, maxHeld, rec); err != nil {
+	if err := e.store.Hold(h, store.HoldLimits{Profile: maxHeld, Source: maxHeldSource}, rec); err != nil {
 		return nil, storeError(err)
 	}
 	return &Result{Pending: true, ID: h.ID}, nil
@@ -80,8 +95,12 @@ func (e *Engine) Poll(ctx context.Context, p Poll) (*Result, error) {
 }
 
 func (e *Engine) poll(p Poll) (*Result, error) {
-	if _, ok := e.profiles[p.Profile]; !ok {
+	profile, ok := e.profiles[p.Profile]
+	if !ok {
 		return nil, ErrUnknownProfile
+	}
+	if profile.isOff() {
+		return nil, ErrProfileOff
 	}
 	key, err := pollKey(p.Protocol, p.Profile, p.TransactionID, p.SignerSPKI)
 	if err != nil {
@@ -105,7 +124,7 @@ func (e *Engine) poll(p Poll) (*Result, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	if t.State == store.Issued {
-		if res := stored(t, e.now()); res != nil {
+		if res := stored(t, e.now()); res != nil && !t.Withheld {
 			return res, nil
 		}
 		return nil, ErrNoRequest
@@ -192,7 +211,7 @@ func (e *Engine) Approve(ctx context.Context, id, actor string) error {
 	if err := e.store.Approve(id, actor, i, approved, e.begunRecord(x, prepared, now)); err != nil {
 		return heldError(err)
 	}
-	_, err = e.issue(x, prepared)
+	_, err = e.issue(ctx, x, prepared)
 	if err == nil {
 		x.profile.Challenges.Decided(x.verdict, nil)
 	}
@@ -205,6 +224,9 @@ func (e *Engine) resume(h store.Held) (*attempt, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: %s", ErrUnknownProfile, h.Profile)
 	}
+	if p.isOff() {
+		return nil, ErrProfileOff
+	}
 	csr, err := pki.ParseKept(h.Request)
 	if err == nil && len(h.CSR) != sha256.Size {
 		err = store.ErrDamaged
@@ -215,13 +237,13 @@ func (e *Engine) resume(h store.Held) (*attempt, error) {
 	source, _ := netip.ParseAddr(h.Source) // "" where it was not known
 	x := &attempt{
 		Request: Request{
-			Profile: h.Profile, Protocol: h.Protocol, TransactionID: h.Transaction, CSR: csr, Source: source, Raw: h.Raw,
+			Profile: h.Profile, Protocol: h.Protocol, Operation: h.Operation, TransactionID: h.Transaction, CSR: csr, Source: source, Raw: h.Raw,
 		},
 		profile: p, issuers: p.Issuers(), key: h.Key, csrSum: [sha256.Size]byte(h.CSR), supersedes: h.Supersedes,
 		verdict: challenge.Verdict{Kind: challenge.Kind(h.Kind)},
 	}
 	if h.Supersedes == "" {
-		return x, nil
+		return x, e.resumeFromOther(x, h)
 	}
 	t, err := e.store.Transaction(h.Supersedes)
 	if err != nil {
@@ -234,6 +256,35 @@ func (e *Engine) resume(h store.Held) (*attempt, error) {
 		return nil, fmt.Errorf("reading certificate to be renewed: %w", err)
 	}
 	return x, nil
+}
+
+// resumeFromOther makes x a renewal again of another authority's certificate, where h is one.
+func (e *Engine) resumeFromOther(x *attempt, h store.Held) (err error) {
+	if len(h.Renews) == 0 {
+		return nil
+	}
+	if x.renews, err = x509.ParseCertificate(h.Renews); err != nil {
+		return fmt.Errorf("reading certificate to be renewed: %w", err)
+	}
+	isRevoked, err := e.IsRevoked(x.renews)
+	if err == nil && isRevoked {
+		err = ErrSignerRevoked
+	}
+	return err
+}
+
+// expireHeld denies what waited for a person for too long.
+func (e *Engine) expireHeld() error {
+	now := e.now()
+	if e.checkClock(now) != nil {
+		return nil // by a clock that is not trusted nothing is over
+	}
+	_, err := e.store.ExpireHeld(now, "nobody decided on it in time", func(h store.Held) audit.Record {
+		rec := e.heldRecord(h, audit.RequestExpired, audit.OutcomeRefused, now)
+		rec.Actor, rec.Reason = audit.ActorBox, "waited since "+stamp(h.Since)
+		return rec
+	})
+	return err
 }
 
 // Deny refuses a held request for good; the reason is told to the device. Errors as of Approve.

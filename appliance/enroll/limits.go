@@ -3,6 +3,7 @@ package enroll
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,18 @@ func (p Profile) check() error {
 	default:
 		return errors.New("renewal proof is neither certificate nor certificate+challenge")
 	}
+	if err := p.checkEST(); err != nil {
+		return err
+	}
+	if p.Intune != nil && (p.Approval.Manual || len(p.Approval.ManualIf) > 0) {
+		return errors.New("requests that Intune validated cannot wait for approval")
+	}
+	if p.RenewFrom != nil && p.Renewal.Proof == "" {
+		return errors.New("certificates to renew from need a renewal proof")
+	}
+	if p.MaxActive < 0 || p.HeldFor < 0 {
+		return errors.New("the number of active certificates or the time to wait for approval is negative")
+	}
 	if p.Limits.PerSource < 0 || p.Limits.PerProfile < 0 {
 		return errors.New("a limit is negative")
 	}
@@ -37,6 +50,20 @@ func (p Profile) check() error {
 	}
 	return nil
 }
+
+func (p Profile) checkEST() error {
+	takesAny := p.EST.Basic != nil || p.EST.Challenge || p.EST.Issued || p.EST.Bundle != nil
+	switch {
+	case p.EST.On != takesAny:
+		return errors.New("EST needs a proof to take, and a proof needs EST")
+	case p.EST.Issued && p.Renewal.Proof == "":
+		return errors.New("EST by issued certificates needs a renewal proof")
+	}
+	return nil
+}
+
+// isOff reports whether an administrator switched the profile off.
+func (p Profile) isOff() bool { return p.Off != nil && p.Off() }
 
 // holds reports whether a person has to look at a request. A suffix is looked for in DNS names too,
 // which people and software take for the name of a device as well.
@@ -54,7 +81,7 @@ func (a Approval) holds(csr *pki.Request) bool {
 
 // guards are what the intent of x has to take: its challenge's, and a slot of each limit.
 func (x *attempt) guards() []store.Guard {
-	guards := append([]store.Guard(nil), x.verdict.Guards...)
+	guards := slices.Clone(x.verdict.Guards)
 	limits := x.profile.Limits
 	if limits.PerProfile > 0 {
 		guards = append(guards, hourly(limits.PerProfile, "profile", x.Profile))

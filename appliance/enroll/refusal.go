@@ -17,7 +17,7 @@ import (
 // Refusal is a message refused before its sender was authenticated.
 type Refusal struct {
 	Profile       string // "" where the message did not get that far
-	Protocol      string // ProtocolSCEP
+	Protocol      string // ProtocolSCEP or ProtocolEST
 	Source        netip.Addr
 	TransactionID string // as sent, "" if unreadable
 	Identity      string // who the CSR names, "" if unreadable
@@ -69,9 +69,15 @@ func (e *Engine) refuseUnauthenticated(r Request, cause error) {
 	switch {
 	case errors.Is(cause, ErrUnknownProfile):
 		reason = "unknown profile"
+	case errors.Is(cause, ErrProfileOff):
+		reason = "profile is switched off"
+	case errors.Is(cause, ErrNotOffered):
+		reason = "operation that the profile does not offer"
+	case errors.Is(cause, ErrTooManyFailures):
+		reason = "too many wrong passwords"
 	case errors.Is(cause, ErrSignerKey):
 		reason = "signer key is not the key of the CSR"
-	case errors.Is(cause, ErrChallenge):
+	case errors.Is(cause, ErrChallenge), errors.As(cause, new(*challenge.Refused)):
 		reason = "wrong or missing challenge"
 		if refused := (*challenge.Refused)(nil); errors.As(cause, &refused) {
 			reason = string(refused.Kind) + " challenge refused: " + string(refused.Label)
@@ -88,7 +94,9 @@ func (e *Engine) refuseUnauthenticated(r Request, cause error) {
 		reason = "renewal before its time"
 	case errors.Is(cause, ErrClock):
 		reason = "the box does not trust its clock"
-	default: // the box's own trouble, or the client went away
+	case errors.Is(cause, ErrCredentials):
+		reason = "wrong password or client certificate"
+	default: // the box's own trouble, a client that went away, or one of EST that asks what to send
 		return
 	}
 	e.countRefusal(Refusal{
@@ -118,7 +126,7 @@ func (e *Engine) refuse(x *attempt, cause error) error {
 		e.countRefusal(Refusal{Profile: x.Profile, Protocol: x.Protocol, Source: x.Source, Reason: "refused although the proof was good"})
 		return cause
 	}
-	rec := e.recordOf(x, audit.SCEPRefused, audit.OutcomeRefused, e.now())
+	rec := e.recordOf(x, refusedBy(x.Protocol), audit.OutcomeRefused, e.now())
 	rec.Reason = cause.Error()
 	if err := e.store.Append(rec); err != nil {
 		e.log.Error("recording refusal", "error", err)
@@ -127,7 +135,8 @@ func (e *Engine) refuse(x *attempt, cause error) error {
 	return cause
 }
 
-// flushRefusals writes counted refusals once a period until the engine closes.
+// flushRefusals writes counted refusals once a period until the engine closes, and ends what has
+// waited too long.
 func (e *Engine) flushRefusals() {
 	defer close(e.stopped)
 	t := time.NewTicker(refusalPeriod)
@@ -137,6 +146,9 @@ func (e *Engine) flushRefusals() {
 		case <-t.C:
 			if err := e.writeCounted(); err != nil {
 				e.log.Error("recording counted refusals", "error", err)
+			}
+			if err := e.expireHeld(); err != nil {
+				e.log.Error("ending what waits for approval", "error", err)
 			}
 		case <-e.stop:
 			return
@@ -153,8 +165,16 @@ func (e *Engine) writeCounted() error {
 	return e.store.Append(records...)
 }
 
+// refusedBy is the audit action of a protocol's refusals.
+func refusedBy(protocol string) audit.Action {
+	if protocol == ProtocolEST {
+		return audit.ESTRefused
+	}
+	return audit.SCEPRefused
+}
+
 func (e *Engine) refusalRecord(r Refusal, reason string) audit.Record {
-	rec := e.record(audit.SCEPRefused, audit.OutcomeRefused, e.now())
+	rec := e.record(refusedBy(r.Protocol), audit.OutcomeRefused, e.now())
 	rec.Actor = audit.ActorDevice
 	rec.Source = sourceText(r.Source)
 	rec.Profile, rec.Protocol, rec.Transaction, rec.Identity, rec.Reason = r.Profile, r.Protocol, r.TransactionID, r.Identity, reason

@@ -57,7 +57,7 @@ var (
 	// Of a request that a person has to decide on.
 	ErrDenied    = errors.New("request was denied")
 	ErrNoRequest = errors.New("there is no such request of this key")
-	ErrHold      = errors.New("request has to wait for approval, which this kind of request cannot: use an RSA key")
+	ErrHold      = errors.New("request has to wait for approval, which this kind of request cannot: use an RSA key with SCEP, or simpleenroll with EST")
 	ErrHeldFull  = errors.New("too many requests of this profile or this address wait for approval, have the operator decide on some")
 
 	// ErrRateLimited: the source or the profile had its share of certificates for now.

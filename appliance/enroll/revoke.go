@@ -24,6 +24,9 @@ var (
 	ErrNotOnHold = errors.New("certificate is not on hold; only certificateHold can be taken back")
 )
 
+// reasonSuperseded is the CRLReason of a certificate that was revoked because it was renewed.
+const reasonSuperseded = 4
+
 // reasonRelease takes a certificate off hold (removeFromCRL, RFC 5280 §5.3.1).
 const reasonRelease = "removeFromCRL"
 
@@ -108,7 +111,10 @@ func (e *Engine) Revoke(ctx context.Context, serial, reason, actor string) error
 	if err != nil {
 		return revokeError(err)
 	}
-	e.crlOf(issuerID(t.Issuer)).stale.Store(true)
+	if len(t.Issuer) == sha256.Size {
+		e.crlOf(issuerID(t.Issuer)).stale.Store(true)
+	}
+	e.revisions.Add(1)
 	return nil
 }
 
@@ -148,7 +154,7 @@ func (e *Engine) Certificate(profile string, issuer []byte, serial *big.Int) ([]
 	named := p.Issuers().find(func(i *pki.Issuer) bool {
 		return bytes.Equal(i.Certificate().RawSubject, issuer) && isFrom(t, i)
 	})
-	if t.State != store.Issued || named == nil {
+	if t.State != store.Issued || t.Withheld || named == nil {
 		return nil, ErrNoCertificate
 	}
 	return t.Certificate, nil

@@ -82,3 +82,51 @@ type CertInfo struct {
 	Withheld    bool      // it is held back, see ErrWithheld
 	Certificate []byte    // DER; nil while it is withheld
 }
+
+// maxListed is the most certificates one call of Certificates returns.
+const maxListed = 100
+
+// ErrQuery: a Query of Certificates is wrong.
+var ErrQuery = errors.New("list is not one there is: state is active, revoked, expired or all; go on where a call of the same list ended")
+
+// Certificates lists certificates: by the beginning of their serial, else of their identity, else all,
+// newest first. next is where to go on, "" at the end; one call may find fewer than there are, or none,
+// because it looks at a bounded number only.
+func (e *Engine) Certificates(q Query) (list []CertInfo, next string, err error) {
+	if !e.enter() {
+		return nil, "", ErrClosed
+	}
+	defer e.running.Done()
+	in := store.Query{
+		Serial: q.Serial, Identity: q.Identity, Profile: q.Profile, Now: e.now(), After: q.After, Limit: maxListed,
+	}
+	if q.Limit > 0 {
+		in.Limit = min(q.Limit, maxListed)
+	}
+	switch q.State {
+	case "", "all":
+	case string(store.CertActive), string(store.CertRevoked), string(store.CertExpired):
+		in.State = store.CertState(q.State)
+	default:
+		return nil, "", ErrQuery
+	}
+	found, next, err := e.store.Certificates(in)
+	if errors.Is(err, store.ErrCursor) {
+		return nil, "", ErrQuery
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	for _, t := range found {
+		info := CertInfo{
+			Serial: t.Serial, Identity: t.Identity, Profile: t.Profile, Protocol: t.Protocol, Issued: t.Decided, NotAfter: t.NotAfter,
+			RevokedAt: t.RevokedAt, Reason: t.Reason, Renews: t.Supersedes, RenewedBy: t.SupersededBy, Withheld: t.Withheld,
+		}
+		copy(info.Issuer[:], t.Issuer)
+		if !t.Withheld {
+			info.Certificate = t.Certificate
+		}
+		list = append(list, info)
+	}
+	return list, next, nil
+}

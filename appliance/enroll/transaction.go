@@ -12,9 +12,13 @@ import (
 	"signet.internal/appliance/store"
 )
 
-// retryWindow is how long a SCEP request is answered with the certificate it got before, or with its
-// denial.
-const retryWindow = 24 * time.Hour
+// retryWindow is how long a request is answered with the certificate it got before, or with its denial:
+// one of SCEP, or one that was held. estWindow is the same for others of EST, whose clients keep sending
+// one CSR whenever they want another certificate.
+const (
+	retryWindow = 24 * time.Hour
+	estWindow   = 10 * time.Minute
+)
 
 // earlier returns what became of x before, if x is a retry or the request is held, and otherwise the
 // serial of the newest transaction of its key, "" if there is none.
@@ -22,8 +26,8 @@ const retryWindow = 24 * time.Hour
 // A first request, signed by a throw-away certificate, and a renewal are recognised by their
 // transaction key, of which the certificate to be renewed is a part: clients derive their transaction
 // id from the key and renew with both unchanged. What any other certificate signed is new unless it is
-// the same message byte for byte.
-func (e *Engine) earlier(x *attempt, now time.Time) (*Result, string, error) {
+// the same message byte for byte. A certificate that is held back is delivered first.
+func (e *Engine) earlier(ctx context.Context, x *attempt, now time.Time) (*Result, string, error) {
 	held, err := e.store.HeldByKey(x.key)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return nil, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -42,7 +46,7 @@ func (e *Engine) earlier(x *attempt, now time.Time) (*Result, string, error) {
 		return nil, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	answered := newest
-	if !x.Proof.SelfSigned && x.renews == nil {
+	if x.Protocol == ProtocolSCEP && !x.Proof.SelfSigned && x.renews == nil {
 		answered, err = e.store.Replayed(replayKey(x.key, x.SenderNonce))
 		if errors.Is(err, store.ErrNotFound) {
 			return nil, newest.Serial, nil
@@ -51,10 +55,32 @@ func (e *Engine) earlier(x *attempt, now time.Time) (*Result, string, error) {
 			return nil, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 	}
-	if res := stored(answered, now); res != nil {
-		return res, "", nil
+	res := stored(answered, now)
+	if res == nil || !x.isRetryOf(answered, now) {
+		return nil, newest.Serial, nil
 	}
-	return nil, newest.Serial, nil
+	if answered.Withheld {
+		if x.profile.Intune == nil {
+			return nil, "", ErrWithheld
+		}
+		if err := e.deliver(ctx, x, answered.Serial, answered.Certificate); err != nil {
+			return nil, "", err
+		}
+	}
+	return res, "", nil
+}
+
+// isRetryOf reports whether x, which has the key of t, is answered by it.
+func (x *attempt) isRetryOf(t store.Transaction, now time.Time) bool {
+	switch {
+	case x.Operation == OpServerKeyGen: // the key that was made for it is gone
+		return false
+	case x.Protocol != ProtocolEST || t.Held != "":
+		return true
+	case x.Operation == OpReenroll && !x.isReplaced:
+		return false
+	}
+	return now.Sub(t.Decided) <= estWindow
 }
 
 // stored is the answer a transaction still gives, nil if it gives none.
@@ -114,9 +140,10 @@ func replayKey(key store.TransactionKey, nonce []byte) store.ReplayKey {
 	return hashFields("message", key[:], nonce)
 }
 
-// replay names the message of x where it can be told from a new one: a bare CSR has no nonce.
+// replay names the message of x where it can be told from a new one: a bare CSR has no nonce, and
+// neither have requests of EST.
 func (x *attempt) replay() store.ReplayKey {
-	if x.Raw {
+	if x.Raw || x.Protocol == ProtocolEST {
 		return store.ReplayKey{}
 	}
 	return replayKey(x.key, x.SenderNonce)

@@ -180,7 +180,7 @@ func held(name string, guards ...Guard) Held {
 }
 
 func hold(s *Store, h Held) error {
-	return s.Hold(h, 10, record(audit.IssuanceBegun, audit.OutcomeSuccess, ""))
+	return s.Hold(h, HoldLimits{10, 10}, record(audit.IssuanceBegun, audit.OutcomeSuccess, ""))
 }
 
 // A request that waits has its challenge: approved it is carried out with it, denied it is spent.

@@ -20,7 +20,7 @@ import (
 //	(nothing) ------> waiting ---------> approved: a transaction carries it out
 //	                   |   ^  Fail, Lose, Recover |
 //	                   |   +----------------------+
-//	                   |  Deny
+//	                   |  Deny, ExpireHeld
 //	                   +---------------> denied
 type HeldState string
 
@@ -32,7 +32,7 @@ const (
 
 // Errors of held requests.
 var (
-	// ErrHeldFull: as many requests of the profile wait as may.
+	// ErrHeldFull: as many requests of the profile or the source wait as may.
 	ErrHeldFull = errors.New("too many requests wait for approval")
 	// ErrNotWaiting: the request was approved or denied before.
 	ErrNotWaiting = errors.New("request does not wait for approval any more")
@@ -59,17 +59,21 @@ type Held struct {
 	Replay      ReplayKey      `json:"replay"` // as in Intent
 	Profile     string         `json:"profile"`
 	Protocol    string         `json:"protocol"`
-	Transaction string         `json:"transaction"` // as the client sent it, for people
+	Operation   string         `json:"operation,omitempty"` // of EST
+	Transaction string         `json:"transaction"`         // as the client sent it, for people
 	Identity    string         `json:"identity"`
 	Source      string         `json:"source"`
+	Group       string         `json:"group"`          // what counts as one source
 	SignerKey   []byte         `json:"signer_key"`     // as in Intent
 	CSR         []byte         `json:"csr"`            // SHA-256 of the PKCS#10's DER
 	Request     []byte         `json:"request"`        // what it asks for, without a challenge
 	Kind        string         `json:"kind,omitempty"` // of its challenge
 	Raw         bool           `json:"raw,omitempty"`  // it came as a bare CSR
 	Supersedes  string         `json:"supersedes,omitempty"`
+	Renews      []byte         `json:"renews,omitempty"` // DER, the certificate it renews, where another authority issued that
 	Guards      []Guard        `json:"guards,omitempty"` // taken since
 	Since       time.Time      `json:"since"`
+	Until       time.Time      `json:"until"` // it counts as denied from then on
 
 	State   HeldState `json:"state"`
 	Decided time.Time `json:"decided,omitzero"`
@@ -86,10 +90,13 @@ func checkHeldID(id string) error {
 	return nil
 }
 
+// HoldLimits are how many requests may wait.
+type HoldLimits struct{ Profile, Source int }
+
 // Hold records a request that waits for a person. It refuses with ErrHeldFull where limit requests of
-// its profile wait, with ErrConflict where one of the same key does, or the id is taken, and as Begin
+// its profile or source wait, with ErrConflict where one of the same key does, or the id is taken, and as Begin
 // does for a message answered before, and where it renews a certificate or takes guards.
-func (s *Store) Hold(h Held, limit int, rec audit.Record) error {
+func (s *Store) Hold(h Held, limit HoldLimits, rec audit.Record) error {
 	err := s.do(false, func(c *change) error {
 		if err := checkHeldID(h.ID); err != nil {
 			return err
@@ -118,13 +125,12 @@ func (s *Store) Hold(h Held, limit int, rec audit.Record) error {
 		if err := c.unsettleIndex(hashKey(prefixHeldByKey, h.Key), hashKey(prefixHeldByPoll, h.Poll)); err != nil {
 			return err
 		}
-		if err := c.countWaiting(h.Profile, +1, limit); err != nil {
+		if err := c.wait(h, limit); err != nil {
 			return err
 		}
 		if err := c.takeGuards(h.Key, "", h.Guards, h.Since); err != nil {
 			return err
 		}
-		c.set(key(prefixWaiting, h.ID), []byte(h.Profile))
 		c.set(hashKey(prefixHeldByKey, h.Key), []byte(h.ID))
 		c.set(hashKey(prefixHeldByPoll, h.Poll), []byte(h.ID))
 		c.record(rec)
@@ -142,6 +148,9 @@ func (s *Store) Hold(h Held, limit int, rec audit.Record) error {
 func (s *Store) Approve(id, by string, i Intent, approved, begun audit.Record) error {
 	err := s.do(false, func(c *change) error {
 		h, err := c.waiting(id)
+		if err == nil && !i.Begun.Before(h.Until) {
+			err = ErrNotWaiting
+		}
 		if err != nil {
 			return err
 		}
@@ -182,15 +191,70 @@ func (s *Store) Deny(id, by, reason string, at time.Time, rec audit.Record) erro
 	return nil
 }
 
+// ExpireHeld denies what waited past its time, in the name of the box, each with the audit record that
+// record makes of it, and returns how many there were. It looks at expireChunk at most.
+func (s *Store) ExpireHeld(now time.Time, reason string, record func(Held) audit.Record) (int, error) {
+	var due [][]byte
+	err := s.read(func(db *pebble.DB) (err error) {
+		upper := binary.BigEndian.AppendUint64([]byte{prefixHeldUntil}, uint64(max(now.UnixMilli()+1, 0)))
+		it, err := db.NewIter(&pebble.IterOptions{LowerBound: []byte{prefixHeldUntil}, UpperBound: upper})
+		if err != nil {
+			return fmt.Errorf("reading store: %w", err)
+		}
+		defer func() { err = errors.Join(err, it.Close()) }()
+		due = firstKeys(it, expireChunk)
+		return it.Error()
+	})
+	n := 0
+	if err == nil && len(due) > 0 {
+		err = s.do(false, func(c *change) (err error) {
+			n, err = c.expireHeld(due, now, reason, record)
+			return err
+		})
+	}
+	if err != nil {
+		return 0, fmt.Errorf("denying requests that waited too long: %w", err)
+	}
+	return n, nil
+}
+
+// expireChunk bounds what ExpireHeld does in one transition, while others wait.
+const expireChunk = 64
+
+func (c *change) expireHeld(due [][]byte, now time.Time, reason string, record func(Held) audit.Record) (n int, err error) {
+	for _, k := range due {
+		if _, err := c.get(k); errors.Is(err, ErrNotFound) {
+			continue // decided on since
+		} else if err != nil {
+			return 0, err
+		}
+		if len(k) < 10 {
+			return 0, fmt.Errorf("%w: index key of %d bytes", ErrDamaged, len(k))
+		}
+		h, err := c.waiting(string(k[9:]))
+		if err != nil {
+			return 0, err
+		}
+		h.State, h.By, h.Decided, h.Reason = Denied, audit.ActorBox, now, reason
+		c.record(record(h))
+		if err := c.settle(h); err != nil {
+			return 0, err
+		}
+		n++
+	}
+	return n, nil
+}
+
 // heldFor is how long a held request is remembered after it was decided on.
 const heldFor = 31 * 24 * time.Hour
 
 // settle writes a held request that no longer waits, and has Sweep forget it in time.
 func (c *change) settle(h Held) error {
-	if err := c.countWaiting(h.Profile, -1, 0); err != nil {
+	if err := c.count(h, -1, HoldLimits{}); err != nil {
 		return err
 	}
 	c.delete(key(prefixWaiting, h.ID))
+	c.delete(h.untilKey())
 	for _, k := range h.keys() {
 		if k[0] != prefixHeld {
 			id, err := c.get(k)
@@ -239,17 +303,39 @@ func (c *change) holdAgain(id string) error {
 		c.delete(expiryKey(h.Decided.Add(heldFor), k))
 	}
 	h.State, h.By, h.Decided, h.Serial = Waiting, "", time.Time{}, ""
-	if err := c.countWaiting(h.Profile, +1, 0); err != nil {
+	if err := c.wait(h, HoldLimits{}); err != nil {
 		return err
 	}
-	c.set(key(prefixWaiting, id), []byte(h.Profile))
 	return c.setJSON(key(prefixHeld, id), h)
 }
 
-// countWaiting changes how many requests of a profile wait, up to limit where that is not 0.
-func (c *change) countWaiting(profile string, by, limit int) error {
+// untilKey says until when a request waits.
+func (h Held) untilKey() []byte {
+	k := binary.BigEndian.AppendUint64([]byte{prefixHeldUntil}, uint64(max(h.Until.UnixMilli(), 0)))
+	return append(k, h.ID...)
+}
+
+// wait counts a request as one that waits, within limits that are not 0.
+func (c *change) wait(h Held, limit HoldLimits) error {
+	c.set(key(prefixWaiting, h.ID), []byte(h.Profile))
+	c.set(h.untilKey(), nil)
+	return c.count(h, +1, limit)
+}
+
+func (c *change) count(h Held, by int, limit HoldLimits) error {
+	if err := c.countWaiting(key(prefixCount, h.Profile), by, limit.Profile); err != nil {
+		return fmt.Errorf("%w of profile %s", err, h.Profile)
+	}
+	if err := c.countWaiting(key(prefixCountSource, h.Group), by, limit.Source); err != nil {
+		return fmt.Errorf("%w of %.60s", err, h.Group)
+	}
+	return nil
+}
+
+// countWaiting changes a counter, up to limit where that is not 0.
+func (c *change) countWaiting(counter []byte, by, limit int) error {
 	n := 0
-	b, err := c.get(key(prefixCount, profile))
+	b, err := c.get(counter)
 	switch {
 	case err == nil && len(b) == 8:
 		n = int(binary.BigEndian.Uint64(b))
@@ -262,9 +348,13 @@ func (c *change) countWaiting(profile string, by, limit int) error {
 		return fmt.Errorf("%w: fewer than no requests wait", ErrDamaged)
 	}
 	if limit > 0 && n > limit {
-		return fmt.Errorf("%w: %d of profile %s", ErrHeldFull, limit, profile)
+		return fmt.Errorf("%w: %d", ErrHeldFull, limit)
 	}
-	c.set(key(prefixCount, profile), binary.BigEndian.AppendUint64(nil, uint64(n)))
+	if n == 0 {
+		c.delete(counter)
+		return nil
+	}
+	c.set(counter, binary.BigEndian.AppendUint64(nil, uint64(n)))
 	return nil
 }
 

@@ -21,15 +21,15 @@ func heldOf(name string, n int) Held {
 	h := sha256.Sum256(fmt.Appendf(nil, "held %s %d", name, n))
 	return Held{
 		ID: hex.EncodeToString(h[:8]), Key: intent(name, 0).Key, Poll: sha256.Sum256([]byte("poll " + name)), Replay: sha256.Sum256([]byte("held message " + name)),
-		Profile: "corp", Protocol: "scep", Transaction: name, Identity: name, Source: "192.0.2.1",
-		SignerKey: h[:], CSR: h[:], Request: []byte("request " + name), Since: epoch,
+		Profile: "corp", Protocol: "scep", Transaction: name, Identity: name, Source: "192.0.2.1", Group: "192.0.2.1",
+		SignerKey: h[:], CSR: h[:], Request: []byte("request " + name), Since: epoch, Until: epoch.Add(24 * time.Hour),
 	}
 }
 
 const heldLimit = 3
 
 func holdOne(s *Store, h Held) error {
-	return s.Hold(h, heldLimit, record(audit.RequestHeld, audit.OutcomePending, ""))
+	return s.Hold(h, HoldLimits{heldLimit, 2 * heldLimit}, record(audit.RequestHeld, audit.OutcomePending, ""))
 }
 
 func approve(s *Store, h Held, i Intent) error {

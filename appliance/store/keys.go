@@ -24,8 +24,13 @@ import (
 //	h <id>               held request: valueVersion, JSON
 //	w <id>               held request waits for a person; its profile
 //	c <profile>          how many of the profile's requests wait: 8 bytes big-endian
+//	b <source>           how many of the source's requests wait: 8 bytes big-endian
+//	q <Unix milliseconds, 8 bytes> <id>  held request counts as denied from then on; empty value
 //	y <key, 32 bytes>    id of the newest held request with that TransactionKey
 //	l <poll, 32 bytes>   id of the newest held request with that PollKey
+//	d <identity> 00 <end, Unix milliseconds, 8 bytes> <serial>  transaction is begun or issued; its profile
+//	f <Unix milliseconds, 8 bytes> <serial>  certificate was issued then; empty value
+//	p <public key, 32 bytes>  what is known of a key: valueVersion, JSON
 //	r <issuer, 32 bytes><serial>  serial belongs on that issuer's CRL: valueVersion, JSON
 //	v <issuer, 32 bytes> newest CRL of that issuer, without its bytes: valueVersion, JSON
 //	u <name>             user: valueVersion, JSON
@@ -41,8 +46,13 @@ const (
 	prefixHeld        = 'h'
 	prefixWaiting     = 'w'
 	prefixCount       = 'c'
+	prefixCountSource = 'b'
+	prefixHeldUntil   = 'q'
 	prefixHeldByKey   = 'y'
 	prefixHeldByPoll  = 'l'
+	prefixIdentity    = 'd'
+	prefixIssued      = 'f'
+	prefixKey         = 'p'
 	prefixRevoked     = 'r'
 	prefixCRL         = 'v'
 	prefixUser        = 'u'

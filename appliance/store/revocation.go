@@ -12,7 +12,11 @@ import (
 )
 
 // Reasons of a revocation the store tells apart (RFC 5280 §5.3.1).
-const reasonHold = 6 // certificateHold: the only one that can be taken back
+const (
+	reasonKeyCompromise = 1 // the key is never certified again
+	reasonSuperseded    = 4
+	reasonHold          = 6 // certificateHold: the only one that can be taken back
+)
 
 // ErrNotOnHold: only a certificate revoked as on hold can be released.
 var ErrNotOnHold = errors.New("certificate is not on hold, its revocation is final")
@@ -34,7 +38,7 @@ type CRL struct {
 
 // Revoke revokes an issued certificate: ErrNotFound where there is none of that serial, ErrRevoked
 // where it is revoked already. One that is on hold can still be revoked for another reason, and
-// keeps the date it was put on hold.
+// keeps the date it was put on hold. After a revocation for keyCompromise the key is refused for good.
 func (s *Store) Revoke(serial string, reason int, at time.Time, rec audit.Record) error {
 	err := s.do(false, func(c *change) error {
 		t, err := c.issued(serial)
@@ -48,16 +52,26 @@ func (s *Store) Revoke(serial string, reason int, at time.Time, rec audit.Record
 			return ErrRevoked
 		}
 		t.Reason = reason
+		if reason == reasonKeyCompromise {
+			if err := c.compromise(t); err != nil {
+				return err
+			}
+		}
 		if err := c.setJSON(key(prefixTransaction, serial), t); err != nil {
 			return err
 		}
 		c.record(rec)
-		return c.list(t.Issuer, Revocation{Serial: serial, At: t.RevokedAt, Reason: reason, NotAfter: t.NotAfter})
+		return c.list(t.Issuer, t.revocation())
 	})
 	if err != nil {
 		return fmt.Errorf("revoking certificate %.40s: %w", serial, err)
 	}
 	return nil
+}
+
+// revocation is the CRL entry of a revoked certificate.
+func (t Transaction) revocation() Revocation {
+	return Revocation{Serial: t.Serial, At: t.RevokedAt, Reason: t.Reason, NotAfter: t.NotAfter}
 }
 
 // Release takes a certificate off hold; ErrNotOnHold where it is not.

@@ -20,14 +20,16 @@
 //	                    +--------------> lost     a signature may exist: the serial is burnt
 //
 // A lost or failed transaction may be begun again by the same key under a new serial. An issued
-// certificate may be revoked, and burnt serials are listed with the revoked ones. What a person has
-// to decide on first is a held request, see [HeldState]; its approval begins the transaction.
+// certificate may be revoked, and burnt serials are listed with the revoked ones; it may be held back
+// until somebody else knows of it, see [Store.Deliver]. What a person has to decide on first is a held
+// request, see [HeldState]; its approval begins the transaction.
 //
 // # What someone who can change the store gains
 //
 // The store holds no secret: no private key, no password or token in clear. Whoever can write it can
 // forge history (remove an issued certificate, a burnt serial or a remembered replay, so that a
-// captured request is answered by a second certificate for the same key), take back a revocation,
+// captured request is answered by a second certificate for the same key), take back a revocation, have
+// a compromised key certified again, have more certificates issued to an identity than it may have,
 // exchange what a held request asks for before somebody approves it, make themselves an
 // administrator, exchange the certificates the box hands out as its own (devices that pinned the
 // authority refuse them; signing is impossible with them, the keys being in the TPM), and lower the
@@ -57,10 +59,7 @@ import (
 const formatVersion = pebble.FormatTableFormatV6
 
 // schemaVersion is the layout of keys and values below. A store with another one is refused.
-const schemaVersion = 2
-
-// schemaUnlisted is the layout before burnt serials were listed for the CRL; [Store.upgrade] mends it.
-const schemaUnlisted = 1
+const schemaVersion = 3
 
 // Sizes for a box with little memory. A certificate with its records is about 4 KiB, so a memtable
 // holds a thousand enrollments.
@@ -205,8 +204,8 @@ func (s *Store) load() error {
 		}
 	case err != nil:
 		return err
-	case bytes.Equal(v, []byte{schemaUnlisted}):
-		if err := s.upgrade(); err != nil {
+	case len(v) == 1 && v[0] >= schemaOldest && v[0] < schemaVersion:
+		if err := s.upgrade(v[0]); err != nil {
 			return fmt.Errorf("bringing state to layout version %d: %w", schemaVersion, err)
 		}
 	case !bytes.Equal(v, []byte{schemaVersion}):
@@ -215,29 +214,6 @@ func (s *Store) load() error {
 
 	s.head, err = s.readHead()
 	return err
-}
-
-// upgrade lists the burnt serials of a store of layout schemaUnlisted, in one batch.
-func (s *Store) upgrade() error {
-	batch := s.db.NewBatch()
-	err := s.scan(prefixTransaction, func(serial, _ []byte) error {
-		t, err := readTransaction(func(k []byte) ([]byte, error) { return s.get(s.db, k) }, string(serial))
-		if err != nil || t.State != Lost {
-			return err
-		}
-		value, err := encode(Revocation{At: t.Decided, NotAfter: t.NotAfter})
-		if err != nil {
-			return err
-		}
-		return batch.Set(revokedKey(t.Issuer, t.Serial), value, nil)
-	})
-	if err != nil {
-		return errors.Join(err, batch.Close())
-	}
-	if err := batch.Set(keySchema, []byte{schemaVersion}, nil); err != nil {
-		return errors.Join(err, batch.Close())
-	}
-	return batch.Commit(pebble.Sync)
 }
 
 // expectEmpty refuses a store that has entries but no schema version.

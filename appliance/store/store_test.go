@@ -67,7 +67,9 @@ var issuer = sha256.Sum256([]byte("certificate of the authority"))
 
 // intent is a request called name under the n-th serial of that name.
 func intent(name string, n int) Intent {
+	publicKey := sha256.Sum256([]byte("key of " + name))
 	return Intent{
+		PublicKey: publicKey[:],
 		Key:    sha256.Sum256([]byte("request " + name)),
 		Replay: sha256.Sum256([]byte("message " + name)),
 		Serial: serialOf(name, n), Profile: "corp", Protocol: "scep", Transaction: name, Identity: name, Begun: epoch,

@@ -84,12 +84,22 @@ type Intent struct {
 	Issuer      []byte    `json:"issuer"`     // SHA-256 of the issuing certificate's DER: whose CRL a burnt or revoked serial belongs on
 	SignerKey   []byte    `json:"signer_key"` // SHA-256 of the request signer's SubjectPublicKeyInfo
 	CSR         []byte    `json:"csr"`        // SHA-256 of the PKCS#10's DER
+	PublicKey   []byte    `json:"public_key"` // SHA-256 of the SubjectPublicKeyInfo that will be certified
 	Template    []byte    `json:"template"`   // what pki.Prepared says will be signed
 	Begun       time.Time `json:"begun"`
 	NotAfter    time.Time `json:"not_after,omitzero"` // end of what will be signed
 
 	// Supersedes is the serial of the certificate this one renews, "" for a first one.
 	Supersedes string `json:"supersedes,omitempty"`
+
+	// RevokeSuperseded has the certificate it renews revoked as superseded once this one is there.
+	RevokeSuperseded bool `json:"revoke_superseded,omitempty"`
+
+	// Withhold has the certificate held back after Finish, until Deliver.
+	Withhold bool `json:"withhold,omitempty"`
+
+	MaxActive int  `json:"-"` // see ErrMaxActive; 0: any number
+	UniqueKey bool `json:"-"` // see ErrKeyTaken
 
 	// Guards are taken with the intent, at Begun.
 	Guards []Guard `json:"-"`
@@ -109,6 +119,12 @@ type Transaction struct {
 	Certificate []byte    `json:"certificate,omitempty"` // DER, while Issued
 	RevokedAt   time.Time `json:"revoked_at,omitzero"`   // zero: not revoked
 	Reason      int       `json:"reason,omitempty"`      // of the revocation, CRLReason of RFC 5280 §5.3.1
+
+	// Withheld says that the certificate is not to be handed out yet.
+	Withheld bool `json:"withheld,omitempty"`
+
+	// SupersededBy is the serial of the certificate that renewed this one last.
+	SupersededBy string `json:"superseded_by,omitempty"`
 }
 
 // Revoked reports whether the certificate is revoked, for good or on hold.
@@ -119,7 +135,7 @@ func (t Transaction) Revoked() bool { return !t.RevokedAt.IsZero() }
 // It refuses with ErrConflict where a transaction of the same key is undecided or newer than
 // i.After, with ErrReplay where this message was answered with a certificate, with ErrSerial where
 // the serial was ever used, with ErrRevoked where the certificate to be renewed is revoked by now,
-// and as [Guard] says where one cannot be taken.
+// with ErrKeyCompromised, ErrKeyTaken or ErrMaxActive, and as [Guard] says where one cannot be taken.
 // What a lost or failed transaction consumed is usable again by the same key and message.
 func (s *Store) Begin(i Intent, rec audit.Record) error {
 	i.Held = ""
@@ -155,6 +171,12 @@ func (c *change) begin(i Intent) error {
 	if err := c.checkSuperseded(i.Supersedes); err != nil {
 		return err
 	}
+	if err := c.useKey(i); err != nil {
+		return err
+	}
+	if err := c.checkActive(i); err != nil {
+		return err
+	}
 	if i.Replay != (ReplayKey{}) {
 		if err := c.checkReplay(i.Replay); err != nil {
 			return err
@@ -167,6 +189,7 @@ func (c *change) begin(i Intent) error {
 	}
 	c.set(hashKey(prefixNewest, i.Key), []byte(i.Serial))
 	c.set(key(prefixOpen, i.Serial), nil)
+	c.set(identityKey(i), []byte(i.Profile))
 	return c.setJSON(key(prefixTransaction, i.Serial), Transaction{Intent: i, State: Begun})
 }
 
@@ -230,7 +253,7 @@ func (c *change) checkReplay(r ReplayKey) error {
 }
 
 // Finish records the certificate (DER) of a begun transaction with its audit record. Only after it
-// returned nil may the certificate be handed out.
+// returned nil may the certificate be handed out; where the intent says so, only after Deliver did.
 func (s *Store) Finish(serial string, certificate []byte, decided time.Time, rec audit.Record) error {
 	return s.decide(serial, Transaction{State: Issued, Certificate: certificate, Decided: decided}, rec)
 }
@@ -263,21 +286,83 @@ func (c *change) decide(serial string, to Transaction, rec audit.Record) error {
 		return ErrDecided
 	}
 	t.State, t.Decided, t.Certificate = to.State, to.Decided, to.Certificate
+	c.delete(key(prefixOpen, serial))
+	c.record(rec)
+	if t.State == Issued {
+		return c.issue(t, rec)
+	}
+	c.delete(identityKey(t.Intent))
 	if t.State == Lost {
 		if err := c.list(t.Issuer, Revocation{Serial: serial, At: t.Decided, NotAfter: t.NotAfter}); err != nil {
 			return err
 		}
 	}
-	if t.State != Issued && t.Held != "" {
+	if t.Held != "" {
 		if err := c.holdAgain(t.Held); err != nil {
 			return err
 		}
 	}
-	if err := c.setJSON(key(prefixTransaction, serial), t); err != nil {
+	return c.setJSON(key(prefixTransaction, serial), t)
+}
+
+// issue records a certificate, and what it means for the one it renews.
+func (c *change) issue(t Transaction, rec audit.Record) error {
+	t.Withheld = t.Withhold
+	c.set(issuedKey(t), nil)
+	if err := c.setJSON(key(prefixTransaction, t.Serial), t); err != nil {
 		return err
 	}
-	c.delete(key(prefixOpen, serial))
-	c.record(rec)
+	if t.Withheld {
+		return nil
+	}
+	return c.supersede(t, t.Decided, rec)
+}
+
+// supersede has what t renews superseded by it, and revoked for that where the intent says so. rec is
+// the record of what brought it about.
+func (c *change) supersede(t Transaction, at time.Time, rec audit.Record) error {
+	if t.Supersedes == "" {
+		return nil
+	}
+	old, err := c.issued(t.Supersedes)
+	if err != nil {
+		return err
+	}
+	old.SupersededBy = t.Serial
+	if t.RevokeSuperseded && !old.Revoked() {
+		old.RevokedAt, old.Reason = at, reasonSuperseded
+		if err := c.list(old.Issuer, old.revocation()); err != nil {
+			return err
+		}
+		c.record(audit.Record{
+			Time: rec.Time, TimeSource: rec.TimeSource, Action: audit.CertificateRevoked, Actor: audit.ActorBox, Outcome: audit.OutcomeSuccess,
+			Profile: old.Profile, Identity: old.Identity, Serial: old.Serial, Reason: "superseded: renewed by " + t.Serial,
+		})
+	}
+	return c.setJSON(key(prefixTransaction, old.Serial), old)
+}
+
+// Deliver lets a certificate that was held back be handed out: ErrNotFound where there is none of that
+// serial, ErrDecided where it is not held back.
+func (s *Store) Deliver(serial string, at time.Time, rec audit.Record) error {
+	err := s.do(true, func(c *change) error {
+		t, err := c.issued(serial)
+		if err != nil {
+			return err
+		}
+		if !t.Withheld {
+			return ErrDecided
+		}
+		t.Withheld = false
+		if err := c.setJSON(key(prefixTransaction, serial), t); err != nil {
+			return err
+		}
+		c.record(rec)
+		return c.supersede(t, at, rec)
+	})
+	if err != nil {
+		return fmt.Errorf("recording certificate %.40s as delivered: %w", serial, err)
+	}
 	return nil
 }
 
