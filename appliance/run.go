@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"signet.internal/appliance/confine"
@@ -39,11 +40,6 @@ func (e *mendable) Mend() string  { return e.mend }
 
 // Run loads the site, opens keys and state and serves until ctx ends.
 func Run(ctx context.Context, o Options) error {
-	if o.Confined {
-		if err := enclose(o); err != nil {
-			return fmt.Errorf("confining the service: %w", err)
-		}
-	}
 	load := provision.Load
 	if o.TPM == "" {
 		load = provision.LoadBaked // boxinit checked the image; what expired since must not stop a box
@@ -51,6 +47,12 @@ func Run(ctx context.Context, o Options) error {
 	site, err := load(os.DirFS(o.ConfigDir))
 	if err != nil {
 		return &mendable{fmt.Errorf("loading site %s:\n%w", o.ConfigDir, err), "mend what is listed, then run `signet check " + o.ConfigDir + "`"}
+	}
+	// Only the site says how; on a box it was measured.
+	if o.Confined {
+		if err := enclose(o, site); err != nil {
+			return fmt.Errorf("confining the service: %w", err)
+		}
 	}
 	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
 		return fmt.Errorf("creating state directory: %w", err)
@@ -83,15 +85,31 @@ func Run(ctx context.Context, o Options) error {
 	return a.Serve(ctx)
 }
 
+// resolverDir holds resolv.conf, which boxinit replaces when the network's name servers change. On a box
+// nothing in it is secret.
+const resolverDir = "/etc"
+
 // enclose leaves the process the site, the state and the service's system calls.
-func enclose(o Options) error {
-	abi, err := confine.Landlock(confine.Paths{Read: []string{o.ConfigDir}, Write: []string{o.StateDir}})
+func enclose(o Options, site *provision.Site) error {
+	paths := confine.Paths{Read: []string{o.ConfigDir}, Write: []string{o.StateDir}}
+	outgoing := asksOthers(site)
+	if outgoing {
+		paths.Read = append(paths.Read, resolverDir)
+	}
+	abi, err := confine.Landlock(paths)
 	if err != nil {
 		return err
 	}
-	if err := confine.Seccomp(confine.Signetd()); err != nil {
+	if err := confine.Seccomp(confine.Signetd(outgoing)); err != nil {
 		return err
 	}
-	o.Log.Info("confined", "landlock_abi", abi)
+	o.Log.Info("confined", "landlock_abi", abi, "outgoing", outgoing)
 	return nil
+}
+
+// asksOthers says whether a profile asks a service on the network before it issues.
+func asksOthers(site *provision.Site) bool {
+	return slices.ContainsFunc(site.Profiles, func(p provision.Profile) bool {
+		return p.Compliance != nil || p.SCEP.Challenges.Intune != nil
+	})
 }

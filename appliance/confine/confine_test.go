@@ -6,6 +6,7 @@ package confine_test
 // packages box and appliance, and by a booted box.
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -18,11 +19,13 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +34,7 @@ import (
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/insomniacslk/dhcp/dhcpv4/nclient4"
+	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/sys/unix"
 
 	"signet.internal/appliance/audit"
@@ -59,7 +63,8 @@ type process struct {
 
 func processNamed(name, dir string) process {
 	return map[string]process{
-		"signetd":   {confine.Signetd(), confine.Paths{Write: []string{dir}}, workSignetd},
+		"signetd":   {confine.Signetd(false), confine.Paths{Write: []string{dir}}, workSignetd},
+		"outgoing":  {confine.Signetd(true), confine.Paths{Read: []string{"/etc"}, Write: []string{dir}}, workOutgoing},
 		"keyholder": {confine.KeyHolder(), confine.Paths{}, workHolder},
 		"dhcp":      {confine.DHCP(), confine.Paths{}, workDHCP},
 	}[name]
@@ -219,6 +224,33 @@ func workHolder(string) error {
 	return errors.Join(err, conn.Close())
 }
 
+// workOutgoing gets "hello" from hook.test, at a port on loopback and by a name server there, and is
+// refused where nobody listens.
+func workOutgoing(string) error {
+	// In place of resolv.conf, which on many hosts is a link to elsewhere.
+	if _, err := os.ReadFile("/etc/passwd"); err != nil {
+		return err
+	}
+	name, web := os.Getenv("DNS"), os.Getenv("WEB")
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, name)
+	}}
+	dialer := &net.Dialer{Resolver: resolver}
+	client := &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext}}
+	response, err := client.Get("http://hook.test:" + web)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if body, err := io.ReadAll(response.Body); err != nil || string(body) != "hello" {
+		return fmt.Errorf("got %q, %w", body, err)
+	}
+	if _, err := client.Get("http://hook.test:1"); !errors.Is(err, unix.ECONNREFUSED) {
+		return fmt.Errorf("where nobody listens: %w", err)
+	}
+	return nil
+}
+
 // workDHCP sends a packet to itself by the socket the DHCP client uses.
 func workDHCP(string) error {
 	const port = 68
@@ -274,10 +306,20 @@ var attempts = map[string]func(dir string) error{
 		}
 		return unix.Mprotect(b, unix.PROT_READ|unix.PROT_EXEC)
 	},
+	"listen": func(string) error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Listen(fd, 1)
+	},
 	"TCP":          socket(unix.AF_INET, unix.SOCK_STREAM, 0),
 	"UDP":          socket(unix.AF_INET6, unix.SOCK_DGRAM, 0),
 	"unix stream":  socket(unix.AF_UNIX, unix.SOCK_STREAM, 0),
 	"vsock":        socket(unix.AF_VSOCK, unix.SOCK_STREAM, 0),
+	"MPTCP":        socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP),
+	"raw IP":       socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_ICMP),
 	"packet raw":   socket(unix.AF_PACKET, unix.SOCK_RAW, 0),
 	"packet":       socket(unix.AF_PACKET, unix.SOCK_DGRAM, 0),
 	"audit":        socket(unix.AF_NETLINK, unix.SOCK_RAW, unix.NETLINK_AUDIT),
@@ -363,11 +405,11 @@ func TestConfinedProcessesCannotTrespass(t *testing.T) {
 			t.Errorf("%s is refused without confinement too: %v", attempt, free[attempt])
 		}
 	}
-	for name, may := range map[string]string{"signetd": "", "keyholder": "", "dhcp": "packet"} {
+	for name, may := range map[string][]string{"signetd": nil, "outgoing": {"TCP", "UDP"}, "keyholder": nil, "dhcp": {"packet"}} {
 		t.Run(name, func(t *testing.T) {
 			got := attemptsOf(t, name)
 			for attempt, errno := range got {
-				if !refusals[errno] && attempt != may {
+				if !refusals[errno] && !slices.Contains(may, attempt) {
 					t.Errorf("%s: errno %d (%v)", attempt, errno, errno)
 				}
 			}
@@ -502,6 +544,54 @@ func TestKeyHolderWorks(t *testing.T) {
 	}
 	if wrong := ended.wait(); wrong != "" {
 		t.Error(wrong)
+	}
+}
+
+// nameServer answers every question for an IPv4 address with loopback's, until the test ends.
+func nameServer(t *testing.T) (address string) {
+	t.Helper()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	go func() {
+		b := make([]byte, 1<<10)
+		for {
+			n, from, err := conn.ReadFromUDP(b)
+			if err != nil {
+				return
+			}
+			var m dnsmessage.Message
+			if err := m.Unpack(b[:n]); err != nil {
+				continue
+			}
+			m.Response, m.Additionals = true, nil
+			if q := m.Questions[0]; q.Type == dnsmessage.TypeA {
+				m.Answers = []dnsmessage.Resource{{
+					Header: dnsmessage.ResourceHeader{Name: q.Name, Class: q.Class},
+					Body:   &dnsmessage.AResource{A: [4]byte{127, 0, 0, 1}},
+				}}
+			}
+			if answer, err := m.Pack(); err == nil {
+				conn.WriteToUDP(answer, from)
+			}
+		}
+	}()
+	return conn.LocalAddr().String()
+}
+
+func TestOutgoingWorks(t *testing.T) {
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") }))
+	defer web.Close()
+	_, port, err := net.SplitHostPort(web.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := start(t, "outgoing", "work", t.TempDir())
+	cmd.Env = []string{"DNS=" + nameServer(t), "WEB=" + port}
+	if out, err := cmd.Output(); err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
 

@@ -58,10 +58,30 @@ func interfaceAddresses() List {
 	}
 }
 
+// outgoingConnections opens TCP connections to anywhere, by name: Go's resolver asks over UDP and TCP.
+// Without listen(2) none of them takes a connection.
+func outgoingConnections() List {
+	l := List{
+		calls: []uint32{unix.SYS_CONNECT},
+		rules: []rule{
+			// Whether a connection came about, and what Go sets on every socket of these kinds.
+			{unix.SYS_GETSOCKOPT, []arg{is(1, unix.SOL_SOCKET), is(2, unix.SO_ERROR)}},
+			{unix.SYS_SETSOCKOPT, []arg{is(1, unix.IPPROTO_IPV6), is(2, unix.IPV6_V6ONLY)}},
+		},
+	}
+	for _, family := range []uint32{unix.AF_INET, unix.AF_INET6} {
+		for _, kind := range []uint32{unix.SOCK_STREAM, unix.SOCK_DGRAM} {
+			l.rules = append(l.rules, rule{unix.SYS_SOCKET, []arg{is(0, family), {1, 0xf, kind}, is(2, 0)}})
+		}
+	}
+	return l
+}
+
 // Signetd is the enrollment service: HTTP on inherited TCP listeners, the key holder's inherited
-// socket, a Pebble store below its state directory, and words to its supervisor. It opens no connection
-// to anywhere: TCP and UDP sockets come by accept alone.
-func Signetd() List {
+// socket, a Pebble store below its state directory, and words to its supervisor. Only with outgoing,
+// which a site asks for by naming a service elsewhere, does it open connections; else TCP and UDP sockets
+// come by accept alone.
+func Signetd(outgoing bool) List {
 	service := List{
 		calls: []uint32{
 			unix.SYS_ACCEPT4, unix.SYS_SHUTDOWN,
@@ -84,6 +104,9 @@ func Signetd() List {
 			{unix.SYS_SETSOCKOPT, []arg{is(1, unix.IPPROTO_TCP), is(2, unix.TCP_KEEPINTVL)}},
 			{unix.SYS_SETSOCKOPT, []arg{is(1, unix.IPPROTO_TCP), is(2, unix.TCP_KEEPCNT)}},
 		},
+	}
+	if outgoing {
+		service = service.and(outgoingConnections())
 	}
 	return goRuntime().and(inheritedSocket()).and(interfaceAddresses()).and(service)
 }
