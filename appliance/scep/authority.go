@@ -12,6 +12,7 @@ import (
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
 )
 
 // Authority is what a profile's authority is at one moment. It is never written to: where something of it changes,
@@ -21,6 +22,9 @@ type Authority struct {
 	Chain []*x509.Certificate // above CA, the root last; empty where CA is a root
 	RAs   []RA                // the newest first, at least one where CA is set
 	Next  *Next               // the CA that follows this one; nil while none is published
+
+	// Earlier are the generations before CA. GetCRL answers with the list of the one that issued the certificate it is asked about.
+	Earlier []*pki.Issuer
 }
 
 // RA is a registration authority: what devices encrypt to and what signs the answers. Requests to any of an Authority's are opened,

@@ -3,10 +3,13 @@ package scep
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"fmt"
 	"io"
@@ -399,6 +402,52 @@ func TestGetNextCACert(t *testing.T) {
 	d := newDevice(t, rsaKey(t, 2048), "dev")
 	if r := s.openReply(s.post("corp", d.message(s.good()))); r.status != "0" {
 		t.Errorf("for the RA of the CA before: pkiStatus %s: %s", r.status, r.text)
+	}
+}
+
+// Two generations of a CA have one name. Certificates of the earlier one are renewed, found and on its own list.
+func TestGenerations(t *testing.T) {
+	var now atomic.Pointer[Authority]
+	s := newService(t, replaceable(&now, nil))
+	before := now.Load()
+	d := newDevice(t, rsaKey(t, 2048), "dev")
+	first := d.issued(s.openReply(s.post("corp", d.message(s.good()))))
+
+	old := s.issuer["corp"]
+	issuer := newIssuer(t, "CN=corp CA,O=Test", must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), time.Now())
+	ra := RA{parse(t, must(issuer.IssueRA(s.raKey.Public(), time.Now(), time.Hour))), s.raKey, s.raKey}
+	s.issues["corp"].Store(&enroll.Issuers{Active: issuer, Earlier: []*pki.Issuer{old}})
+	now.Store(&Authority{CA: issuer.Certificate(), RAs: []RA{ra, before.RAs[0]}, Earlier: []*pki.Issuer{old}})
+
+	w := s.good()
+	w.recipient = ra.Certificate
+	renewal := &device{t: t, key: d.key, cert: first, csr: makeCSR(t, d.key, "dev", "")}
+	second := renewal.issued(s.openReply(s.post("corp", renewal.message(w))))
+	if err := second.CheckSignatureFrom(issuer.Certificate()); err != nil || !bytes.Equal(second.RawIssuer, first.RawIssuer) {
+		t.Fatalf("renewed by %s: %v", second.Issuer, err)
+	}
+	inner := func(messageType string, about *x509.Certificate) *pkcs7.PKCS7 {
+		w := w
+		w.messageType, w.content = messageType, issuerAndSerial(t, about.RawIssuer, about.SerialNumber)
+		r := s.openReply(s.post("corp", d.message(w)))
+		if r.status != "0" {
+			t.Fatalf("type %s: pkiStatus %s, failInfo %s: %s", messageType, r.status, r.fail, r.text)
+		}
+		return must(pkcs7.Parse(must(must(pkcs7.Parse(r.content)).Decrypt(d.cert, d.key))))
+	}
+	for name, c := range map[string]struct{ about, ca *x509.Certificate }{
+		"issued before": {first, before.CA},
+		"RA of before":  {before.RAs[0].Certificate, before.CA},
+		"issued now":    {second, issuer.Certificate()},
+		"RA of now":     {ra.Certificate, issuer.Certificate()},
+	} {
+		if got := inner("21", c.about).Certificates[0]; !got.Equal(c.about) {
+			t.Errorf("%s: GetCert has %s", name, got.Subject)
+		}
+		list := must(x509.ParseRevocationList(must(asn1.Marshal(inner("22", c.about).CRLs[0]))))
+		if err := list.CheckSignatureFrom(c.ca); err != nil {
+			t.Errorf("%s: the list of GetCRL: %v", name, err)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package scep
 import (
 	"bytes"
 	"crypto/rsa"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/big"
@@ -13,6 +14,7 @@ import (
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
 )
 
 // needsRSA is the mend where there is no challenge to encrypt an answer under.
@@ -71,7 +73,7 @@ func (s *Server) lookUp(x *exchange, req *request) ([]byte, error) {
 	case err != nil || !ok:
 		err = enroll.ErrNoCertificate
 	case req.messageType == typeGetCRL:
-		answer, err = s.crl(x, issuer)
+		answer, err = s.crl(x, issuer, serial)
 	default:
 		answer, err = s.certificate(x, issuer, serial)
 	}
@@ -86,9 +88,18 @@ func (s *Server) lookUp(x *exchange, req *request) ([]byte, error) {
 	return s.success(x.profile, req, answer, sealing{recipient: req.signer, cipher: x.profile.answerCipher(envelope.ContentCipher)})
 }
 
-// crl is the content of an answer to GetCRL about a certificate of an issuer. Whichever certificate is asked about, there is one list for
-// all of the authority.
-func (s *Server) crl(x *exchange, issuer []byte) ([]byte, error) {
+// crl is the content of an answer to GetCRL. There is one list for all that a generation of the authority issued; generations have one
+// name, so the certificate says which it is. About a certificate that is not there, the list is that of the CA of now.
+func (s *Server) crl(x *exchange, issuer []byte, serial *big.Int) ([]byte, error) {
+	if earlier, err := s.earlierIssuer(x, issuer, serial); err != nil {
+		return nil, err
+	} else if earlier != nil {
+		list, err := s.engine.IssuerCRL(x.r.Context(), earlier)
+		if err != nil {
+			return nil, err
+		}
+		return cms.CRLOnly(list.DER)
+	}
 	if !bytes.Equal(issuer, x.offer.CA.RawSubject) {
 		return nil, enroll.ErrNoCertificate
 	}
@@ -97,6 +108,32 @@ func (s *Server) crl(x *exchange, issuer []byte) ([]byte, error) {
 		return nil, err
 	}
 	return cms.CRLOnly(der)
+}
+
+// earlierIssuer returns the earlier generation that issued a certificate, nil if none of them did.
+func (s *Server) earlierIssuer(x *exchange, issuer []byte, serial *big.Int) (*pki.Issuer, error) {
+	if len(x.offer.Earlier) == 0 {
+		return nil, nil
+	}
+	c := x.offer.own(issuer, serial)
+	if c == nil {
+		der, err := s.engine.Certificate(x.profile.Name, issuer, serial)
+		if errors.Is(err, enroll.ErrNoCertificate) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		if c, err = x509.ParseCertificate(der); err != nil {
+			return nil, fmt.Errorf("reading an issued certificate: %w", err)
+		}
+	}
+	for _, i := range x.offer.Earlier {
+		if c.CheckSignatureFrom(i.Certificate()) == nil {
+			return i, nil
+		}
+	}
+	return nil, nil
 }
 
 // certificate is the content of an answer to GetCert. sscep asks for the RA's own unless told otherwise.

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,6 +60,7 @@ type service struct {
 	log    *logBuffer
 	ca, ra map[string]*x509.Certificate // by profile
 	issuer map[string]*pki.Issuer
+	issues map[string]*atomic.Pointer[enroll.Issuers]
 	raKey  *rsa.PrivateKey
 	secure *httptest.Server // see postSecure
 
@@ -98,7 +100,7 @@ func (l *logBuffer) String() string {
 // iot which renews, raw which takes bare requests, both of which hold requests for *.approve.test, and tlsonly; all but that on plain HTTP. adjust may change the configuration.
 func newService(t testing.TB, adjust func(*Config)) *service {
 	t.Helper()
-	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}, issuer: map[string]*pki.Issuer{}}
+	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}, issuer: map[string]*pki.Issuer{}, issues: map[string]*atomic.Pointer[enroll.Issuers]{}}
 	now := time.Now()
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 
@@ -161,7 +163,13 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 		p.Authority = Always(Authority{CA: ca, RAs: []RA{{ra, s.raKey, s.raKey}}})
 		s.ca[p.Name], s.ra[p.Name], s.issuer[p.Name] = ca, ra, issuer
 		config.Profiles = append(config.Profiles, p)
-		profiles = append(profiles, enroll.Profile{Name: p.Name, Policy: policy, Issuers: enroll.Always(issuer), Challenges: challenges, RawCSR: p.RawCSR, Renewal: renewal, Approval: approval})
+		issues := &atomic.Pointer[enroll.Issuers]{}
+		issues.Store(&enroll.Issuers{Active: issuer})
+		s.issues[p.Name] = issues
+		profiles = append(profiles, enroll.Profile{
+			Name: p.Name, Policy: policy, Issuers: func() enroll.Issuers { return *issues.Load() },
+			Challenges: challenges, RawCSR: p.RawCSR, Renewal: renewal, Approval: approval,
+		})
 	}
 	engine, err := enroll.New(enroll.Config{Store: st, Profiles: profiles, Now: time.Now, TimeSource: "test", Log: log})
 	if err != nil {
