@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"strings"
+
+	"golang.org/x/net/idna"
 )
 
 // PolicyError is a request a profile does not allow. Both fields may be shown to the requester and
@@ -69,6 +72,9 @@ func (p *Profile) checkName(n Name) error {
 		if err := CheckDNSName(n.Value); err != nil {
 			return &PolicyError{"san.dns", fmt.Sprintf("%s (%v)", printable(n.Value), err)}
 		}
+		if !isInternational(n.Value) {
+			return &PolicyError{"san.dns", printable(n.Value) + " (a label begins with xn-- and is no A-label)"}
+		}
 		if _, err := netip.ParseAddr(n.Value); err == nil { // some software compares it with addresses
 			return &PolicyError{"san.dns", n.Value + " (an address is a name of kind ip)"}
 		}
@@ -82,6 +88,9 @@ func (p *Profile) checkName(n Name) error {
 			return &PolicyError{"san.upn", printable(n.Value) + " (more than one @)"}
 		}
 	case URI:
+		if !isAbsoluteURI(n.Value) {
+			return &PolicyError{"san.uri", printable(n.Value) + " (not an absolute URI)"}
+		}
 	default:
 		return &PolicyError{"san", "a name of kind " + string(n.Kind)}
 	}
@@ -94,6 +103,31 @@ func (p *Profile) checkName(n Name) error {
 		}
 	}
 	return refused
+}
+
+// isInternational reports whether every label of a DNS name that claims to be an internationalised one
+// is (RFC 5280 §7.2, RFC 5891 §4.2.3): software shows such a label decoded.
+func isInternational(s string) bool {
+	strict := idna.New(idna.ValidateLabels(true), idna.BidiRule())
+	for label := range strings.SplitSeq(strings.ToLower(s), ".") {
+		if strings.HasPrefix(label, "xn--") {
+			if _, err := strict.ToUnicode(label); err != nil {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// isAbsoluteURI reports whether s has a scheme, something behind it, and a host where it has an authority
+// (RFC 5280 §4.2.1.6).
+func isAbsoluteURI(s string) bool {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme == "" {
+		return false
+	}
+	rest := s[len(u.Scheme)+1:]
+	return rest != "" && (!strings.HasPrefix(rest, "//") || u.Hostname() != "")
 }
 
 // CheckDNSName checks the preferred name syntax (RFC 1034 §3.5), underscores besides; no wildcard,

@@ -57,6 +57,8 @@ func TestPolicyRefusals(t *testing.T) {
 		{"dns that only ends alike", x509.CertificateRequest{Subject: cn, DNSNames: []string{"evilexample.com"}}, "san.dns", "evilexample.com"},
 		{"dns the domain itself", x509.CertificateRequest{Subject: cn, DNSNames: []string{"example.com"}}, "san.dns", "example.com"},
 		{"dns wildcard", x509.CertificateRequest{Subject: cn, DNSNames: []string{"*.example.com"}}, "san.dns", "*.example.com"},
+		{"dns A-label", x509.CertificateRequest{Subject: cn, DNSNames: []string{"xn--bcher-kva.example.com"}}, "", ""},
+		{"dns A-label that is none", x509.CertificateRequest{Subject: cn, DNSNames: []string{"XN--zzzz.example.com"}}, "san.dns", "XN--zzzz.example.com (a label"},
 		{"dns empty label", x509.CertificateRequest{Subject: cn, DNSNames: []string{"a..example.com"}}, "san.dns", "a..example.com"},
 		{"dns with a slash", x509.CertificateRequest{Subject: cn, DNSNames: []string{"a/.example.com"}}, "san.dns", "a/.example.com"},
 		{"email elsewhere", x509.CertificateRequest{Subject: cn, EmailAddresses: []string{"me@evil.com"}}, "san.email", "me@evil.com"},
@@ -64,6 +66,8 @@ func TestPolicyRefusals(t *testing.T) {
 		{"ip elsewhere", x509.CertificateRequest{Subject: cn, IPAddresses: []net.IP{net.IPv4(192, 0, 2, 1)}}, "san.ip", "192.0.2.1"},
 		{"ip in IPv6", x509.CertificateRequest{Subject: cn, IPAddresses: []net.IP{net.ParseIP("2001:db8::1")}}, "san.ip", "2001:db8::1"},
 		{"uri elsewhere", x509.CertificateRequest{Subject: cn, URIs: uri("https://evil/")}, "san.uri", "https://evil/"},
+		{"uri without a scheme", x509.CertificateRequest{Subject: cn, URIs: uri("dev/7")}, "san.uri", "dev/7 (not an absolute URI)"},
+		{"uri without a host", x509.CertificateRequest{Subject: cn, URIs: uri("http:///7")}, "san.uri", "http:///7 (not an absolute URI)"},
 		{"upn without a rule", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidSubjectAltName,
 			"\x30\x18\xa0\x16\x06\x0a\x2b\x06\x01\x04\x01\x82\x37\x14\x02\x03\xa0\x08\x0c\x06me@e.x")}, "san.upn", "me@e.x"},
 		{"registeredID", x509.CertificateRequest{Subject: cn, ExtraExtensions: extension(oidSubjectAltName, "\x30\x04\x88\x02\x2a\x03")}, "san", "registeredID"},
@@ -125,6 +129,12 @@ func TestKeyPolicy(t *testing.T) {
 		{"even exponent", both, &rsa.PublicKey{N: big2048.N, E: 65538}, "keys.weak"},
 		{"small factor", both, &rsa.PublicKey{N: new(big.Int).Mul(big2048.N, big.NewInt(751)), E: 65537}, "keys.weak"},
 		{"ROCA", both, &rsa.PublicKey{N: rocaModulus(t), E: 65537}, "keys.weak"},
+		{"even modulus", both, &rsa.PublicKey{N: new(big.Int).Lsh(big2048.N, 1), E: 65537}, "keys.weak"},
+		{"close primes", both, &rsa.PublicKey{N: closePrimes(t, 50), E: 65537}, "keys.weak"},
+		{"close primes, late", both, &rsa.PublicKey{N: closePrimes(t, fermatRounds), E: 65537}, "keys.weak"},
+		{"primes too far for Fermat", both, &rsa.PublicKey{N: closePrimes(t, 1000*fermatRounds), E: 65537}, ""},
+		{"square", both, &rsa.PublicKey{N: square(closePrimes(t, 1).Sqrt(closePrimes(t, 1))), E: 65537}, "keys.weak"},
+		{"point off the curve", both, &ecdsa.PublicKey{Curve: elliptic.P256(), X: big.NewInt(1), Y: big.NewInt(1)}, "keys.weak"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -167,15 +177,40 @@ func rocaModulus(t *testing.T) *big.Int {
 	return new(big.Int).Mul(prime(1001), prime(2003))
 }
 
-// TestSoundKeysAreNotROCA makes sure that the fingerprint is not one of ordinary keys.
-func TestSoundKeysAreNotROCA(t *testing.T) {
+// closePrimes multiplies two primes so close that Fermat's method needs that many rounds, or one or two
+// less: a is (p+q)/2, the square root of n is a little below it by (p-q)²/8√n.
+func closePrimes(t *testing.T, rounds int64) *big.Int {
+	t.Helper()
+	p := new(big.Int).Lsh(big.NewInt(3), 1022)
+	p.Add(p, big.NewInt(0xabcdef))
+	nextPrime := func(n *big.Int) *big.Int {
+		for n.SetBit(n, 0, 1); !n.ProbablyPrime(10); n.Add(n, big.NewInt(2)) {
+		}
+		return n
+	}
+	nextPrime(p)
+	// (q-p)² = 8p·rounds, or less: half a round less lets q be the next prime.
+	distance := new(big.Int).Mul(p, big.NewInt(8*rounds-4))
+	q := nextPrime(new(big.Int).Add(p, distance.Sqrt(distance)))
+	return p.Mul(p, q)
+}
+
+func square(n *big.Int) *big.Int { return n.Mul(n, n) }
+
+// TestSoundKeysAreNotWeak makes sure that no test of weak keys is true of ordinary ones.
+func TestSoundKeysAreNotWeak(t *testing.T) {
 	for range 2000 {
 		n := make([]byte, 256)
 		rand.Read(n)
 		n[0] |= 0x80
 		n[255] |= 1
-		if hasROCAFingerprint(new(big.Int).SetBytes(n)) {
+		if number := new(big.Int).SetBytes(n); hasROCAFingerprint(number) || hasClosePrimes(number) {
 			t.Fatalf("random modulus %x", n)
+		}
+	}
+	for range 3 {
+		if weakness := rsaWeakness(newKey(t, "rsa-2048").Public().(*rsa.PublicKey)); weakness != "" {
+			t.Error(weakness)
 		}
 	}
 }
@@ -210,10 +245,11 @@ func TestUsagesFitTheKey(t *testing.T) {
 
 func TestNewProfileFindsEverything(t *testing.T) {
 	_, err := NewProfile(ProfileConfig{
-		Keys:    KeyConfig{RSA: &RSAConfig{MinBits: 1024}, ECDSA: []string{"p256", "p521", "p256"}},
-		Subject: SubjectConfig{Allow: []string{"CN", "Nickname", "2.5.4.3"}},
-		SAN: SANConfig{DNS: []string{"*example.com", "a b"}, Email: []string{"*"}, IP: []string{"10.0.0.1/8", "ten"},
-			UPN: []string{"nobody"}},
+		Keys: KeyConfig{RSA: &RSAConfig{MinBits: 1024}, ECDSA: []string{"p256", "p521", "p256"}},
+		Subject: SubjectConfig{Allow: []string{"CN", "Nickname", "2.5.4.3"}, Template: "CN={CN},O={O}",
+			Match: map[string][]string{"O": {"*"}, "CN": {"*", "regex:(", " x"}, "2.5.4.3": nil}},
+		SAN: SANConfig{DNS: []string{"*example.com", "a b", "regex:[", "regex:"}, Email: []string{"*"}, IP: []string{"10.0.0.1/8", "ten", "regex:10.*"},
+			URI: []string{"regex:(x{1000}){2}y{900}" + strings.Repeat("z{900}", 3), "regex:" + strings.Repeat("x", maxRegex+1)}, UPN: []string{"nobody", `regex:\`}},
 		Usage:    UsageConfig{Key: []string{"keyCertSign"}, Extended: []string{"clientAuth", "anything", "2.5.29.37.0"}},
 		Validity: time.Second,
 	})
@@ -230,7 +266,9 @@ func TestNewProfileFindsEverything(t *testing.T) {
 	}
 	want := map[string]bool{}
 	for _, field := range []string{"keys.rsa.min_bits", "keys.ecdsa[1]", "keys.ecdsa[2]", "subject.allow[1]", "subject.allow[2]",
-		"san.dns[0]", "san.dns[1]", "san.ip[0]", "san.ip[1]", "san.upn[0]", "usage.key[0]", "usage.extended[1]", "usage.extended[2]", "validity"} {
+		"subject.match.O", "subject.match.CN[1]", "subject.match.CN[2]", "subject.match.2.5.4.3", "subject.template",
+		"san.dns[0]", "san.dns[1]", "san.dns[2]", "san.dns[3]", "san.ip[0]", "san.ip[1]", "san.ip[2]", "san.uri[0]", "san.uri[1]",
+		"san.upn[0]", "san.upn[1]", "usage.key[0]", "usage.extended[1]", "usage.extended[2]", "validity"} {
 		want[field] = true
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -253,6 +291,58 @@ func TestMatches(t *testing.T) {
 	for _, tt := range tests {
 		if got := matches(tt.pattern, tt.s); got != tt.want {
 			t.Errorf("matches(%q, %q) = %t", tt.pattern, tt.s, got)
+		}
+	}
+}
+
+func TestPatterns(t *testing.T) {
+	tests := []struct {
+		pattern, s string
+		want       bool
+	}{
+		{"Printer-*.example.com", "printer-7.EXAMPLE.com", true},
+		{`regex:plc-[0-9]{4}\.example\.com`, "plc-0042.example.com", true},
+		{`regex:plc-[0-9]{4}\.example\.com`, "PLC-0042.example.com", true},
+		{`regex:(?-i)plc-[0-9]{4}`, "PLC-0042", false},
+		{`regex:plc-[0-9]{4}\.example\.com`, "plc-0042.example.com.evil.net", false},
+		{`regex:plc-[0-9]{4}\.example\.com`, "x.plc-0042.example.com", false},
+		{`regex:a|b`, "ab", false}, {`regex:a|b`, "bx", false}, {`regex:a|b`, "xa", false}, {`regex:a|b`, "b", true},
+		{`regex:(?m)^a$`, "x\na", false}, {`regex:a`, "a\n", false},
+		{`regex:.*`, strings.Repeat("x", maxRegexValue), true}, {`regex:.*`, strings.Repeat("x", maxRegexValue+1), false},
+	}
+	for _, tt := range tests {
+		p, err := newPattern(tt.pattern)
+		if err != nil {
+			t.Errorf("%s: %v", tt.pattern, err)
+			continue
+		}
+		if got := p.matches(tt.s); got != tt.want {
+			t.Errorf("%s matches %.40q: %t", tt.pattern, tt.s, got)
+		}
+	}
+	for _, bad := range []string{"regex:", "regex:a)(b", `regex:\Qa`, `regex:a\`, "regex:(?i", "regex:(?=a)", "regex:" + strings.Repeat("a{1000}", 5)} {
+		if _, err := newPattern(bad); err == nil {
+			t.Errorf("%s is accepted", bad)
+		}
+	}
+}
+
+// TestRegularExpressions holds a name of every kind that can have one against a regular expression.
+func TestRegularExpressions(t *testing.T) {
+	c := permissive()
+	c.SAN = SANConfig{DNS: []string{`regex:plc-\d+\.example\.com`}, Email: []string{`regex:[a-z]+\.plc@example\.com`}, URI: []string{`regex:urn:plc:\d+`},
+		UPN: []string{`regex:plc\d@corp\.example\.com`}}
+	p := newProfile(t, c)
+	for name, allowed := range map[Name]bool{
+		{DNS, "plc-7.example.com"}: true, {DNS, "plc-x.example.com"}: false, {DNS, "plc-7.example.com.evil.net"}: false,
+		{Email, "a.plc@example.com"}: true, {Email, "a@example.com"}: false,
+		{URI, "urn:plc:7"}: true, {URI, "urn:plc:x"}: false,
+		{UPN, "plc7@corp.example.com"}: true, {UPN, "me@corp.example.com"}: false,
+	} {
+		err := p.checkName(name)
+		var refused *PolicyError
+		if (err == nil) != allowed || !allowed && (!errors.As(err, &refused) || refused.Rule != "san."+string(name.Kind) || refused.Value != name.Value) {
+			t.Errorf("%v: %v", name, err)
 		}
 	}
 }
@@ -298,7 +388,7 @@ func TestAuthoritysOwnName(t *testing.T) {
 }
 
 // The SID of an Active Directory account is allowed by a pattern that says so, and is nothing a pattern
-// for any URI lets through. As an extension it is not kept.
+// for any URI lets through.
 func TestWindowsSID(t *testing.T) {
 	const sid = "S-1-5-21-1111111111-2222222222-3333333333-500"
 	key := newKey(t, "ecdsa-p256")
@@ -311,20 +401,13 @@ func TestWindowsSID(t *testing.T) {
 		"*": false, "tag:*": false, "tag:microsoft.com,*": false, "*" + sid: false,
 		"tag:microsoft.com,2022-09-14:sid:*": true, "tag:microsoft.com,2022-09-14:sid:S-1-5-21-1111111111-*": true,
 		"tag:microsoft.com,2022-09-14:sid:S-1-5-21-9-*": false,
+		`regex:.*`: false, `regex:tag:.*|x`: false, `regex:tag:microsoft\.com,2022-09-14:sid:S-1-5-21-.*`: true,
 	} {
 		config := permissive()
 		config.SAN.URI = []string{pattern}
 		var refused *PolicyError
 		if err := newProfile(t, config).Check(r); (err == nil) != allowed || err != nil && (!errors.As(err, &refused) || refused.Rule != "san.uri") {
 			t.Errorf("pattern %s: %v", pattern, err)
-		}
-	}
-
-	extension := pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 311, 25, 2}, Value: []byte{0x30, 0x00}}
-	r = goRequest(t, key, x509.CertificateRequest{DNSNames: []string{"a.example.com"}, ExtraExtensions: []pkix.Extension{extension}})
-	for _, e := range issued(t, newAuthority(t, key), r).Extensions {
-		if e.Id.Equal(extension.Id) {
-			t.Error("the extension was kept")
 		}
 	}
 }

@@ -116,6 +116,8 @@ func checkKept(t testing.TB, r *Request) {
 	same("key", r.RawSPKI, kept.RawSPKI)
 	same("names", r.SAN, kept.SAN)
 	same("names as DER", r.RawSAN, kept.RawSAN)
+	same("SID", r.SID, kept.SID)
+	same("subject of a renewed certificate", r.issued, kept.issued)
 	if public, ok := r.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(kept.PublicKey) {
 		t.Error("another key was kept")
 	}

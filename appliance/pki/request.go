@@ -362,8 +362,8 @@ func (r *Request) Identity() string {
 }
 
 // OtherNames lists, for the audit log, what the certificate is to be for besides [Request.Identity]:
-// every further common name (software differs in which of several it believes) and every
-// subjectAltName. "" where there is none. It begins with their number, because a log may cut it.
+// every further common name (software differs in which of several it believes), every subjectAltName
+// and the SID. "" where there is none. It begins with their number, because a log may cut it.
 func (r *Request) OtherNames() string { return r.otherNames(printable) }
 
 // AllOtherNames is [Request.OtherNames] with every name whole, for whoever decides on the request.
@@ -390,6 +390,9 @@ func (r *Request) otherNames(show func(string) string) string {
 	}
 	for _, name := range r.SAN {
 		add(string(name.Kind)+":", name.Value)
+	}
+	if r.SID != "" {
+		add("sid:", r.SID)
 	}
 	switch len(others) {
 	case 0:

@@ -305,6 +305,45 @@ func TestOtherNames(t *testing.T) {
 	}
 }
 
+func TestNames(t *testing.T) {
+	key := newKey(t, "ecdsa-p256")
+	request := goRequest(t, key, x509.CertificateRequest{
+		RawSubject: mustDN(t, "CN=first,O=none,CN=last"), DNSNames: []string{"a.b"}, IPAddresses: []net.IP{{10, 0, 0, 1}},
+	})
+	want := []Name{{CN, "first"}, {CN, "last"}, {DNS, "a.b"}, {IP, "10.0.0.1"}}
+	if diff := cmp.Diff(want, request.Names()); diff != "" {
+		t.Error(diff)
+	}
+	if names := goRequest(t, key, x509.CertificateRequest{Subject: pkix.Name{Organization: []string{"none"}}}).Names(); len(names) != 0 {
+		t.Errorf("names %v", names)
+	}
+}
+
+// TestForKey: the certificate for a key made here has that key, and the subject and names asked for.
+func TestForKey(t *testing.T) {
+	asked := goRequest(t, newKey(t, "ecdsa-p256"), x509.CertificateRequest{Subject: pkix.Name{CommonName: "dev"}, DNSNames: []string{"a.b"}})
+	for _, algorithm := range []string{"rsa-2048", "ecdsa-p384"} {
+		made := newKey(t, algorithm)
+		request, err := asked.ForKey(made.Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert := issued(t, newAuthority(t, newKey(t, "ecdsa-p256")), request)
+		if public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(made.Public()) {
+			t.Error("the certificate has another key")
+		}
+		if cert.Subject.CommonName != "dev" || !slices.Equal(cert.DNSNames, []string{"a.b"}) {
+			t.Errorf("for %s, %v", cert.Subject, cert.DNSNames)
+		}
+		if string(request.Raw) != string(asked.Raw) || string(asked.RawSPKI) == string(request.RawSPKI) {
+			t.Error("the request asked is not what it was")
+		}
+	}
+	if _, err := asked.ForKey("no key"); err == nil {
+		t.Error("a key of no type")
+	}
+}
+
 func TestIsNamed(t *testing.T) {
 	request := goRequest(t, newKey(t, "ecdsa-p256"), x509.CertificateRequest{
 		RawSubject: mustDN(t, `CN=Box.example.com,CN=10.0.0.1,O=other.example.com,CN=\ spaced.example.com.\ `), DNSNames: []string{"www.example.com"},
@@ -458,11 +497,17 @@ func FuzzParseRequest(f *testing.F) {
 // FuzzParseInfo fuzzes below the signature, which the fuzzer cannot forge.
 func FuzzParseInfo(f *testing.F) {
 	key := newKey(f, "ecdsa-p256")
-	issuer, profile := newAuthority(f, key), newProfile(f, permissive())
+	strict := permissive()
+	strict.ADSID, strict.MustStaple = true, true
+	strict.Subject.Template = "CN={CN},O=Factory 7+OU={OU}"
+	strict.Subject.Match = map[string][]string{"CN": {"regex:[a-z]+", "x*"}}
+	issuer := newAuthority(f, key).Publishing(Locations{CRL: "http://box.example.com/pki/a.crl", OCSP: "http://box.example.com/ocsp/a"})
+	profiles := []*Profile{newProfile(f, permissive()), newProfile(f, strict)}
 	seeds := append(slices.Collect(maps.Values(recorded(f))),
 		rawRequest(f, key, mustDN(f, "CN=dev"), attributeDER(f, oidChallengePassword, stringDER(f, cbasn1.UTF8String, "a"))),
 		rawRequest(f, key, mustDN(f, "C=CH,O=B+OU=C"), attributeDER(f, oidMSExtensions,
 			stringDER(f, cbasn1.SEQUENCE, sanExtension))),
+		rawRequest(f, key, mustDN(f, "OU=b,CN=a"), attributeDER(f, oidExtensionRequest, stringDER(f, cbasn1.SEQUENCE, sidExtension))),
 	)
 	for _, der := range seeds {
 		request, err := ParseRequest(der)
@@ -478,14 +523,16 @@ func FuzzParseInfo(f *testing.F) {
 		}
 		request.Identity()
 		checkKept(t, &request)
-		prepared, err := issuer.Prepare(profile, &request, now)
-		var refused *PolicyError
-		if err != nil && !errors.As(err, &refused) {
-			t.Errorf("error %v is no refusal", err)
-		}
-		if err == nil {
-			if _, err := issuer.Issue(prepared); err != nil {
-				t.Errorf("prepared but not issued: %v", err)
+		for _, profile := range profiles {
+			prepared, err := issuer.Prepare(profile, &request, now)
+			var refused *PolicyError
+			if err != nil && !errors.As(err, &refused) {
+				t.Errorf("error %v is no refusal", err)
+			}
+			if err == nil {
+				if _, err := issuer.Issue(prepared); err != nil {
+					t.Errorf("prepared but not issued: %v", err)
+				}
 			}
 		}
 	})

@@ -47,7 +47,11 @@ func (p *Profile) subjectFor(r *Request) ([]byte, error) {
 		}
 		return r.RawSubject, nil
 	}
-	return p.template.fill(subject)
+	filled, err := p.template.fill(subject)
+	if err == nil && len(filled) > maxSubject {
+		return nil, &PolicyError{"subject.template", fmt.Sprintf("a subject of %d bytes (at most %d)", len(filled), maxSubject)}
+	}
+	return filled, err
 }
 
 // checkAttribute holds one attribute of a request's subject against the profile. made says that the
