@@ -210,9 +210,10 @@ func (m *Machine) readRelease(b *opened) error {
 	return nil
 }
 
-// readSite reads the measured site.
+// readSite reads the measured site. It passed all checks when it was baked; a certificate in it that has
+// expired since is for the service to say.
 func (m *Machine) readSite(b *opened) (err error) {
-	if b.site, err = provision.Load(os.DirFS(m.path(format.SiteDir))); err != nil {
+	if b.site, err = provision.LoadBaked(os.DirFS(m.path(format.SiteDir))); err != nil {
 		return &Problem{What: "the site in this image cannot be used", Mend: "run `signet check` on the site, bake it again and flash the image", Err: err}
 	}
 	return nil

@@ -2,10 +2,16 @@ package box
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/binary"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"io"
+	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +25,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"signet.internal/appliance/keys"
+	"signet.internal/image/format"
 	"signet.internal/provision"
 	"signet.internal/tpm"
 )
@@ -171,6 +178,37 @@ func TestWriteResolvers(t *testing.T) {
 		if got, err := os.ReadFile(path); err != nil || string(got) != want {
 			t.Errorf("%q, %v", got, err)
 		}
+	}
+}
+
+// What expires after the site was baked keeps no box from starting.
+func TestReadSiteWithAnExpiredCertificate(t *testing.T) {
+	m := &Machine{root: t.TempDir(), screen: &Screen{}, log: &logBuffer{}}
+	if err := os.CopyFS(m.path(format.SiteDir), os.DirFS("../../configs/demo")); err != nil {
+		t.Fatal(err)
+	}
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "expired"}, NotAfter: time.Now().Add(-time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if err := os.WriteFile(m.path(filepath.Join(format.SiteDir, "trust/bootstrap.pem")), bundle, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := provision.Load(os.DirFS(m.path(format.SiteDir))); err == nil {
+		t.Fatal("this could be baked")
+	}
+	var b opened
+	if err := m.readSite(&b); err != nil || len(b.site.Profiles) == 0 {
+		t.Errorf("%+v, %v", b.site, err)
 	}
 }
 
