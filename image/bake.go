@@ -205,7 +205,12 @@ func newManifest(o Options, site *provision.Site, base *baseContent, uki *kernel
 		PolicyKey: hex.EncodeToString(fingerprint), DBCertificate: hex.EncodeToString(db[:]), SBOM: base.SBOM,
 	}
 	for _, p := range site.Profiles {
-		m.Profiles = append(m.Profiles, Profile{p.Name, p.Default, p.SCEP.PlainHTTP && site.Listeners.Plain})
+		m.Profiles = append(m.Profiles, Profile{
+			Name: p.Name, Default: p.Default,
+			SCEP: p.SCEP.On, PlainSCEP: p.SCEP.PlainHTTP && site.Listeners.Plain,
+			EST: p.EST != nil, LegacySCEP: p.SCEP.LegacyTLS && site.Listeners.LegacySCEP,
+			LegacyEST: p.EST != nil && p.EST.LegacyTLS,
+		})
 	}
 	for phase, value := range uki.pcr11 {
 		m.PCR11[phase] = hex.EncodeToString(value[:])
@@ -224,7 +229,7 @@ func listenerNames(l provision.Listeners) []string {
 	for _, x := range []struct {
 		name string
 		on   bool
-	}{{"est", l.EST}, {"scep", l.SCEP}, {"console", l.Console}, {"plain", l.Plain}} {
+	}{{"est", l.EST}, {"scep", l.SCEP}, {"console", l.Console}, {"plain", l.Plain}, {"legacy", l.Legacy}, {"legacy_scep", l.LegacySCEP}} {
 		if x.on {
 			names = append(names, x.name)
 		}

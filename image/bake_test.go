@@ -224,8 +224,11 @@ func checkOutputs(t *testing.T, o Options, m *Manifest) {
 	if m.Name != "test" || m.Version != "1.2.3" || m.Epoch != 4 || m.Kernel != "6.1.0-test" {
 		t.Errorf("manifest describes another image: %+v", m)
 	}
-	if diff := cmp.Diff([]string{"scep", "console", "plain"}, m.Listeners); diff != "" {
+	if diff := cmp.Diff([]string{"est", "scep", "console", "plain"}, m.Listeners); diff != "" {
 		t.Errorf("listeners (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]Profile{{Name: "corp", Default: true, SCEP: true, PlainSCEP: true}}, m.Profiles); diff != "" {
+		t.Errorf("profiles (-want +got):\n%s", diff)
 	}
 }
 

@@ -41,9 +41,13 @@ type Manifest struct {
 
 // Profile is where a client finds one enrollment profile.
 type Profile struct {
-	Name      string `json:"name"`
-	Default   bool   `json:"default"`
-	PlainSCEP bool   `json:"plain_scep"` // served on the plain listener too
+	Name       string `json:"name"`
+	Default    bool   `json:"default"`
+	SCEP       bool   `json:"scep"`
+	PlainSCEP  bool   `json:"plain_scep"`  // served on the plain listener too
+	LegacySCEP bool   `json:"legacy_scep"` // served on listener legacy_scep too
+	EST        bool   `json:"est"`
+	LegacyEST  bool   `json:"legacy_est"` // served on listener legacy too
 }
 
 // File is one output of a bake.

@@ -14,7 +14,6 @@ const (
 	rootValidity    = 3650 * 24 * time.Hour
 	minRootValidity = 30 * 24 * time.Hour
 	maxRootValidity = 36500 * 24 * time.Hour
-	maxPathLen      = 8
 	crlValidity     = 7 * 24 * time.Hour
 	raOverlap       = 30 * 24 * time.Hour
 	maxRAOverlap    = 365 * 24 * time.Hour
@@ -31,7 +30,7 @@ func (l *loader) readAuthorities(o *object) {
 	}
 	seen := map[string]bool{}
 	for i, n := range nodes {
-		a := o.d.object(n, o.element("authorities", i), "name", "mode", "subject", "key", "validity", "path_len", "crl_validity", "ocsp")
+		a := o.d.object(n, o.element("authorities", i), "name", "mode", "subject", "key", "validity", "crl_validity", "ocsp")
 		a.require("name", "write a short name such as devices")
 		a.require("mode", "write mode: root, or mode: subordinate for one that an offline root signs")
 		a.require("subject", `write a subject such as "CN=Plant 7 Devices CA,O=Example"`)
@@ -82,8 +81,6 @@ func (l *loader) readLife(o *object, a *Authority) {
 			a.Validity = d
 		}
 	}
-	pathLen, _ := o.number("path_len", 0, maxPathLen)
-	a.PathLen = int(pathLen)
 	a.CRLValidity = crlValidity
 	if d, ok := o.duration("crl_validity"); ok {
 		if d < time.Hour || d > 90*24*time.Hour {

@@ -77,10 +77,7 @@ type Authority struct {
 	Algorithm   string // as in KeySpec
 	Protection  string // as in KeySpec
 	// Validity of a root's certificate; 0 for a subordinate, whose issuer decides.
-	Validity time.Duration
-	// PathLen is how many CA certificates may follow this one in a chain (pathLenConstraint, RFC 5280
-	// §4.2.1.9), which a root's certificate says and a subordinate's request asks for.
-	PathLen     int
+	Validity    time.Duration
 	CRLValidity time.Duration // from a CRL's thisUpdate to its nextUpdate
 	OCSP        bool          // answered at /ocsp/NAME; only where listener plain is on
 }
@@ -254,6 +251,20 @@ type EST struct {
 	ChannelBinding string        // "" is off, "optional" or "required" (RFC 7030 §3.5)
 	ServerKeyGen   string        // algorithm of keys made for devices, as in KeySpec; "" is off
 	RetryAfter     time.Duration // when a device asks again that has to wait; whole seconds
+}
+
+// Modes are the ways of authentication that are on, as a profile names them.
+func (e *EST) Modes() []string {
+	var modes []string
+	for _, m := range []struct {
+		name string
+		on   bool
+	}{{"basic", len(e.Basic) > 0}, {"challenge", e.Challenge}, {"issued", e.Issued}, {"bundle", e.Bundle != nil}} {
+		if m.on {
+			modes = append(modes, m.name)
+		}
+	}
+	return modes
 }
 
 // BasicUser is who may authenticate with a password.

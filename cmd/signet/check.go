@@ -58,15 +58,20 @@ func describeSite(s *provision.Site) string {
 		fmt.Fprintf(&b, "  %-11s %s\n", label, fmt.Sprintf(format, args...))
 	}
 	fmt.Fprintf(&b, "%s %s, epoch %d: no problems\n", s.Name, s.Version, s.Epoch)
-	line("reached at", "%s", s.PublicHost)
+	if s.PublicHost != "" {
+		line("reached at", "%s", s.PublicHost)
+	}
 	if s.Network.DHCP {
 		line("network", "DHCP")
 	} else {
 		line("network", "%s, gateway %s, DNS %v", s.Network.Address, s.Network.Gateway, s.Network.DNS)
 	}
 	line("listeners", "%s", strings.Join(listenerNames(s.Listeners), ", "))
+	if p := s.TrustedProxies; p != nil {
+		line("proxies", "%v", p.Networks)
+	}
 	for _, a := range s.Authorities {
-		line("authority", "%s: %s, %s, %s", a.Name, a.SubjectText, a.Algorithm, a.Protection)
+		line("authority", "%s: %s, %s, %s%s", a.Name, a.SubjectText, a.Algorithm, a.Protection, describeMode(a))
 	}
 	line("RA", "%s, %s, certificates for %d days", s.RA.Algorithm, s.RA.Protection, int(s.RA.Validity.Hours()/24))
 	for _, p := range s.Profiles {
@@ -74,7 +79,14 @@ func describeSite(s *provision.Site) string {
 		if p.Default {
 			name += " (default)"
 		}
-		line("profile", "%s: authority %s, challenges %s", name, p.Authority, strings.Join(p.SCEP.Challenges.Kinds(), ", "))
+		what := "authority " + p.Authority
+		if p.SCEP.On {
+			what += ", challenges " + strings.Join(p.SCEP.Challenges.Kinds(), ", ")
+		}
+		if p.EST != nil {
+			what += ", EST with " + strings.Join(p.EST.Modes(), ", ")
+		}
+		line("profile", "%s: %s", name, what)
 	}
 	for _, weakness := range s.Weaknesses() {
 		line("weak", "%s", weakness)
@@ -82,12 +94,24 @@ func describeSite(s *provision.Site) string {
 	return b.String()
 }
 
+// describeMode says what has to happen before an authority works, and what it leaves out.
+func describeMode(a provision.Authority) string {
+	what := ""
+	if a.Mode == provision.ModeSubordinate {
+		what += ", subordinate: issues once its chain is installed"
+	}
+	if !a.OCSP {
+		what += ", no OCSP"
+	}
+	return what
+}
+
 func listenerNames(l provision.Listeners) []string {
 	var names []string
 	for _, listener := range []struct {
 		on   bool
 		name string
-	}{{l.EST, "est :443"}, {l.SCEP, "scep :8443"}, {l.Console, "console :9443"}, {l.Plain, "plain :80"}} {
+	}{{l.EST, "est :443"}, {l.SCEP, "scep :8443"}, {l.Console, "console :9443"}, {l.Plain, "plain :80"}, {l.Legacy, "legacy :7443"}, {l.LegacySCEP, "legacy_scep :7444"}} {
 		if listener.on {
 			names = append(names, listener.name)
 		}

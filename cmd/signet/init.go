@@ -38,6 +38,8 @@ type initResult struct {
 	Profile   string   `json:"profile,omitempty"`
 	Challenge string   `json:"challenge,omitempty"` // the profile's; stored nowhere
 	Files     []string `json:"files"`               // written, relative to dir
+	User      string   `json:"user,omitempty"`      // of EST
+	Password  string   `json:"password,omitempty"`  // the user's; stored nowhere
 }
 
 func newInit(t *terminal) *cobra.Command {
@@ -46,7 +48,7 @@ func newInit(t *terminal) *cobra.Command {
 		Use:   "init DIR",
 		Short: "write a new site with fresh signing keys",
 		Long: `Writes a commented site into DIR, which must be empty or absent: site.yaml, a profile with a fresh
-challenge (printed once), and signing keys in DIR/secrets. With --keys-only it adds signing keys to a site
+challenge and EST password (printed once), and signing keys in DIR/secrets. With --keys-only it adds signing keys to a site
 that has none, and leaves one that has them alone.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(_ *cobra.Command, a []string) error {
@@ -97,12 +99,15 @@ func initSite(t *terminal, o initOptions) error {
 	if o.name == provision.DemoName {
 		return refuse(fmt.Errorf("%q is the name of the demo site, whose boxes say they are not for production", o.name), "choose another with --name")
 	}
-	secret := newSecret()
-	hash, err := provision.HashSecret([]byte(secret))
-	if err != nil {
-		return fmt.Errorf("hashing challenge: %w", err)
+	v := o.values()
+	challenge, password := newSecret(), newSecret()
+	for secret, hash := range map[string]*string{challenge: &v.ChallengeHash, password: &v.PasswordHash} {
+		var err error
+		if *hash, err = provision.HashSecret([]byte(secret)); err != nil {
+			return fmt.Errorf("hashing secret: %w", err)
+		}
 	}
-	files, err := renderSite(o, hash)
+	files, err := renderSite(v)
 	if err != nil {
 		return err
 	}
@@ -110,12 +115,12 @@ func initSite(t *terminal, o initOptions) error {
 	if err != nil {
 		return err
 	}
-	result := initResult{Dir: o.dir, Name: o.name, Profile: "corp", Challenge: secret, Files: written}
-	text := fmt.Sprintf("site %s written to %s\nchallenge of profile corp: %s\n", o.name, o.dir, secret)
+	result := initResult{Dir: o.dir, Name: o.name, Profile: "corp", Challenge: challenge, Files: written, User: "device", Password: password}
+	text := fmt.Sprintf("site %s written to %s\nchallenge of profile corp: %s\nEST password of user device: %s\n", o.name, o.dir, challenge, password)
 	if err := t.result(result, text); err != nil {
 		return err
 	}
-	t.notef("the challenge is shown this once: the site holds only its hash")
+	t.notef("challenge and password are shown this once: the site holds only their hashes")
 	t.notef("%s signs every image of this site's boxes: back it up, never commit it", filepath.Join(o.dir, secretsDir))
 	t.notef("next: edit %s, then `signet check %s`, then `signet bake %s -o OUT`", filepath.Join(o.dir, "site.yaml"), o.dir, o.dir)
 	return nil
@@ -155,17 +160,25 @@ func nameFrom(dir string) (string, error) {
 	return name, nil
 }
 
-// renderSite executes the embedded template; the paths are relative to the site.
-func renderSite(o initOptions, challengeHash string) (map[string][]byte, error) {
-	values := struct{ Name, PublicHost, Subject, DNSPattern, ChallengeHash string }{
-		Name:          o.name,
-		PublicHost:    o.publicHost,
-		Subject:       "CN=" + o.name + " Devices CA",
-		ChallengeHash: challengeHash,
-	}
+// siteValues are what the template of a site is executed with.
+type siteValues struct {
+	Name, PublicHost, Subject string
+	DNSPattern                string // in quotes; "" for none
+	ChallengeHash             string // of profile corp
+	PasswordHash              string // of its EST user
+}
+
+// values are o's, without hashes.
+func (o initOptions) values() siteValues {
+	v := siteValues{Name: o.name, PublicHost: o.publicHost, Subject: "CN=" + o.name + " Devices CA"}
 	if _, domain, ok := strings.Cut(o.publicHost, "."); ok && strings.ContainsFunc(domain, isLetter) {
-		values.DNSPattern = fmt.Sprintf("%q", "*."+domain)
+		v.DNSPattern = fmt.Sprintf("%q", "*."+domain)
 	}
+	return v
+}
+
+// renderSite executes the embedded template; the paths are relative to the site.
+func renderSite(values siteValues) (map[string][]byte, error) {
 	const suffix = ".tmpl"
 	files := map[string][]byte{".gitignore": []byte("/" + secretsDir + "/\n")}
 	err := fs.WalkDir(configs.Template, "template", func(path string, d fs.DirEntry, err error) error {
