@@ -51,7 +51,8 @@ type SubjectConfig struct {
 
 	// Template is the subject of the certificates, "" for that of the request. It is written as for
 	// [ParseDN], and a value that is {ATTR} stands for the one value the request has for that attribute:
-	// "CN={CN},O=Factory 7,C=CH". A request without it, or with several, is refused.
+	// "CN={CN},O=Factory 7,C=CH". A request without it, or with several, is refused. A common name is
+	// {CN} or a text: nobody would have looked at any other attribute as a name.
 	Template string
 }
 

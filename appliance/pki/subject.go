@@ -267,8 +267,10 @@ func checkTemplate(t subjectTemplate, allow []asn1.ObjectIdentifier) error {
 			switch {
 			case own.from != nil && !allowed(own.from):
 				errs = append(errs, fmt.Errorf("no request may hold the %s it needs; add it to subject.allow", attributeName(own.from)))
-			case own.oid.Equal(oidCommonName) && (own.from == nil || !own.from.Equal(own.oid)) && allowed(own.oid):
-				// Challenges and approvals are for the name that was asked for.
+			case own.oid.Equal(oidCommonName) && own.from != nil && !own.from.Equal(own.oid):
+				// Challenges, approvals and the box's own names are held against the name asked for.
+				errs = append(errs, fmt.Errorf("a common name is {CN} or a text, not the request's %s", attributeName(own.from)))
+			case own.oid.Equal(oidCommonName) && own.from == nil && allowed(own.oid):
 				errs = append(errs, errors.New("the common name a request asks for would not be the one it gets; leave CN out of subject.allow"))
 			}
 		}

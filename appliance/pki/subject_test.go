@@ -24,8 +24,8 @@ func TestSubjectTemplate(t *testing.T) {
 		{"order of the template", "C=CH,O=Factory 7,CN={CN}", "CN", "CN=dev", "C=CH,O=Factory 7,CN=dev", "", ""},
 		{"spaces and case", " cn = { cn } , O=Factory 7 ", "CN", "CN=dev", "CN=dev,O=Factory 7", "", ""},
 		{"several in a part", "O=B+CN={CN}", "CN", "CN=dev", "O=B+CN=dev", "", ""},
-		{"another attribute", "CN={serialNumber},O=B", "serialNumber", "serialNumber=FTX1", "CN=FTX1,O=B", "", ""},
-		{"one used twice", "CN={serialNumber},serialNumber={serialNumber}", "serialNumber", "serialNumber=7", "CN=7,serialNumber=7", "", ""},
+		{"another attribute", "OU={serialNumber},O=B", "serialNumber", "serialNumber=FTX1", "OU=FTX1,O=B", "", ""},
+		{"one used twice", "OU={serialNumber},serialNumber={serialNumber}", "serialNumber", "serialNumber=7", "OU=7,serialNumber=7", "", ""},
 		{"nothing from the request", "CN=kiosk", "O", "O=x", "CN=kiosk", "", ""},
 		{"an escaped text", `CN={CN},O=Sue\, Grabbit`, "CN", "CN=dev", `CN=dev,O=Sue\, Grabbit`, "", ""},
 		{"what the template writes", "CN={CN},O=Factory 7", "CN", "CN=dev,O=Factory 7", "CN=dev,O=Factory 7", "", ""},
@@ -33,7 +33,7 @@ func TestSubjectTemplate(t *testing.T) {
 		{"missing", "CN={CN},O=B", "CN O", "O=x", "", "subject.template", "0 values for CN"},
 		{"ambiguous", "CN={CN},O=B", "CN", "CN=a,CN=b", "", "subject.template", "2 values for CN"},
 		{"not allowed", "CN={CN},O=B", "CN", "CN=a,L=x", "", "subject.allow", "L=x"},
-		{"too long for the other", "CN={description}", "description", "description=" + strings.Repeat("x", 65), "", "subject.template", "65 characters"},
+		{"too long for the other", "OU={description}", "description", "description=" + strings.Repeat("x", 65), "", "subject.template", "65 characters"},
 		{"does not fit the other", "C={OU}", "OU", "OU=ch", "", "subject.template", "OU=ch as C: a country is two capital letters"},
 		{"the authority's own name", "CN={CN},O=Signet", "CN", "CN=Test CA", "", "subject.allow", "own name"},
 	}
@@ -94,16 +94,16 @@ func TestSubjectTemplate(t *testing.T) {
 func TestTemplateOfFirstRequest(t *testing.T) {
 	issuer, key := newAuthority(t, newKey(t, "ecdsa-p256")), newKey(t, "ecdsa-p256")
 	c := permissive()
-	c.Subject = SubjectConfig{Allow: []string{"serialNumber"}, Template: "CN={serialNumber},O=B", Match: map[string][]string{"serialNumber": {"FTX*"}}}
+	c.Subject = SubjectConfig{Allow: []string{"serialNumber"}, Template: "OU={serialNumber},O=B", Match: map[string][]string{"serialNumber": {"FTX*"}}}
 	p := newProfile(t, c)
-	made := goRequest(t, key, x509.CertificateRequest{RawSubject: mustDN(t, "CN=FTX1,O=B")})
+	made := goRequest(t, key, x509.CertificateRequest{RawSubject: mustDN(t, "OU=FTX1,O=B")})
 	var refused *PolicyError
 	if _, err := issuer.Prepare(p, made, now); !errors.As(err, &refused) || refused.Rule != "subject.allow" {
 		t.Errorf("first request: %v", err)
 	}
 
 	// A certificate of another authority, whose subject this template could have made but would not.
-	for subject, rule := range map[string]string{"CN=FTX1,O=B": "", "CN=admin,O=B": "subject.match", "CN=FTX1,O=C": "subject.allow", "CN=FTX1": "subject.allow"} {
+	for subject, rule := range map[string]string{"OU=FTX1,O=B": "", "OU=admin,O=B": "subject.match", "OU=FTX1,O=C": "subject.allow", "OU=FTX1": "subject.allow"} {
 		permissive := newProfile(t, permissive())
 		foreign := goRequest(t, key, x509.CertificateRequest{RawSubject: mustDN(t, subject)})
 		prepared, err := issuer.Prepare(permissive, foreign, now)
@@ -179,7 +179,7 @@ func TestTemplateProblems(t *testing.T) {
 		"C=ch":          "two capital letters",
 		"CN=":           "no value",
 		"CN={CN},L={L}": "no request may hold the L",
-		"CN={O}":        "leave CN out",
+		"CN={O}":        "a common name is {CN} or a text",
 		"CN=kiosk":      "leave CN out",
 		"CN={CN},,O=B":  "not an attribute",
 		strings.Repeat("O=x,", maxRDNs) + "CN={CN}": "more than",
