@@ -47,10 +47,6 @@ func (s *Server) enroll(x *exchange) {
 		return
 	}
 	x.peer = s.client(x.r)
-	if len(x.peer) > maxChain {
-		s.failCounted(x, refuse(http.StatusUnauthorized, "too many client certificates"))
-		return
-	}
 	req := enroll.Request{
 		Profile:     x.profile.Name,
 		Protocol:    enroll.ProtocolEST,

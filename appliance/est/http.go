@@ -19,10 +19,6 @@ import (
 // maxBody bounds a request as it is sent, base64 and all; real ones are a few kilobytes.
 const maxBody = 64 << 10
 
-// maxChain is how many certificates a client may show, its own and those above it. Whoever shows more, with names and keys to try in
-// every order, makes each of its requests cost a hundred verifications.
-const maxChain = 8
-
 const contentTypeText = "text/plain"
 
 // exchange is one HTTP request on its way through, and what its log line will say.
