@@ -10,6 +10,7 @@ import (
 	"crypto/rsa"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"signet.internal/tpm"
@@ -260,6 +262,10 @@ func TestMalformedClientsAreCutOff(t *testing.T) {
 		"list with body":    length(7, 1, opList, 0, 0, 0, 0, 0),
 		"empty public":      length(6, 1, opPublic, 0, 0, 0, 0),
 		"short sign":        length(9, 1, opSign, 0, 0, 0, 0, 1, 'x', 2),
+		"short create":      length(6+2+2, 1, opCreate, 0, 0, 0, 0, 1, 'x', 1, 'x'),
+		"create with value": length(6+6+4, 1, opCreate, 0, 0, 0, 0, 1, 'x', 1, 'x', 1, 'x', 0, 0, 1, 'x'),
+		"delete with value": length(6+2+4, 1, opDelete, 0, 0, 0, 0, 1, 'x', 0, 0, 1, 'x'),
+		"trailing certify":  length(6+2+3+1, 1, opCertify, 0, 0, 0, 0, 1, 'x', 0, 0, 0, 0),
 		"trailing decrypt":  length(6+1+1+3+2+3+3+1, append([]byte{1, opDecrypt, 0, 0, 0, 0, 1, 'x'}, make([]byte, 12)...)...),
 	} {
 		ours, theirs := net.Pipe()
@@ -421,6 +427,25 @@ func FuzzServe(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b)
+	for op, r := range map[uint8]manageRequest{
+		opCreate:       {names: []string{"ra.2", "rsa-2048", Sealed}},
+		opDelete:       {names: []string{"ra.2"}},
+		opPutSecret:    {names: []string{"secret/a"}, value: []byte("new value")},
+		opSecret:       {names: []string{"secret/a"}},
+		opDeleteSecret: {names: []string{"secret/a"}},
+		opCertify:      {names: []string{"tls"}, value: []byte("nonce")},
+	} {
+		body, err := r.encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		b, err := frame{code: op, body: body}.encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	// Without a TPM and a vault: making a key in the one panics, which is answered, and nothing is recorded.
 	h := &Holder{
 		keys:    map[string]*heldKey{"tls": {info: Info{Name: "tls", Public: key.public()}, key: key}},
 		secrets: map[string][]byte{"secret/a": []byte("value")}, slots: make(chan struct{}, maxInFlight),
@@ -443,7 +468,12 @@ func FuzzParse(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(payload)
-	v := &Vault{contents: c, binding: Binding{Kind: KindHost}}
+	c.Keys = []record{{Name: "ra.2", Algorithm: "rsa-2048", Protection: Sealed, Created: true, Wrapped: make([]byte, 40)}}
+	c.Secrets = []secret{{Name: "secret/a", Wrapped: make([]byte, 40)}}
+	v := &Vault{
+		contents: c, binding: Binding{Kind: KindHost}, creation: make([]byte, 32),
+		openings: map[string][]byte{"ra.2": []byte("PKCS #8")}, values: map[string][]byte{"secret/a": []byte("value")},
+	}
 	handover, err := v.Handover()
 	if err != nil {
 		f.Fatal(err)
@@ -457,6 +487,59 @@ func FuzzParse(f *testing.F) {
 		header := &memory{medium: append(bytes.Clone(b), make([]byte, StorageSize)...)[:StorageSize]}
 		if _, err := readContainer(header); err != nil {
 			t.Errorf("reading a container: %v", err)
+		}
+	})
+}
+
+// nowhere is a Storage that keeps nothing.
+type nowhere struct{}
+
+func (nowhere) ReadAt([]byte, int64) (int, error)      { return 0, io.EOF }
+func (nowhere) WriteAt(b []byte, _ int64) (int, error) { return len(b), nil }
+func (nowhere) Sync() error                            { return nil }
+
+// Whatever comes in place of a holder's requests, what KEYS holds of the site is the same afterwards, and
+// the rest within its bounds.
+func FuzzRecord(f *testing.F) {
+	site := record{Name: "tls", Algorithm: "ecdsa-p256", Protection: Sealed, Wrapped: make([]byte, 40)}
+	made := record{Name: "ra.2", Algorithm: "rsa-2048", Protection: Sealed, Created: true, Wrapped: make([]byte, 40)}
+	for op, v := range map[uint8]any{recordKey: made, recordSecret: secret{Name: "secret/a", Wrapped: make([]byte, 40)}} {
+		b, err := json.Marshal(v)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(op, b)
+	}
+	f.Add(uint8(removeKey), []byte("ra.3"))
+	f.Add(uint8(removeSecret), []byte("secret/b"))
+	f.Fuzz(func(t *testing.T, op uint8, body []byte) {
+		other := made
+		other.Name = "ra.3"
+		c := &contents{Format: contentsFormat, State: stateProvisioned, Kind: KindBox, Keys: []record{other, site}, Secrets: []secret{{Name: "secret/b", Wrapped: make([]byte, 40)}}}
+		v := &Vault{contents: c, container: &container{st: nowhere{}}}
+		if err := v.record(frame{code: op, body: body}); err != nil {
+			if v.contents != c {
+				t.Error("a refused request changed something")
+			}
+			return
+		}
+		after, err := decodeContents(v.container.newest().payload)
+		if err != nil || !v.container.same() {
+			t.Fatalf("same %v, %v", v.container.same(), err)
+		}
+		i, found := after.keyIndex("tls")
+		if !found || !cmp.Equal(after.Keys[i], site) {
+			t.Error("the site's key changed")
+		}
+		for _, r := range after.Keys {
+			if r.Name != "tls" && (checkCreated(r.spec()) != nil || !r.Created || len(r.Wrapped) > maxWrapped) {
+				t.Errorf("recorded %+v", r)
+			}
+		}
+		for _, s := range after.Secrets {
+			if checkSecretName(s.Name) != nil || len(s.Wrapped) > sealing+MaxSecret {
+				t.Errorf("recorded secret %q", s.Name)
+			}
 		}
 	})
 }

@@ -185,3 +185,95 @@ func checkRecovers(t *testing.T, m *tpmtest.Machine, st *memory, site *fakeSite)
 		t.Errorf("lockout counter %d, %v", info.LockoutCounter, err)
 	}
 }
+
+// Every write of making a key of either kind, of keeping a secret and of removing both is lost, or done but
+// reported as failed, with unsynced data kept or lost. After the next boot each is there, whole, or not, what was
+// confirmed before is as it was confirmed, and the same can be asked for again.
+func TestPowerCutWhileKeysAreMade(t *testing.T) {
+	site := newSite(t)
+	steps := []struct {
+		name string
+		do   func(*Client) error
+	}{
+		{"resident", func(c *Client) error { _, err := c.Create(nextAuthority); return err }},
+		{"sealed", func(c *Client) error { _, err := c.Create(nextRA); return err }},
+		{"secret", func(c *Client) error { return c.PutSecret("secret/a", []byte("value")) }},
+		{"secret changed", func(c *Client) error { return c.PutSecret("secret/a", []byte("other")) }},
+		{"secret removed", func(c *Client) error { return c.DeleteSecret("secret/a") }},
+		{"removed", func(c *Client) error { return c.Delete(nextRA.Name) }},
+	}
+	// What there is after so many steps.
+	states := [][3]string{{"", "", ""}, {"yes", "", ""}, {"yes", "yes", ""}, {"yes", "yes", "value"}, {"yes", "yes", "other"}, {"yes", "yes", ""}, {"yes", "", ""}}
+	state := func(t *testing.T, c *Client) (s [3]string) {
+		t.Helper()
+		for i, spec := range []Spec{nextAuthority, nextRA} {
+			k, err := c.Key(spec.Name)
+			if errors.Is(err, ErrNoKey) {
+				continue
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			checkSigns(t, k)
+			s[i] = "yes"
+		}
+		value, err := c.Secret("secret/a")
+		if err != nil && !errors.Is(err, ErrNoKey) {
+			t.Fatal(err)
+		}
+		s[2] = string(value)
+		return s
+	}
+	const perStep = 8 // two generations of two writes and two syncs
+	m := tpmtest.New(t)
+	provisioned := newMemory()
+	dev := boot(t, m.Spec())
+	provision(t, dev, provisioned, fewKeys, site.binding).Close()
+	for at := 1; at <= perStep*len(steps); at++ {
+		for _, doneButError := range []bool{false, true} {
+			for _, keep := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%d,%v,%v", at, doneButError, keep), func(t *testing.T) {
+					reopen := func(st *memory) *Client {
+						t.Helper()
+						dev.Close()
+						m.Reboot()
+						dev = boot(t, m.Spec())
+						v, err := Open(dev, st, "demo", fewKeys, site.binding)
+						if err != nil {
+							t.Fatal(err)
+						}
+						client := hold(t, dev, v)
+						v.Forget()
+						phase(t, dev, leaveInitrd)
+						return client
+					}
+					st := &memory{medium: bytes.Clone(provisioned.medium), failAt: at, doneButError: doneButError}
+					client := reopen(st)
+					done := 0
+					for ; done < len(steps); done++ {
+						if err := steps[done].do(client); err != nil {
+							break
+						}
+					}
+					if done != (at-1)/perStep {
+						t.Fatalf("%d steps done", done)
+					}
+					if got := state(t, client); got != states[done] {
+						t.Errorf("this boot serves %v, want %v", got, states[done])
+					}
+					st = st.restart(keep)
+					client = reopen(st)
+					if got := state(t, client); got != states[done] && got != states[done+1] {
+						t.Errorf("next boot: %v, want %v or %v", got, states[done], states[done+1])
+					}
+					// What was cut off can be asked for again; what is gone already need not be removed.
+					if err := steps[done].do(client); err != nil && !errors.Is(err, ErrNoKey) {
+						t.Errorf("%s again: %v", steps[done].name, err)
+					}
+					if got := state(t, reopen(st.restart(false))); got != states[done+1] {
+						t.Errorf("in the end: %v, want %v", got, states[done+1])
+					}
+				})
+			}
+		}
+	}
+}
