@@ -165,6 +165,53 @@ func TestRAIsReplaced(t *testing.T) {
 	s.checkLog()
 }
 
+// A strongSwan that has fetched the RA before it is replaced enrolls afterwards, and so does one that is offered both.
+func TestStrongSwanAcrossRAs(t *testing.T) {
+	var now atomic.Pointer[Authority]
+	s := newService(t, replaceable(&now, func(p *Profile) { p.PreviousRA = true }))
+	d := newSwan(t, s.url+"/scep/corp")
+	newRA := s.newRA("corp", otherKey())
+	now.Store(&Authority{CA: now.Load().CA, RAs: append([]RA{newRA}, now.Load().RAs...)})
+	if cert, _ := d.enroll(secret); cert == nil {
+		t.Errorf("not enrolled with the RA of before; log:\n%s", s.log)
+	}
+	s.checkLog()
+
+	d = newSwan(t, s.url+"/scep/corp")
+	if cert, _ := d.enroll(secret); cert == nil {
+		t.Errorf("not enrolled with both offered; log:\n%s", s.log)
+	}
+	// It writes down the last RA of the list first.
+	if fetched := parsePEM(t, must(os.ReadFile(d.file("ra.crt")))); !signerOf(t, s.last()).Equal(fetched) {
+		t.Error("the answer is signed by another RA than the client knows")
+	}
+	if fetched := parsePEM(t, must(os.ReadFile(d.file("ra-2.crt")))); !fetched.Equal(newRA.Certificate) {
+		t.Error("the client was not offered the new RA")
+	}
+}
+
+// strongSwan finds its way through the chain of a subordinate CA.
+func TestStrongSwanBelowSubordinate(t *testing.T) {
+	issuer, chain := subordinate(t)
+	var now atomic.Pointer[Authority]
+	s := newService(t, replaceable(&now, func(p *Profile) { p.Chain = true }))
+	s.issues["corp"].Store(&enroll.Issuers{Active: issuer})
+	now.Store(&Authority{CA: chain[0], Chain: chain[1:], RAs: []RA{
+		{parse(t, must(issuer.IssueRA(s.raKey.Public(), time.Now(), time.Hour))), s.raKey, s.raKey},
+	}})
+	d := newSwan(t, s.url+"/scep/corp")
+	if len(d.cas) != 3 {
+		t.Errorf("%d CA certificates", len(d.cas))
+	}
+	cert, _ := d.enroll(secret)
+	if cert == nil {
+		t.Fatalf("not enrolled; log:\n%s", s.log)
+	}
+	if err := cert.CheckSignatureFrom(chain[0]); err != nil {
+		t.Error(err)
+	}
+}
+
 // What does not open is answered alike whichever RA it is for, but for who signs.
 func TestEarlierRATellsNothingApart(t *testing.T) {
 	var now atomic.Pointer[Authority]
@@ -209,17 +256,21 @@ func subordinate(t *testing.T) (*pki.Issuer, []*x509.Certificate) {
 	t.Helper()
 	var chain []*x509.Certificate
 	var above *x509.Certificate
-	key := otherKey()
+	var aboveKey, key crypto.Signer
 	for i, name := range []string{"root", "intermediate", "sub"} {
 		template := &x509.Certificate{
 			SerialNumber: big.NewInt(int64(i + 1)), Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true,
 			KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour * 24 * 3650),
-			SubjectKeyId: []byte{byte(i + 1)},
+		}
+		key = must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+		if name == "sub" {
+			key = otherKey()
 		}
 		if above == nil {
-			above = template
+			above, aboveKey = template, key
 		}
-		above = parse(t, must(x509.CreateCertificate(rand.Reader, template, above, key.Public(), key)))
+		above = parse(t, must(x509.CreateCertificate(rand.Reader, template, above, key.Public(), aboveKey)))
+		aboveKey = key
 		chain = append([]*x509.Certificate{above}, chain...)
 	}
 	return must(pki.NewIssuer(chain[0], key)), chain
