@@ -147,6 +147,9 @@ func (x *attempt) checkUser() error {
 			return &pki.PolicyError{Rule: "est.auth.basic.for", Value: fmt.Sprintf("%s %q", name.Kind, name.Value)}
 		}
 	}
+	if sid := x.CSR.SID; sid != "" && !slices.Contains(x.user.For, sid) { // an account to log in by
+		return &pki.PolicyError{Rule: "est.auth.basic.for", Value: "SID " + sid}
+	}
 	return nil
 }
 

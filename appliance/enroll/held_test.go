@@ -8,6 +8,7 @@ import (
 	"encoding/asn1"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -168,6 +169,67 @@ func TestReplayOfApproved(t *testing.T) {
 	b.refused(r, ErrReplay)
 	r.SenderNonce = nonce()
 	b.held(r)
+	b.close()
+}
+
+// One source has so many requests waiting, over all profiles, and no more.
+func TestTooManyHeldOfOneSource(t *testing.T) {
+	b := newBox(t)
+	d := newDevice(t)
+	held := func(profile, cn, from string) error {
+		r := in(profile, d.request(pkix.Name{CommonName: cn}))
+		r.TransactionID, r.Source = string(nonce()), netip.MustParseAddr(from)
+		res, err := b.enroll(r)
+		if err == nil && !res.Pending {
+			t.Error("not held")
+		}
+		return err
+	}
+	for range maxHeldSource - 1 {
+		must(t, held("manual", "printer-7", "2001:db8::1"))
+	}
+	must(t, held("suffix", "x.approve.test", "2001:db8::2"))
+	for _, profile := range []string{"manual", "suffix"} {
+		if err := held(profile, "y.approve.test", "2001:db8::3"); !errors.Is(err, ErrHeldFull) {
+			t.Errorf("%s: %v", profile, err)
+		}
+	}
+	must(t, held("manual", "printer-7", "2001:db8:0:1::1"))
+	must(t, b.approve(b.waiting()[0]))
+	must(t, held("manual", "printer-7", "2001:db8::3"))
+	b.close()
+}
+
+// What nobody decides on counts as denied after its time, and says so in the log.
+func TestHeldExpires(t *testing.T) {
+	b := newBox(t)
+	r := in("manual", newDevice(t).request(printer))
+	id := b.held(r)
+	must(t, b.engine.expireHeld())
+	b.clock.advance(heldFor - time.Second)
+	must(t, b.engine.expireHeld())
+	b.pollPending(r, id)
+	b.clock.advance(time.Second)
+	if err := b.approve(id); !errors.Is(err, ErrDecided) {
+		t.Errorf("approving what waited too long: %v", err)
+	}
+	b.crash()
+	must(t, b.engine.expireHeld())
+	if waiting := b.waiting(); len(waiting) != 0 {
+		t.Errorf("still waiting: %v", waiting)
+	}
+	if _, err := b.poll(r); !errors.Is(err, ErrDenied) {
+		t.Errorf("polling: %v", err)
+	}
+	rec := b.log()[len(b.log())-1]
+	if rec.Action != audit.RequestExpired || rec.Actor != audit.ActorBox || rec.Outcome != audit.OutcomeRefused || rec.Identity != "printer-7" {
+		t.Errorf("record %+v", rec)
+	}
+	b.clock.advance(retryWindow + time.Second)
+	r.SenderNonce = nonce()
+	if again := b.held(r); again == id {
+		t.Error("the same request is held under the same id")
+	}
 	b.close()
 }
 
@@ -444,9 +506,10 @@ func TestTooManyHeld(t *testing.T) {
 	b.engine.profiles["manual"] = p
 	full := func() error {
 		d := newDevice(t)
-		for range maxHeld {
+		for i := range maxHeld {
 			r := in("manual", d.request(printer))
 			r.TransactionID = string(nonce())
+			r.Source = netip.AddrFrom4([4]byte{10, 0, 0, byte(i / maxHeldSource)})
 			if _, err := b.enroll(r); err != nil {
 				return err
 			}

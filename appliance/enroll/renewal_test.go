@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -210,7 +211,7 @@ func TestRenewalOfRevoked(t *testing.T) {
 	b.refused(r, ErrSignerRevoked)
 	must(t, b.engine.Revoke(context.Background(), first.Serial, "removeFromCRL", "olga"))
 	second := b.issue(r)
-	must(t, b.engine.Revoke(context.Background(), second.Serial, "keyCompromise", "olga"))
+	must(t, b.engine.Revoke(context.Background(), second.Serial, "superseded", "olga"))
 
 	// A revoked result is not handed out again, and the message that got it gets no other.
 	b.refused(r, ErrReplay)
@@ -244,7 +245,7 @@ func TestRevokedWhileRenewing(t *testing.T) {
 	r.Proof.Challenge = secret
 	p := b.engine.profiles["compliant"]
 	p.Compliance = func(ctx context.Context, _ Request) error {
-		return b.engine.Revoke(ctx, first.Serial, "keyCompromise", "olga")
+		return b.engine.Revoke(ctx, first.Serial, "cessationOfOperation", "olga")
 	}
 	b.engine.profiles["compliant"] = p
 	b.refused(r, ErrSignerRevoked)
@@ -333,7 +334,7 @@ func TestForgedCertificateInTheStore(t *testing.T) {
 	der := d.selfSigned(pkix.Name{CommonName: "admin"})
 	cert, err := x509.ParseCertificate(der)
 	must(t, err)
-	issuer := idOf(b.issuer)
+	issuer, key := idOf(b.issuer), sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	rec := func(o audit.Outcome) audit.Record {
 		a := audit.IssuanceBegun
 		if o == audit.OutcomeSuccess {
@@ -341,7 +342,7 @@ func TestForgedCertificateInTheStore(t *testing.T) {
 		}
 		return audit.Record{Time: start, TimeSource: "host", Action: a, Outcome: o, Serial: serialText(cert.SerialNumber)}
 	}
-	must(t, b.store.Begin(store.Intent{Serial: serialText(cert.SerialNumber), Profile: "corp", Issuer: issuer[:], Begun: start}, rec(audit.OutcomeBegun)))
+	must(t, b.store.Begin(store.Intent{Serial: serialText(cert.SerialNumber), Profile: "corp", Issuer: issuer[:], PublicKey: key[:], Begun: start}, rec(audit.OutcomeBegun)))
 	must(t, b.store.Finish(serialText(cert.SerialNumber), der, start, rec(audit.OutcomeSuccess)))
 	b.refused(d.renewal(der, d, pkix.Name{CommonName: "admin"}), ErrSignerUnknown)
 	must(t, b.engine.Close())

@@ -42,8 +42,35 @@ func (b *box) wantCRL(number int64, want map[string]int) {
 	}
 }
 
+// revoke revokes, and waits until a list may be signed anew.
 func (b *box) revoke(serial, reason string) error {
-	return b.engine.Revoke(context.Background(), serial, reason, "olga")
+	err := b.engine.Revoke(context.Background(), serial, reason, "olga")
+	b.clock.advance(crlRest)
+	return err
+}
+
+// What is revoked right after a list was signed shares the next one, three seconds later.
+func TestRevocationsShareASignature(t *testing.T) {
+	b := newBox(t)
+	b.wantCRL(1, map[string]int{})
+	want := map[string]int{}
+	revision := b.engine.Revisions()
+	for range 3 {
+		res := b.issue(newDevice(t).request(printer))
+		must(t, b.engine.Revoke(context.Background(), res.Serial, "superseded", "olga"))
+		want[res.Serial] = 4
+		b.wantCRL(1, map[string]int{})
+		if before := revision; b.engine.Revisions() == before {
+			t.Error("no new revision")
+		}
+		revision = b.engine.Revisions()
+		b.clock.advance(crlRest / 4)
+	}
+	b.clock.advance(crlRest / 4)
+	b.wantCRL(2, want)
+	b.clock.advance(crlRest)
+	b.wantCRL(2, want)
+	b.close()
 }
 
 func TestRevocation(t *testing.T) {
@@ -168,6 +195,7 @@ func TestBurntSerialsAreListed(t *testing.T) {
 	b.signer.set(func() error { return errors.New("TPM_RC_FAILURE") })
 	b.refused(newDevice(t).request(printer), ErrUnavailable)
 	b.signer.set(nil)
+	b.clock.advance(crlRest)
 	burnt := []string{b.log()[1].Serial}
 	b.wantCRL(2, map[string]int{burnt[0]: 0})
 

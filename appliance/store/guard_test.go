@@ -175,7 +175,7 @@ func held(name string, guards ...Guard) Held {
 	h := sha256.Sum256([]byte("held " + name))
 	return Held{
 		ID: fmt.Sprintf("%x", h[:8]), Key: intent(name, 0).Key, Poll: h, Profile: "corp", Protocol: "scep",
-		Transaction: name, Identity: name, Guards: guards, Since: epoch,
+		Transaction: name, Identity: name, Guards: guards, Since: epoch, Until: epoch.AddDate(1, 0, 0),
 	}
 }
 

@@ -35,6 +35,7 @@ import (
 //	v <issuer, 32 bytes> newest CRL of that issuer, without its bytes: valueVersion, JSON
 //	u <name>             user: valueVersion, JSON
 //	k <hash, 32 bytes>   API token: valueVersion, JSON
+//	z <name>             replacement of a setting of the site: valueVersion, JSON
 //
 // Serials in keys are their lower-case hex.
 const (
@@ -57,6 +58,7 @@ const (
 	prefixCRL         = 'v'
 	prefixUser        = 'u'
 	prefixToken       = 'k'
+	prefixOverride    = 'z'
 )
 
 var (
