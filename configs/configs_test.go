@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"signet.internal/appliance/challenge"
+	"signet.internal/appliance/challenge/phc"
 	"signet.internal/configs"
 	"signet.internal/provision"
 )
@@ -60,6 +61,35 @@ func TestDemoChallenges(t *testing.T) {
 		}
 		if err := static.Verify(context.Background(), netip.MustParseAddr("192.0.2.1"), secret); err != nil {
 			t.Errorf("profile %s does not take %q: %v", p.Name, secret, err)
+		}
+	}
+}
+
+// TestDemoEST: who is let in over EST, and with which password.
+func TestDemoEST(t *testing.T) {
+	site, err := provision.Load(os.DirFS("demo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l := site.Listeners; !l.EST || !l.Legacy || !l.LegacySCEP {
+		t.Errorf("listeners %+v", l)
+	}
+	modes := map[string]string{"corp": "basic issued", "modern": "basic issued", "legacy": "basic issued", "iot": "issued bundle"}
+	for _, p := range site.Profiles {
+		if p.EST == nil {
+			if modes[p.Name] != "" {
+				t.Errorf("profile %s is not served over EST", p.Name)
+			}
+			continue
+		}
+		if got := strings.Join(p.EST.Modes(), " "); got != modes[p.Name] || !p.EST.LegacyTLS || !p.SCEP.LegacyTLS || p.Policy.MustStaple() {
+			t.Errorf("profile %s lets %q in, want %q (%+v)", p.Name, got, modes[p.Name], p.EST)
+		}
+		for _, user := range p.EST.Basic {
+			hash, err := phc.Parse(user.Hash)
+			if err != nil || user.User != "device" || len(user.For) != 0 || !hash.Matches([]byte(p.Name+"-demo-password")) {
+				t.Errorf("profile %s: user %s does not have the published password (%v)", p.Name, user.User, err)
+			}
 		}
 	}
 }

@@ -103,9 +103,9 @@ func (l *loader) readCompliance(o *object) *Compliance {
 	o.require("url", "write the address of the webhook, such as url: https://compliance.example.com/signet")
 	o.require("roots", "write roots: trust/compliance.pem, a file with the CA certificate the webhook's server chains to: the box has none of its own")
 	if text, ok := o.text("url"); ok {
-		u, err := url.Parse(text)
+		u, err := url.Parse(text) // not in the message: it may hold a password
 		if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.Fragment != "" {
-			o.failf("url", "write https://HOST/PATH, without user, password or fragment", "%q is not the address of an HTTPS webhook", text)
+			o.failf("url", "write https://HOST/PATH, without user, password or fragment", "not the address of an HTTPS webhook")
 		} else if _, err := netip.ParseAddr(u.Hostname()); err != nil {
 			l.needDNS(o, "url")
 		}

@@ -26,6 +26,8 @@ import (
 
 const testHash = "$argon2id$v=19$m=65536,t=3,p=1$Zq6FVRCIczoWwwe626BLIA$YtCMCv/Wq1+tyeyIr1An6riI9uL58n7YveG0GBy3jls"
 
+const testIntune = "intune: {tenant: example.onmicrosoft.com, client_id: 01234567-89ab-cdef-0123-456789abcdef, roots: trust/ca.pem}"
+
 const goodSite = `# a comment
 name: plant-7
 version: 1.2.3
@@ -88,15 +90,17 @@ func TestLoad(t *testing.T) {
 	want := &Site{
 		Name: "plant-7", Version: "1.2.3", Epoch: 4, PublicHost: "pki.example.com", SecureBoot: "none",
 		Network:   Network{DHCP: true},
-		Listeners: Listeners{SCEP: true, Console: true, Plain: true},
+		Listeners: Listeners{EST: true, SCEP: true, Console: true, Plain: true},
 		Authorities: []Authority{
-			{Name: "devices", SubjectText: "CN=Devices,O=Plant 7", Algorithm: "rsa-2048", Protection: "resident"},
-			{Name: "modern", SubjectText: "CN=Modern", Algorithm: "ecdsa-p384", Protection: "sealed"},
+			{Name: "devices", Mode: "root", SubjectText: "CN=Devices,O=Plant 7", Algorithm: "rsa-2048", Protection: "resident",
+				Validity: 3650 * 24 * time.Hour, CRLValidity: 7 * 24 * time.Hour, OCSP: true},
+			{Name: "modern", Mode: "root", SubjectText: "CN=Modern", Algorithm: "ecdsa-p384", Protection: "sealed",
+				Validity: 3650 * 24 * time.Hour, CRLValidity: 7 * 24 * time.Hour, OCSP: true},
 		},
-		RA: RA{Algorithm: "rsa-3072", Protection: "sealed", Validity: 36 * time.Hour},
+		RA: RA{Algorithm: "rsa-3072", Protection: "sealed", Validity: 36 * time.Hour, Overlap: 30 * 24 * time.Hour},
 		Profiles: []Profile{{Name: "corp", Default: true, Authority: "devices",
 			Renewal: Renewal{Window: 30 * 24 * time.Hour}, Limits: Limits{PerSource: 100, PerProfile: 500},
-			SCEP: SCEP{PlainHTTP: true, Chain: true, GetCACert: "ra+ca", Challenges: Challenges{StaticHash: testHash}}}},
+			SCEP: SCEP{On: true, PlainHTTP: true, Chain: true, GetCACert: "ra+ca", Challenges: Challenges{StaticHash: testHash}}}},
 		Files: []string{"profiles/corp.yaml", "site.yaml", "trust/ca.pem"},
 	}
 	ignoreConfig := cmp.FilterPath(func(p cmp.Path) bool { return p.Last().String() == ".config" || p.Last().String() == ".Policy" }, cmp.Ignore())
@@ -106,7 +110,7 @@ func TestLoad(t *testing.T) {
 	wantKeys := []KeySpec{
 		{"authority/devices", "rsa-2048", "resident"}, {"authority/modern", "ecdsa-p384", "sealed"},
 		{"audit", "ecdsa-p256", "resident"}, {"attestation", "ecdsa-p256", "resident"}, {"tls-ca", "ecdsa-p256", "resident"},
-		{"ra", "rsa-3072", "sealed"}, {"tls", "ecdsa-p256", "sealed"},
+		{"ra", "rsa-3072", "sealed"}, {"tls", "ecdsa-p256", "sealed"}, {"tls-rsa", "rsa-2048", "sealed"}, {"ocsp", "ecdsa-p256", "sealed"},
 	}
 	if diff := cmp.Diff(wantKeys, site.Keys()); diff != "" {
 		t.Error(diff)
@@ -174,10 +178,23 @@ func TestProblems(t *testing.T) {
 	}
 	mtls := func(fields string) files {
 		f := profile("  reply:", "  mtls: {"+fields+"}\n  reply:")
-		f["site.yaml"] = strings.Replace(goodSite, "  scep: {on: true}", "  est: {on: true}\n  scep: {on: true}", 1)
 		f["trust/ca.pem"] = valid
 		return f
 	}
+	// est is the profile with this at its end, line 14, one-time challenges at line 13.
+	est := func(text string) files {
+		f := profile("    static:", "    one_time: {ttl: 24h}\n    static:")
+		f["profiles/corp.yaml"] += text
+		f["trust/ca.pem"] = valid
+		return f
+	}
+	// sites is f with something else in site.yaml too.
+	sites := func(f files, old, new string) files {
+		f["site.yaml"] = site(old, new)["site.yaml"]
+		return f
+	}
+	// addressed is f on a box with a fixed address and no DNS server.
+	addressed := func(f files) files { return sites(f, "dhcp: true", "address: 192.0.2.10/24, gateway: 192.0.2.1") }
 	second := strings.Count(valid, "\n") + 1 // line of what follows valid in a file
 	scepPart := goodProfile[strings.Index(goodProfile, "scep:"):]
 	tests := []struct {
@@ -223,9 +240,9 @@ func TestProblems(t *testing.T) {
 		{"gateway elsewhere", site("dhcp: true", "address: 192.0.2.10/24, gateway: 198.51.100.1"), "site.yaml:7: not another address in 192.0.2.0/24 — router"},
 		{"dns", site("dhcp: true", "address: 192.0.2.10/24, gateway: 192.0.2.1, dns: [192.0.2.53, ns]"), "site.yaml:7: network.dns[1]: \"ns\" is not a host's address — 192.0.2.1"},
 
-		{"legacy listener", site("  scep: {on: true}", "  legacy: {on: true}"), "site.yaml:9: unknown field listeners.legacy — est, scep, console, plain"},
+		{"slip of a listener", site("  scep: {on: true}", "  legacy_sep: {on: true}"), "site.yaml:9: unknown field listeners.legacy_sep — did you mean legacy_scep?"},
 		{"listener without on", site("scep: {on: true}", "scep: {}"), "site.yaml:9: listeners.scep.on is missing — on: true"},
-		{"nothing to enroll at", site("  scep: {on: true}\n  plain: {on: true}", "  scep: {on: false}\n  plain: {on: false}"),
+		{"nothing to enroll at", site("  scep: {on: true}\n  plain: {on: true}", "  {est: {on: false}, scep: {on: false}, plain: {on: false}}"),
 			"site.yaml:8: no listener is on — scep: {on: true}\nprofiles/corp.yaml:10: listener plain is off — turn on"},
 		{"no console", site("scep: {on: true}", "console: {on: false}"), "site.yaml:9: nobody can claim — on: true"},
 		{"plain off", site("plain: {on: true}", "plain: {on: false}"), "profiles/corp.yaml:10: listener plain is off — turn on"},
@@ -237,7 +254,26 @@ func TestProblems(t *testing.T) {
 		{"authority twice", site("name: modern", "name: devices"), "site.yaml:13: authority devices is there twice — name of its own"},
 		{"subject", site("CN=Modern", "Modern"), "site.yaml:15: is not an attribute — CN=Plant 7"},
 		{"same subject", site("CN=Modern", "CN=Devices, O=Plant 7"), "site.yaml:15: authorities devices and modern have the same — subject of its own"},
-		{"subordinate", site("mode: root\n", "mode: subordinate\n"), "site.yaml:14: \"subordinate\" cannot be — write root"},
+		{"mode", site("mode: root\n", "mode: subordinated\n"), "site.yaml:14: \"subordinated\" cannot be — did you mean subordinate?"},
+		{"validity of a subordinate", site("mode: root\n", "mode: subordinate\n    validity: 10d\n"), "site.yaml:15: validity: means nothing for mode subordinate — whoever signs"},
+		{"validity of a root", site("mode: root\n", "mode: root\n    validity: 1d\n"), "site.yaml:15: 1d is not a usable validity — 30d to 36500d"},
+		{"CRL validity", site("mode: root\n", "mode: root\n    crl_validity: 91d\n"), "site.yaml:15: 91d is not a usable validity — 1h to 90d"},
+		{"OCSP without plain", func() files {
+			f := site("    mode: root\n", "    mode: root\n    ocsp: true\n")
+			f["site.yaml"] = strings.Replace(f["site.yaml"], "plain: {on: true}", "plain: {on: false}", 1)
+			f["profiles/corp.yaml"] = strings.Replace(goodProfile, "plain_http: true", "plain_http: false", 1)
+			return f
+		}(), "site.yaml:15: ocsp: listener plain, which serves it, is off — ocsp: false"},
+		{"RA overlap", site("validity: 1d12h", "validity: 1d12h, overlap: 366d"), "site.yaml:17: 366d is not a usable time — 30d"},
+
+		{"proxies by a list alone", site("ra:", "trusted_proxies: {networks: [192.0.2.0/28]}\nra:"), "site.yaml:17: trusted_proxies.enabled is missing — enabled: true"},
+		{"proxies by a switch alone", site("ra:", "trusted_proxies: {enabled: true}\nra:"), "site.yaml:17: trusted_proxies.networks is missing — 192.0.2.0/28"},
+		{"proxies switched off", site("ra:", "trusted_proxies: {enabled: false, networks: [192.0.2.0/28]}\nra:"), "site.yaml:17: networks: means nothing while — enabled: true"},
+		{"no proxy", site("ra:", "trusted_proxies: {enabled: true, networks: []}\nra:"), "site.yaml:17: networks: no network in it — remove trusted_proxies"},
+		{"proxy networks", site("ra:", "trusted_proxies: {enabled: true, networks: [192.0.2.1, 192.0.2.1/28, 0.0.0.0/0]}\nra:"),
+			"site.yaml:17: networks[0]: \"192.0.2.1\" is not a network — 192.0.2.7/32\nsite.yaml:17: networks[1]: 192.0.2.1/28 has address bits — 192.0.2.0/28, or /32\nsite.yaml:17: networks[2]: 0.0.0.0/0 is everybody — your proxies"},
+		{"proxies without listener", sites(with("trust/ca.pem", valid), "  scep: {on: true}", "  est: {on: false}\n  scep: {on: true}\ntrusted_proxies: {enabled: true, networks: [192.0.2.0/28], bundle: trust/ca.pem}\nlisteners2:"),
+			"site.yaml:11: trusted_proxies.bundle: means nothing while no listener asks — est or legacy\nsite.yaml:12: unknown field listeners2 — did you mean listeners?"},
 		{"algorithm", site("ecdsa-p384", "ecdsa-p386"), "site.yaml:16: \"ecdsa-p386\" cannot be — did you mean ecdsa-p384?"},
 		{"protection", site("sealed", "none"), "site.yaml:16: \"none\" cannot be — resident or sealed"},
 		{"no algorithm", site("{algorithm: rsa-2048}", "{}"), "site.yaml:12: authorities[0].key.algorithm is missing — rsa-2048"},
@@ -252,6 +288,8 @@ func TestProblems(t *testing.T) {
 		{"no default", profile("default: true", "default: false"), "profiles: no profile is the default — default: true"},
 		{"same name twice", with("profiles/zz.yaml", strings.Replace(goodProfile, "default: true", "default: false", 1)), "profiles/zz.yaml:1: profile corp is there twice — name of its own"},
 		{"reserved name", profile("name: corp", "name: certsrv"), "profiles/corp.yaml:1: old SCEP clients — another name"},
+		{"name of an operation", profile("name: corp", "name: simpleenroll"), "profiles/corp.yaml:1: simpleenroll is an operation of EST — another name"},
+		{"name of a path", profile("name: corp", "name: pki"), "profiles/corp.yaml:1: /pki is where the box publishes — another name"},
 		{"dangling authority", profile("authority: devices", "authority: device"), "profiles/corp.yaml:3: no authority \"device\" — did you mean devices?"},
 		{"missing fields", profile("validity: 90d\n", ""), "profiles/corp.yaml:1: field validity is missing — 90d"},
 		{"key size", profile("2048", "1024"), "profiles/corp.yaml:4: 1024 is outside 2048 to 4096 — 2048"},
@@ -269,13 +307,28 @@ func TestProblems(t *testing.T) {
 		{"no scep", profile(scepPart, ""), "profiles/corp.yaml:1: profile corp has no challenge — signet hash"},
 		{"no challenges", profile(scepPart, "scep:\n  plain_http: true\n"), "profiles/corp.yaml:9: profile corp has no challenge — signet hash"},
 		{"no static", profile(scepPart, "scep:\n  challenges: {}\n"), "profiles/corp.yaml:10: profile corp has no challenge — signet hash"},
-		{"no hash", profile("hash: \""+testHash+"\"", ""), "profiles/corp.yaml:13: profile corp has no challenge — signet hash"},
+		{"no hash", profile("hash: \""+testHash+"\"", ""), "profiles/corp.yaml:13: static.hash is missing — signet hash"},
 		{"hash without value", profile("\""+testHash+"\"", ""), "profiles/corp.yaml:13: hash has no value — write a value"},
 		{"challenge in clear", profile(testHash, "sesame"), "profiles/corp.yaml:13: not an argon2id hash — signet hash"},
 		{"weak hash", profile("m=65536", "m=1024"), "profiles/corp.yaml:13: m=1024 is outside — signet hash"},
 		{"costly hash", profile("m=65536", "m=4000000"), "profiles/corp.yaml:13: m=4000000 is outside — signet hash"},
 		{"getcacert", profile("ra+ca}", "all}"), "profiles/corp.yaml:11: \"all\" cannot be — ra+chain or ra+ca or ra"},
-		{"unknown challenge", profile("static:", "intune: {}\n    static:"), "profiles/corp.yaml:13: unknown field scep.challenges.intune — static"},
+		{"unknown challenge", profile("static:", "dynamic: {}\n    static:"), "profiles/corp.yaml:13: unknown field scep.challenges.dynamic — static"},
+		{"empty intune", profile("static:", "intune: {}\n    static:"),
+			"profiles/corp.yaml:13: intune.tenant is missing — GUID\nprofiles/corp.yaml:13: intune.client_id is missing — application\nprofiles/corp.yaml:13: intune.roots is missing — the box has none"},
+		{"intune", profile("static:", "intune: {tenant: example, client_id: me, roots: trust/x.pem, algorithm: ES256}\n    static:"),
+			"profiles/corp.yaml:13: tenant: \"example\" is neither — onmicrosoft.com\nprofiles/corp.yaml:13: client_id: \"me\" is not a GUID — Entra\nprofiles/corp.yaml:13: trust/x.pem: file does not exist — Microsoft's servers\nprofiles/corp.yaml:13: \"ES256\" cannot be — did you mean RS256?"},
+		{"intune and manual", func() files {
+			f := profile("static:", testIntune+"\n    static:")
+			f["trust/ca.pem"] = valid
+			f["profiles/corp.yaml"] = strings.Replace(f["profiles/corp.yaml"], "validity:", "approval: {default: auto, manual_if: {cn_suffix: [.x]}}\nvalidity:", 1)
+			return f
+		}(), "profiles/corp.yaml:8: Intune takes no certificate that comes later — default: auto"},
+		{"intune without DNS", func() files {
+			f := addressed(profile("static:", testIntune+"\n    static:"))
+			f["trust/ca.pem"] = valid
+			return f
+		}(), "profiles/corp.yaml:13: tenant: the box has no DNS server — dns in network"},
 		{"slip of a challenge", profile("static:", "one_tme: {ttl: 1h}\n    static:"), "profiles/corp.yaml:13: unknown field scep.challenges.one_tme — did you mean one_time?"},
 		{"one_time without ttl", profile("static:", "one_time: {}\n    static:"), "profiles/corp.yaml:13: one_time.ttl is missing — 24h"},
 		{"ttl", profile("static:", "one_time: {ttl: 30s}\n    static:"), "profiles/corp.yaml:13: 30s is not a usable time — 1m to 90d"},
@@ -298,12 +351,63 @@ func TestProblems(t *testing.T) {
 		{"renewal window", profile("validity:", "renewal: {window: 91d}\nvalidity:"), "profiles/corp.yaml:8: 91d is not between — at most its validity"},
 		{"no renewal window", profile("validity:", "renewal: {window: 0s}\nvalidity:"), "profiles/corp.yaml:8: 0s is not between — at most its validity"},
 		{"renewal grace", profile("validity:", "renewal: {grace: 91d}\nvalidity:"), "profiles/corp.yaml:8: 91d is longer than — at most its validity"},
-		{"renew_from", profile("validity:", "renewal: {renew_from: trust/x.pem}\nvalidity:"), "profiles/corp.yaml:8: unknown field renewal.renew_from — remove it"},
+		{"renewal from nobody", profile("validity:", "renewal: {from: trust/x.pem}\nvalidity:"), "profiles/corp.yaml:8: trust/x.pem: file does not exist — whose devices can renew"},
+		{"active certificates", profile("validity:", "limits: {max_active: 101}\nvalidity:"), "profiles/corp.yaml:8: 101 is outside 0 to 100 — from 0"},
+		{"unique", profile("ecdsa: [p256]", "ecdsa: [p256], unique: 1"), "profiles/corp.yaml:4: keys.unique: not true or false — true or false"},
+		{"match by nothing", profile("[CN, O]}", "[CN, O], match: {}}"), "profiles/corp.yaml:5: match: no attribute in it — remove match"},
+		{"match as a list", profile("[CN, O]}", "[CN, O], match: [CN]}"), "profiles/corp.yaml:5: match is not a set of fields — NAME: value"},
+		{"empty template", profile("[CN, O]}", "[CN, O], template: ' '}"), "profiles/corp.yaml:5: template: empty — CN={CN}"},
+		{"pattern that is no expression", profile("\"*.example.com\"", "\"regex:host[\""), "profiles/corp.yaml:6: san.dns[0]: — "},
+		{"compliance", profile("validity:", "compliance: {url: \"http://hook.example.com\", timeout: 1h}\nvalidity:"),
+			"profiles/corp.yaml:8: compliance.roots is missing — the box has none\nprofiles/corp.yaml:8: not the address of an HTTPS webhook — https://HOST/PATH\nprofiles/corp.yaml:8: 1h is not a usable time — 1s to 30s"},
+		{"compliance with a password", func() files {
+			f := profile("validity:", "compliance: {url: \"https://me:sesame@hook.example.com/\", roots: trust/ca.pem}\nvalidity:")
+			f["trust/ca.pem"] = valid
+			return f
+		}(), "profiles/corp.yaml:8: compliance.url: not the address — without user"},
+		{"compliance without DNS", func() files {
+			f := addressed(profile("validity:", "compliance: {url: \"https://hook.example.com/\", roots: trust/ca.pem}\nvalidity:"))
+			f["trust/ca.pem"] = valid
+			return f
+		}(), "profiles/corp.yaml:8: url: the box has no DNS server — dns in network"},
+
+		{"est without auth", est("est: {}\n"), "profiles/corp.yaml:15: est.auth is missing — certificate: [issued]"},
+		{"est for nobody", est("est: {auth: {challenge: false, certificate: []}}\n"), "profiles/corp.yaml:15: est.auth: nothing is on — certificate: [issued]"},
+		{"est without listener", sites(est("est: {auth: {certificate: [issued]}}\n"), "  scep:", "  est: {on: false}\n  scep:"), "profiles/corp.yaml:15: est: no listener serves it — turn on listener est"},
+		{"est on a legacy listener that is off", est("est: {legacy_tls: true, auth: {certificate: [issued]}}\n"), "profiles/corp.yaml:15: legacy_tls: listener legacy is off — legacy_tls: false"},
+		{"scep on a legacy listener that is off", profile("  reply:", "  legacy_tls: true\n  reply:"), "profiles/corp.yaml:11: legacy_tls: listener legacy_scep is off — legacy_tls: false"},
+		{"est certificate", est("est: {auth: {certificate: [isued, issued, issued]}}\n"), "profiles/corp.yaml:15: certificate[0]: \"isued\" cannot be — issued\nprofiles/corp.yaml:15: certificate[2]: issued is there twice — once"},
+		{"est bundles", est("est: {auth: {certificate: [{bundle: trust/ca.pem}, {bundle: trust/x.pem}]}}\n"), "profiles/corp.yaml:15: a second bundle — in one file"},
+		{"est bundle of nobody", est("est: {auth: {certificate: [{bundle: trust/x.pem}]}}\n"), "profiles/corp.yaml:15: trust/x.pem: file does not exist — first certificates"},
+		{"est challenge without minting", func() files {
+			f := good()
+			f["profiles/corp.yaml"] += "est: {auth: {challenge: true}}\n"
+			return f
+		}(), "profiles/corp.yaml:14: challenge: the profile has no one-time challenges — one_time"},
+		{"a user with a password in clear", est("est:\n  auth:\n    basic:\n      - {user: a, hash: sesame}\n"), "profiles/corp.yaml:18: hash: not an argon2id hash — signet hash"},
+		{"users", est("est:\n  auth:\n    basic:\n      - {user: a, hash: \"" + testHash + "\"}\n      - {user: a, hash: \"" + testHash + "\", for: []}\n      - {user: \"a:b\"}\n      - {hash: \"" + testHash + "\", for: [x, \"\"]}\n"),
+			"profiles/corp.yaml:19: user a is there twice — name of its own\nprofiles/corp.yaml:19: for: no name in it — remove for\nprofiles/corp.yaml:20: basic[2].hash is missing — signet hash\nprofiles/corp.yaml:20: \"a:b\" cannot be a user — without colon\n" +
+				"profiles/corp.yaml:21: basic[3].user is missing — user: NAME\nprofiles/corp.yaml:21: for[1]: empty — common name"},
+		{"renewal nobody can prove", func() files {
+			f := est("est: {auth: {certificate: [issued]}}\n")
+			f["profiles/corp.yaml"] = strings.Replace(f["profiles/corp.yaml"], "validity:", "renewal: {proof: certificate+challenge}\nvalidity:", 1)
+			return f
+		}(), "profiles/corp.yaml:16: est.auth: a renewal needs a password besides — proof: certificate"},
+		{"channel_binding", est("est: {auth: {challenge: true}, channel_binding: needed}\n"), "profiles/corp.yaml:15: \"needed\" cannot be — off or optional or required"},
+		{"server_key the profile refuses", est("est: {auth: {challenge: true}, server_key: ecdsa-p384}\n"), "profiles/corp.yaml:15: server_key: ecdsa-p384 is not among the keys — allow this one"},
+		{"server_key held", func() files {
+			f := est("est: {auth: {challenge: true}, server_key: ecdsa-p256}\n")
+			f["profiles/corp.yaml"] = strings.Replace(f["profiles/corp.yaml"], "validity:", "approval: {default: manual}\nvalidity:", 1)
+			return f
+		}(), "profiles/corp.yaml:8: approval: a key made for a device is not kept — server_key"},
+		{"retry_after", est("est: {auth: {challenge: true}, retry_after: 0s}\n"), "profiles/corp.yaml:15: 0s is not a usable time — 1s to 1d"},
+		{"retry_after in fractions", est("est: {auth: {challenge: true}, retry_after: 1.5s}\n"), "profiles/corp.yaml:15: \"1.5s\" is not a duration — seconds"},
 		{"limits", profile("validity:", "limits: {per_source: -1, per_profile: many}\nvalidity:"), "profiles/corp.yaml:8: -1 is outside — from 0\nprofiles/corp.yaml:8: not a whole number — from 0"},
 		{"legacy", profile("  reply:", "  legacy: {md5: 1, rc4: true}\n  reply:"), "profiles/corp.yaml:11: unknown field scep.legacy.rc4 — md5\nprofiles/corp.yaml:11: legacy.md5: not true or false — true or false"},
-		{"must_staple is not there yet", profile("validity:", "must_staple: false\nvalidity:"), "profiles/corp.yaml:8: unknown field must_staple — remove it"},
-		{"mtls without listener", profile("  reply:", "  mtls: {mode: optional, bundle: trust/x.pem}\n  reply:"),
-			"profiles/corp.yaml:11: trust/x.pem: file does not exist — CA certificates\nprofiles/corp.yaml:11: listener est is off — turn on"},
+		{"must_staple without OCSP", sites(profile("validity:", "must_staple: true\nvalidity:"), "key: {algorithm: rsa-2048}", "ocsp: false, key: {algorithm: rsa-2048}"),
+			"profiles/corp.yaml:8: must_staple: authority devices has no OCSP — must_staple: false"},
+		{"mtls without listener", sites(profile("  reply:", "  mtls: {mode: optional, bundle: trust/x.pem}\n  reply:"), "  scep:", "  est: {on: false}\n  scep:"),
+			"profiles/corp.yaml:11: trust/x.pem: file does not exist — CA certificates\nprofiles/corp.yaml:11: listener est, which asks for client certificates, is off — turn on"},
 		{"mtls without bundle", mtls("mode: optional"), "profiles/corp.yaml:11: mtls.bundle is missing — trust/devices.pem"},
 		{"mtls off with bundle", mtls("mode: \"off\", bundle: trust/x.pem"), "profiles/corp.yaml:11: means nothing while mode is off — optional"},
 		{"mtls without mode", mtls("bundle: trust/x.pem"), "profiles/corp.yaml:11: mtls.mode is missing — optional"},
@@ -438,7 +542,7 @@ func TestEnrollmentFields(t *testing.T) {
 	check("approval", corp.Approval, Approval{CNSuffix: []string{".approve.test"}})
 	check("renewal", corp.Renewal, Renewal{Window: 45 * day, Grace: 7 * day})
 	check("limits", corp.Limits, Limits{PerSource: 5})
-	check("SCEP", corp.SCEP, SCEP{PlainHTTP: true, RawCSR: true, Chain: true, GetCACert: "ra+ca", Legacy: Legacy{SHA1: true, DESDecrypt: true},
+	check("SCEP", corp.SCEP, SCEP{On: true, PlainHTTP: true, RawCSR: true, Chain: true, GetCACert: "ra+ca", Legacy: Legacy{SHA1: true, DESDecrypt: true},
 		Challenges: Challenges{StaticHash: testHash, OneTime: &OneTime{TTL: 12 * time.Hour},
 			Signed: &Signed{File: "trust/connector.pem", Issuer: "me", Audience: "you", Validity: time.Hour, Skew: time.Minute}}})
 	check("approval of manual", manual.Approval, Approval{Manual: true})
@@ -466,6 +570,7 @@ func TestPinned(t *testing.T) {
 	}{
 		{`{dns: ["*.example.com"], ip: ["10.0.0.0/8"], uri: ["urn:*"]}`, nil},
 		{`{dns: [vpn.example.com], ip: ["10.0.0.7/32"], uri: ["urn:plant:7"]}`, []pki.Kind{pki.DNS, pki.URI, pki.IP}},
+		{`{dns: ["regex:pump-[0-9]"], ip: ["10.0.0.7/32"]}`, []pki.Kind{pki.IP}},
 		{`{dns: [a.example.com, b.example.com], ip: ["10.0.0.7/32", "10.0.0.8/32"]}`, nil},
 	} {
 		f := good()
@@ -477,55 +582,6 @@ func TestPinned(t *testing.T) {
 		if diff := cmp.Diff(c.want, site.Profiles[0].Pinned()); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c.san, diff)
 		}
-	}
-}
-
-// TestReadSigners: a file that is replaced while the box runs is held to what Load holds it to.
-func TestReadSigners(t *testing.T) {
-	now := time.Now()
-	valid := certificatePEM(t, now.Add(time.Hour))
-	for _, c := range []struct{ name, content, want string }{
-		{"two", valid + certificatePEM(t, now.Add(time.Hour)), ""},
-		{"absent", "", "cannot be read"},
-		{"one expired", valid + certificatePEM(t, now.Add(-time.Minute)), "expired on"},
-		{"garbage", "garbage", "no certificate"},
-		{"half", valid[:len(valid)/2], "cannot be read"},
-		{"unusable key", certificateOn(t, elliptic.P224(), now.Add(time.Hour)), "P-224"},
-	} {
-		f := files{}
-		if c.content != "" {
-			f["trust/x.pem"] = c.content
-		}
-		certificates, err := ReadSigners(f.fs(), "trust/x.pem", now)
-		if c.want == "" {
-			if err != nil || len(certificates) != 2 {
-				t.Errorf("%s: %d certificates, %v", c.name, len(certificates), err)
-			}
-			continue
-		}
-		var problems Problems
-		if !errors.As(err, &problems) || len(certificates) != 0 || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: %d certificates, error %v, want %q", c.name, len(certificates), err, c.want)
-		}
-	}
-}
-
-func TestWeaknesses(t *testing.T) {
-	f := good()
-	f["site.yaml"] = strings.Replace(goodSite, "name: plant-7", "name: demo", 1)
-	f["profiles/corp.yaml"] = strings.Replace(goodProfile, "*.example.com", "*", 1)
-	site, err := Load(f.fs())
-	if err != nil {
-		t.Fatal(err)
-	}
-	weak := strings.Join(site.Weaknesses(), "\n")
-	for _, want := range []string{"demo site", "secure_boot", "authority modern: its key is sealed", "plain_http", "any DNS name"} {
-		if !strings.Contains(weak, want) {
-			t.Errorf("nothing about %q in\n%s", want, weak)
-		}
-	}
-	if !site.Demo() {
-		t.Error("not taken for the demo site")
 	}
 }
 
@@ -559,6 +615,8 @@ func TestHashSecret(t *testing.T) {
 
 func FuzzLoad(f *testing.F) {
 	f.Add(goodSite, goodProfile)
+	f.Add(strings.Replace(goodSite, "authorities:", "trusted_proxies: {enabled: true, networks: [192.0.2.0/28]}\nauthorities:", 1),
+		goodProfile+"est: {auth: {basic: [{user: a, hash: x, for: [b]}], certificate: [issued, {bundle: trust/x.pem}], challenge: true}, channel_binding: off}\n")
 	f.Add("name: [*a, &b c]\n---\n", "<<: {}\n? a\n: b\n")
 	f.Fuzz(func(t *testing.T, site, profile string) {
 		loaded, err := Load(files{"site.yaml": site, "profiles/corp.yaml": profile}.fs())
