@@ -101,7 +101,7 @@ func (l *loader) readSigned(o *object) *Signed {
 
 // readIntune reads how Microsoft's validation service is asked.
 func (l *loader) readIntune(o *object) *Intune {
-	c := &Intune{Algorithm: "PS256"}
+	c := &Intune{Algorithm: "RS256"} // which every TPM can do
 	o.require("tenant", "write the tenant of Entra: its GUID, or a domain such as example.onmicrosoft.com")
 	o.require("client_id", "write the application (client) id that Entra shows for the registered application")
 	o.require("roots", "write roots: trust/microsoft.pem, a file with the CA certificates Microsoft's servers chain to: the box has none of its own")

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml/ast"
 
@@ -15,7 +17,9 @@ import (
 const (
 	estRetryAfter    = time.Minute
 	maxESTRetryAfter = 24 * time.Hour
-	maxUserName      = 128 // bytes
+	maxUsers         = 64  // of one profile
+	maxUserName      = 255 // bytes
+	maxFor           = 256 // names of one user
 )
 
 // readEST reads what a profile says about EST; nil is not served.
@@ -78,6 +82,10 @@ func (l *loader) readESTAuth(est *object, p Profile, e *EST) {
 
 func readBasic(auth *object) []BasicUser {
 	var users []BasicUser
+	if nodes := auth.list("basic"); len(nodes) > maxUsers {
+		auth.failf("basic", fmt.Sprintf("write at most %d; one-time challenges (challenge: true) are for a password per device", maxUsers), "%d users", len(nodes))
+		return nil
+	}
 	for i, n := range auth.list("basic") {
 		o := auth.d.object(n, auth.element("basic", i), "user", "hash", "for")
 		o.require("user", "write user: NAME")
@@ -85,8 +93,8 @@ func readBasic(auth *object) []BasicUser {
 		u := BasicUser{Hash: readHash(o), For: o.texts("for")}
 		if name, ok := o.text("user"); ok {
 			// The first colon ends the name, and control characters have no place in it (RFC 7617 §2).
-			if name == "" || len(name) > maxUserName || strings.ContainsFunc(name, func(r rune) bool { return r == ':' || r < ' ' || r == 0x7f }) {
-				o.failf("user", fmt.Sprintf("write up to %d characters without colon", maxUserName), "%q cannot be a user", name)
+			if name == "" || len(name) > maxUserName || !utf8.ValidString(name) || strings.Contains(name, ":") || strings.ContainsFunc(name, unicode.IsControl) {
+				o.failf("user", fmt.Sprintf("write up to %d bytes without colon and control characters", maxUserName), "%q cannot be a user", name)
 			} else if slices.ContainsFunc(users, func(other BasicUser) bool { return other.User == name }) {
 				o.failf("user", "give each user a name of its own", "user %s is there twice", name)
 			}
@@ -94,6 +102,9 @@ func readBasic(auth *object) []BasicUser {
 		}
 		if o.value("for") != nil && len(u.For) == 0 {
 			o.failf("for", "write the names the user may ask certificates for, or remove for", "no name in it")
+		}
+		if len(u.For) > maxFor {
+			o.failf("for", fmt.Sprintf("write at most %d, or spread them over several users", maxFor), "%d names", len(u.For))
 		}
 		for j, name := range u.For {
 			if strings.TrimSpace(name) == "" {

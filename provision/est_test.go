@@ -109,7 +109,7 @@ func TestLifeFields(t *testing.T) {
 	})
 	check("overlap", site.RA.Overlap, time.Duration(0))
 	check("SCEP", p.SCEP, SCEP{On: true, PlainHTTP: true, LegacyTLS: true, Chain: true, GetCACert: "ra+ca", PreviousRA: true, Challenges: Challenges{StaticHash: testHash,
-		Intune: &Intune{Tenant: "example.onmicrosoft.com", ClientID: "01234567-89ab-cdef-0123-456789abcdef", File: "trust/ca.pem", Algorithm: "PS256"}}})
+		Intune: &Intune{Tenant: "example.onmicrosoft.com", ClientID: "01234567-89ab-cdef-0123-456789abcdef", File: "trust/ca.pem", Algorithm: "RS256"}}})
 	check("renewal", p.Renewal, Renewal{Challenge: true, Window: 30 * day, From: &Bundle{File: "trust/ca.pem"}})
 	check("compliance", p.Compliance, &Compliance{URL: "https://hook.example.com/ask", File: "trust/ca.pem", Timeout: 3 * time.Second})
 	if !p.UniqueKey || !p.RevokeOnReplace || p.MaxActive != 2 || !p.Policy.MustStaple() || !p.config.ADSID {
