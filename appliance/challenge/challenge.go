@@ -105,6 +105,9 @@ type Set struct {
 	asking chan struct{} // one element for each question to Intune under way
 }
 
+// ErrNoVerdict: Intune's service said neither yes nor no; the sender has to try again later.
+var ErrNoVerdict = errors.New("Intune gave no verdict on the challenge")
+
 // maxAsking is how many questions to Intune a profile has under way: a slow answer holds a request in
 // flight, of which others need some.
 const maxAsking = 8
@@ -128,7 +131,7 @@ func isSignedShape(challenge string) bool {
 // they would wait for each other, and have Microsoft asked about every guess at the static one.
 //
 // A challenge that is not good is [ErrWrong], also as a [*Refused]. Any other error says nothing
-// about the challenge: [ErrBusy], the context's, the store's and Intune's.
+// about the challenge: [ErrBusy], [ErrNoVerdict], the context's and the store's.
 func (s *Set) Verify(ctx context.Context, r Request) (Verdict, error) {
 	if isSignedShape(r.Challenge) {
 		if s.c.Signed == nil {
@@ -175,8 +178,12 @@ func (s *Set) ask(ctx context.Context, r Request) (Verdict, error) {
 	default:
 		return Verdict{}, fmt.Errorf("asking Intune: %w", ErrBusy)
 	}
-	if err := s.c.Intune(ctx, r); err != nil {
+	err := s.c.Intune(ctx, r)
+	if errors.Is(err, ErrWrong) {
 		return Verdict{}, fmt.Errorf("asking Intune: %w", err)
+	}
+	if err != nil {
+		return Verdict{}, fmt.Errorf("%w: %w", ErrNoVerdict, err)
 	}
 	return Verdict{Kind: KindIntune}, nil
 }

@@ -441,7 +441,7 @@ func TestIntuneTakesWhatRemains(t *testing.T) {
 		}
 	}
 	_, err := NewSet(alone).Verify(context.Background(), Request{Challenge: "unreachable", Now: epoch})
-	if err == nil || errors.Is(err, ErrWrong) {
+	if !errors.Is(err, ErrNoVerdict) || errors.Is(err, ErrWrong) {
 		t.Errorf("a service that does not answer: %v", err)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"testing"
 
+	"golang.org/x/crypto/cryptobyte"
 	casn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
@@ -151,6 +152,31 @@ func TestDecryptAccepts(t *testing.T) {
 				t.Fatalf("%q, %v, key used %d times", content, err, used)
 			}
 		})
+	}
+}
+
+// An envelope is for each of its recipients, however it names them, and for nobody else.
+func TestIsFor(t *testing.T) {
+	r, other := rsaIdentity(t), *ecIdentity(t, elliptic.P256()).certificate
+	other.SubjectKeyId = []byte("of another key")
+	named := envelope{id: element(byte(casn1.SEQUENCE), other.RawIssuer, derInteger(other.SerialNumber))}.recipient(t, r)
+	for name, c := range map[string]struct {
+		e          envelope
+		us, others bool
+	}{
+		"by serial number": {envelope{}, true, false},
+		"by key":           {envelope{id: element(byte(tagImplicit0), r.certificate.SubjectKeyId), version: 2}, true, false},
+		"both":             {envelope{recipients: [][]byte{named, envelope{}.recipient(t, r)}}, true, true},
+		"the other":        {envelope{recipients: [][]byte{named}}, false, true},
+		"no RSA recipient": {envelope{recipients: [][]byte{element(0xa1, []byte{2, 1, 3})}}, false, false},
+	} {
+		e, err := ParseEnvelopedData(c.e.build(t, r))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if us, others := e.IsFor(r.certificate), e.IsFor(&other); us != c.us || others != c.others {
+			t.Errorf("%s: for us %t, for the other %t", name, us, others)
+		}
 	}
 }
 
@@ -370,4 +396,10 @@ func TestOAEP(t *testing.T) {
 			}
 		}
 	}
+}
+
+func derInteger(n *big.Int) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1BigInt(n)
+	return b.BytesOrPanic()
 }

@@ -385,19 +385,32 @@ func TestNoAuthority(t *testing.T) {
 	}
 }
 
+// A profile that is switched off says so to whoever asks for its certificates, in the way each understands.
 func TestProfileOff(t *testing.T) {
-	var off atomic.Bool
-	s := newService(t, func(c *Config) { c.Profiles[0].Off = off.Load })
-	off.Store(true)
+	s := newService(t, nil)
+	d := newDevice(t, rsaKey(t, 2048), "dev")
+	cert := d.issued(s.openReply(s.post("corp", d.message(s.good()))))
+	s.off.Store("corp")
 	for _, operation := range []string{"GetCACaps", "GetCACert", "GetNextCACert"} {
 		checkHTTPRefusal(t, s.get("/scep?operation="+operation), 404, "switched off")
+	}
+	w := s.good()
+	for _, messageType := range []string{"19", "17", "20"} {
+		w.messageType = messageType
+		if r := s.openReply(s.post("corp", d.message(w))); r.status != "2" || r.fail != badRequest || !strings.Contains(r.text, "switched off") {
+			t.Errorf("type %s: pkiStatus %s, failInfo %s: %s", messageType, r.status, r.fail, r.text)
+		}
+	}
+	w.messageType, w.content = "22", issuerAndSerial(t, cert.RawIssuer, cert.SerialNumber)
+	if r := s.openReply(s.post("corp", d.message(w))); r.status != "0" {
+		t.Errorf("GetCRL: pkiStatus %s: %s", r.status, r.text)
 	}
 	if e := s.get("/scep/modern?operation=GetCACaps"); e.status != 200 {
 		t.Errorf("another profile: status %d", e.status)
 	}
-	off.Store(false)
-	if e := s.get("/scep?operation=GetCACaps"); e.status != 200 {
-		t.Errorf("switched on again: status %d", e.status)
+	s.off.Store("")
+	if r := s.openReply(s.post("corp", d.message(s.good()))); r.status != "0" {
+		t.Errorf("switched on again: pkiStatus %s: %s", r.status, r.text)
 	}
 }
 

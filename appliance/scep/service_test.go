@@ -63,6 +63,7 @@ type service struct {
 	issues map[string]*atomic.Pointer[enroll.Issuers]
 	raKey  *rsa.PrivateKey
 	secure *httptest.Server // see postSecure
+	off    atomic.Value     // name of the profile that is switched off
 
 	mu    sync.Mutex
 	posts []exchanged // PKIOperations seen, oldest first
@@ -161,6 +162,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 		}
 		ca, ra := issuer.Certificate(), parse(t, der)
 		p.Authority = Always(Authority{CA: ca, RAs: []RA{{ra, s.raKey, s.raKey}}})
+		p.Off = func() bool { return s.off.Load() == p.Name }
 		s.ca[p.Name], s.ra[p.Name], s.issuer[p.Name] = ca, ra, issuer
 		config.Profiles = append(config.Profiles, p)
 		issues := &atomic.Pointer[enroll.Issuers]{}
@@ -168,6 +170,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 		s.issues[p.Name] = issues
 		profiles = append(profiles, enroll.Profile{
 			Name: p.Name, Policy: policy, Issuers: func() enroll.Issuers { return *issues.Load() },
+			Off:        p.Off,
 			Challenges: challenges, RawCSR: p.RawCSR, Renewal: renewal, Approval: approval,
 		})
 	}
