@@ -200,7 +200,6 @@ func TestStrongSwan(t *testing.T) {
 			if first == nil {
 				t.Fatalf("not enrolled; log:\n%s", s.log)
 			}
-			s := s.in(t)
 			s.checkOpenSSL(d.dir, "corp", "dev.crt")
 			second, _ := d.enroll("next.crt", "--cert", "dev.crt", "--key", "dev.pk1")
 			if second == nil || second.SerialNumber.Cmp(first.SerialNumber) == 0 || !bytes.Equal(second.RawSubject, first.RawSubject) {

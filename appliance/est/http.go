@@ -1,9 +1,11 @@
 package est
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	mrand "math/rand/v2"
@@ -199,6 +201,9 @@ func (x *exchange) reply(status int, contentType string, body []byte) {
 		h.Set("Content-Length", strconv.Itoa(len(body)))
 	}
 	x.status = status
+	if len(body) > oneWrite && linesFor(x.r) == (lines{}) && x.replyAtOnce(body) {
+		return
+	}
 	x.w.WriteHeader(status)
 	if len(body) == 0 {
 		return
@@ -206,6 +211,38 @@ func (x *exchange) reply(status int, contentType string, body []byte) {
 	if _, err := x.w.Write(body); err != nil && x.r.Method != http.MethodHead && x.err == nil {
 		x.err = err // the answer may not have arrived; a client that sends the request again soon gets it again
 	}
+}
+
+// oneWrite is how much of a body net/http hands on together with the headers, which have the rest of its buffer of 4096 bytes.
+const oneWrite = 3 << 10
+
+// replyTimeout is how long a client may take to read an answer of replyAtOnce.
+const replyTimeout = 30 * time.Second
+
+// replyAtOnce writes an answer in one piece, so in one TLS record, and ends the connection. strongSwan up to 5.9.8 reads what is behind
+// its first read in one other, and takes what of it came in another record than the headers for all there is. It returns false, and
+// nothing is written, where the connection cannot be had.
+func (x *exchange) replyAtOnce(body []byte) bool {
+	conn, _, err := http.NewResponseController(x.w).Hijack()
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	x.w.Header().Set("Connection", "close")
+	answer := bytes.NewBuffer(make([]byte, 0, 1<<10+len(body))) // large enough that no copy of a private key is left behind
+	fmt.Fprintf(answer, "HTTP/1.1 %d %s\r\n", x.status, http.StatusText(x.status))
+	x.w.Header().Write(answer)
+	answer.WriteString("\r\n")
+	answer.Write(body)
+	defer clear(answer.Bytes())
+	err = conn.SetWriteDeadline(time.Now().Add(replyTimeout))
+	if err == nil {
+		_, err = conn.Write(answer.Bytes())
+	}
+	if err != nil && x.err == nil {
+		x.err = err
+	}
+	return true
 }
 
 // logLine writes the one line of an exchange. It holds nothing that a device proves itself with.

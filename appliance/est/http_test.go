@@ -1,6 +1,7 @@
 package est
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
@@ -10,11 +11,71 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
 	"signet.internal/appliance/audit"
 )
+
+// An answer to a client that reads no more than one record is one write to its connection, small or large; others get the large one as
+// net/http writes it, and keep their connection.
+func TestOneRecord(t *testing.T) {
+	s := newService(t, func(c *Config) {
+		for i, p := range c.Profiles {
+			if p.Name == "modern" {
+				one := p.CACerts()[0]
+				c.Profiles[i].CACerts = func() [][]byte { return slices.Repeat([][]byte{one}, 16) }
+			}
+		}
+	})
+	roots := x509.NewCertPool()
+	roots.AddCert(s.tls.cert)
+	for _, c := range []struct {
+		path, header string
+		atLeast      int
+		one, closes  bool
+	}{
+		{"corp/cacerts", "", 1000, true, false},
+		{"modern/cacerts", "", 8000, true, true},
+		{"corp/cacerts", "User-Agent: other\r\n", 1000, true, false},
+		{"modern/cacerts", "User-Agent: other\r\n", 8000, false, false},
+	} {
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), &tls.Config{RootCAs: roots})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		reader := bufio.NewReader(conn)
+		for range 2 { // the second answer tells whether the connection is still good
+			s.writes.drain()
+			fmt.Fprintf(conn, "GET /.well-known/est/%s HTTP/1.1\r\nHost: x\r\n%s\r\n", c.path, c.header)
+			resp, err := http.ReadResponse(reader, nil)
+			if err != nil {
+				t.Fatalf("%+v: %v", c, err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != 200 || len(body) < c.atLeast || resp.ContentLength != int64(len(body)) {
+				t.Fatalf("%+v: %d, %d bytes, %v", c, resp.StatusCode, len(body), err)
+			}
+			if certs := certsOnly(t, decoded(t, body)); len(certs) == 0 {
+				t.Error("no certificates")
+			}
+			if n := len(s.writes.drain()); (n == 1) != c.one {
+				t.Errorf("%+v: %d writes", c, n)
+			}
+			if resp.Close != c.closes {
+				t.Errorf("%+v: connection to be closed: %v", c, resp.Close)
+			}
+			if c.closes {
+				if _, err := reader.ReadByte(); err != io.EOF {
+					t.Errorf("%+v: the connection does not end: %v", c, err)
+				}
+				break
+			}
+		}
+	}
+}
 
 // raw sends bytes to a listener and returns the whole answer until the server closes the connection.
 func (s *service) raw(url, request string) string {

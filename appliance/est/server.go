@@ -182,6 +182,9 @@ func newProfile(p Profile) (*profile, error) {
 // Handler answers on one listener; legacy tells whether that is the one for devices without TLS 1.3, where only profiles with
 // LegacyTLS are served. It must be given the request as it came: http.ServeMux would redirect paths that are not clean, which no EST
 // client follows.
+//
+// Its listener needs tls.Config.ClientAuth to be tls.RequestClientCert (crypto/tls must not verify what each profile has its own
+// authorities for), and DynamicRecordSizingDisabled: strongSwan up to 5.9.8 cannot read an answer that comes in several small records.
 func (s *Server) Handler(legacy bool) http.Handler {
 	l := modern
 	if legacy {

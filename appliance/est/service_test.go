@@ -80,6 +80,7 @@ type service struct {
 	bootstrap authority              // of the profiles' bundle
 	tls       authority              // of the listeners' certificates
 	dir       string                 // holds tls.crt, what clients trust
+	writes    *writes                // of the listeners
 }
 
 // logBuffer collects the log; a password in it fails the test that looks.
@@ -113,7 +114,7 @@ func (l *logBuffer) String() string {
 //	waiting   its authority has no certificate yet
 func newService(t testing.TB, adjust func(*Config)) *service {
 	t.Helper()
-	s := &service{t: t, log: &logBuffer{}, issuer: map[string]*pki.Issuer{}, dir: t.TempDir()}
+	s := &service{t: t, log: &logBuffer{}, issuer: map[string]*pki.Issuer{}, dir: t.TempDir(), writes: &writes{}}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	st, err := store.Open(store.Options{Dir: filepath.Join(t.TempDir(), "store")})
 	if err != nil {
@@ -212,10 +213,52 @@ func (s *service) listen(h http.Handler, version uint16) string {
 	for _, key := range []crypto.Signer{ec, rsaKeys()[2]} {
 		certificates = append(certificates, tls.Certificate{Certificate: [][]byte{s.tls.issue(s.t, template, key.Public()).Raw}, PrivateKey: key})
 	}
-	web.TLS = &tls.Config{MinVersion: version, Certificates: certificates, ClientAuth: tls.RequestClientCert}
+	web.TLS = &tls.Config{MinVersion: version, Certificates: certificates, ClientAuth: tls.RequestClientCert, DynamicRecordSizingDisabled: true}
+	web.Listener = writeListener{web.Listener, s.writes}
 	web.StartTLS()
 	s.t.Cleanup(web.Close)
 	return web.URL
+}
+
+// writes are the sizes of what was written to connections, in order.
+type writes struct {
+	mu    sync.Mutex
+	sizes []int
+}
+
+// drain returns the writes of more than an alert since the last time.
+func (w *writes) drain() (sizes []int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, n := range w.sizes {
+		if n > 64 {
+			sizes = append(sizes, n)
+		}
+	}
+	w.sizes = nil
+	return sizes
+}
+
+type writeListener struct {
+	net.Listener
+	writes *writes
+}
+
+func (l writeListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return writeConn{c, l.writes}, err
+}
+
+type writeConn struct {
+	net.Conn
+	writes *writes
+}
+
+func (c writeConn) Write(b []byte) (int, error) {
+	c.writes.mu.Lock()
+	c.writes.sizes = append(c.writes.sizes, len(b))
+	c.writes.mu.Unlock()
+	return c.Conn.Write(b)
 }
 
 // csrAttrs is an answer to csrattrs as RFC 9908 §3 has it: an attribute with a value and an OID.
