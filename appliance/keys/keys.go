@@ -136,8 +136,9 @@ func (b Binding) check() error {
 // past the end of a shorter file reads as zeros.
 //
 // Who can change it can destroy the keys, put back an older generation, in which what was made since is
-// missing and what was removed since is back, or put in a container of another box; a container this TPM did not make, or whose marker is not in this TPM, is refused, and
-// nothing in it can be changed without the root secret.
+// missing and what was removed since is back, or put in a container of another box; a container this TPM
+// did not make, or whose marker is not in this TPM, is refused, and nothing in it can be changed without
+// the root secret.
 type Storage interface {
 	io.ReaderAt
 	io.WriterAt
