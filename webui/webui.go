@@ -39,6 +39,7 @@ type Config struct {
 
 	Enroll  *enroll.Engine       // decides what operators ask for
 	SCEP    func() []SCEPProfile // called for each answer, in the site's order
+	Box     Box                  // does what administrators order
 	Metrics http.Handler         // in Prometheus' text format
 
 	// Mint makes a one-time challenge: ErrNoProfile, ErrNoOneTime, or an error of the store.
@@ -73,6 +74,7 @@ type Profile struct {
 	Default   bool
 	Authority string
 	SCEP      []string // absolute URLs, the preferred first
+	EST       []string // absolute URLs of its EST, the preferred first; empty where it is off
 }
 
 //go:embed templates/*.html

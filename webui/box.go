@@ -1,0 +1,200 @@
+package webui
+
+import (
+	"crypto/x509"
+	"errors"
+	"time"
+)
+
+// Box is what administrators order of the box. Whoever implements it writes each order that took effect
+// into the audit log, with the actor it is given. Authorities and Settings are asked for each status
+// page and answer from memory; nothing that is returned is changed afterwards.
+//
+// Refusals are ErrNoProfile and ErrNoAuthority for names the site does not have, a *[ConflictError] for
+// what cannot be done in the present state, and an *[OrderError] for a value that is wrong. ErrKeysBusy
+// says that the key holder has no time now. Any other error is the box's own fault.
+type Box interface {
+	Authorities() []AuthorityInfo // in the site's order
+	// AuthorityRequest makes the request for a subordinate's certificate, as often as it is asked.
+	AuthorityRequest(name string) (AuthorityRequest, error)
+	// InstallChain takes a subordinate's certificate and those above it up to the root.
+	InstallChain(name string, pem []byte, actor string) error
+	// PrepareNext makes the next generation of an authority and publishes it; it issues nothing yet.
+	PrepareNext(name, actor string) error
+	// ActivateNext has the next generation issue from now on.
+	ActivateNext(name, actor string) error
+	// CancelNext takes the next generation back, before it is active.
+	CancelNext(name, actor string) error
+	// RotateRA makes a new registration key; the one before still decrypts for a while.
+	RotateRA(actor string) error
+
+	// TLSRequest makes the requests, PEM, for TLS certificates of the box by somebody else's authority.
+	TLSRequest() ([]byte, error)
+	// InstallTLS takes such a certificate and those above it.
+	InstallTLS(pem []byte, actor string) error
+	// DropTLS goes back to the certificates that the box made itself.
+	DropTLS(actor string) error
+
+	// Settings is what of a profile an administrator can change while the box runs.
+	Settings(profile string) (ProfileSettings, error)
+	// SwitchProfile stops a profile from issuing, for a reason, or has it issue again, without one.
+	SwitchProfile(profile string, off bool, reason, actor string) error
+	// ReplaceBundle puts certificates in place of a baked bundle, one of the Bundle constants; nil goes
+	// back to the baked one.
+	ReplaceBundle(profile, bundle string, pem []byte, actor string) error
+	// ReplaceChallenge replaces the hash of the challenge all devices share; "" goes back to the baked one.
+	ReplaceChallenge(profile, hash, actor string) error
+	// ReplacePassword replaces the hash of an EST user's password; "" goes back to the baked one.
+	ReplacePassword(profile, user, hash, actor string) error
+	// PutSecret keeps a secret the box needs in clear, sealed. Its name is a kind of secret and a profile
+	// with a slash between them: "compliance/corp".
+	PutSecret(name string, value []byte, actor string) error
+	// IntuneRequest is the certificate, PEM, to register with Entra for a profile that asks Intune.
+	IntuneRequest(profile string) ([]byte, error)
+}
+
+// Bundles of a profile: whose certificates it believes, for what.
+const (
+	BundleSigned     = "signed"     // sign challenges
+	BundleSCEPMTLS   = "scep-mtls"  // above certificates on /scep-mtls
+	BundleEST        = "est"        // above certificates that enroll over EST
+	BundleRenewFrom  = "renew-from" // above certificates of another authority that may be renewed here
+	BundleCompliance = "compliance" // above the compliance service's TLS certificate
+	BundleIntune     = "intune"     // above the TLS certificates of Microsoft's services
+)
+
+// SecretCompliance is the kind of secret that signs what is sent to a profile's compliance service.
+const SecretCompliance = "compliance"
+
+// States of a generation.
+const (
+	GenerationActive  = "active"  // issues
+	GenerationNext    = "next"    // published, issues nothing yet
+	GenerationWaiting = "waiting" // for its chain
+	GenerationEarlier = "earlier" // issues no more; its certificates are still good
+)
+
+// AuthorityInfo is one authority with its generations.
+type AuthorityInfo struct {
+	Name        string
+	Mode        string           // "root" or "subordinate"
+	Protection  string           // of the CA keys: "resident" or "sealed"
+	Generations []GenerationInfo // by number, the oldest first
+	RAs         []RAInfo         // the newest first; empty before the first chain
+}
+
+// GenerationInfo is one key of an authority.
+type GenerationInfo struct {
+	Number      int                 // from 1
+	State       string              // a Generation constant
+	Certificate *x509.Certificate   // nil while it waits
+	Chain       []*x509.Certificate // above it, root last; empty for a root
+	Responder   *x509.Certificate   // answers OCSP; nil where OCSP is off
+	Superseded  time.Time           // since when it is an earlier one; zero otherwise
+}
+
+// RAInfo is one registration certificate of an authority.
+type RAInfo struct {
+	Certificate *x509.Certificate
+	Replaced    time.Time // since when it only decrypts; zero for the current one
+}
+
+// AuthorityRequest asks for a subordinate's certificate.
+type AuthorityRequest struct {
+	Generation    int
+	PEM           []byte         // PKCS#10
+	Certification *Certification // nil where the key is kept outside of the TPM
+}
+
+// Certification is the TPM's statement (TPM2_Certify) that a key cannot leave it, over the SHA-256 of
+// the DER of the request it comes with.
+type Certification struct {
+	Attest         []byte // TPMS_ATTEST
+	Signature      []byte // over SHA-256 of Attest, ASN.1
+	Public         []byte // TPMT_PUBLIC of the key
+	AttestationKey []byte // SubjectPublicKeyInfo
+}
+
+// ProfileSettings is what of a profile can be changed while the box runs, and what was.
+type ProfileSettings struct {
+	Profile   string
+	Authority string
+	Off       *Switch // nil: on
+	Bundles   []BundleSetting
+	Challenge *ChallengeSetting // nil: it takes no challenge that all devices share
+	Passwords []PasswordSetting // of EST
+	Secrets   []SecretSetting
+	Intune    bool // it asks Intune
+}
+
+// Switch is a profile switched off.
+type Switch struct {
+	Reason string
+	Change
+}
+
+// Change is by whom and when a value of the site was replaced: it is not the baked one.
+type Change struct {
+	By string
+	At time.Time
+}
+
+// BundleSetting is a trust bundle.
+type BundleSetting struct {
+	Bundle       string              // a Bundle constant
+	File         string              // of the site it was baked from
+	Certificates []*x509.Certificate // in use
+	Replaced     *Change             // nil: baked
+}
+
+// ChallengeSetting is the challenge that all devices of a profile share.
+type ChallengeSetting struct {
+	Replaced *Change // nil: baked
+}
+
+// PasswordSetting is the password of an EST user.
+type PasswordSetting struct {
+	User     string
+	For      []string // names it enrolls; empty: any the profile allows
+	Replaced *Change  // nil: baked
+}
+
+// SecretSetting is a secret the profile needs in clear. Its value never comes back.
+type SecretSetting struct {
+	Kind string // a Secret constant
+	Set  bool
+}
+
+// NotBaked says whether anything an administrator replaced is in use.
+func (s ProfileSettings) NotBaked() bool {
+	if s.Challenge != nil && s.Challenge.Replaced != nil {
+		return true
+	}
+	for _, b := range s.Bundles {
+		if b.Replaced != nil {
+			return true
+		}
+	}
+	for _, p := range s.Passwords {
+		if p.Replaced != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Refusals of a Box beside ErrNoProfile.
+var (
+	// ErrNoAuthority: the site has no such authority.
+	ErrNoAuthority = errors.New("there is no such authority")
+	// ErrKeysBusy: the key holder works on too much already.
+	ErrKeysBusy = errors.New("the key holder is busy")
+)
+
+// ConflictError refuses an order that cannot be done as things are.
+type ConflictError struct {
+	What string // lower case, without a stop
+	Mend string // what to do about it
+}
+
+func (e *ConflictError) Error() string { return e.What }
