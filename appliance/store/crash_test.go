@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"github.com/google/go-cmp/cmp"
@@ -62,6 +63,12 @@ func story() []step {
 	g := guardOf(GuardOnce, "challenge")
 	guardedHeld := heldOf("d", 0)
 	guardedHeld.Guards = []Guard{g, guardOf(GuardRate, "limit")}
+	expiring := heldOf("f", 0)
+	expiring.Until = epoch.Add(time.Hour)
+	withheld := intent("w", 0)
+	withheld.Withhold, withheld.RevokeSuperseded, withheld.Supersedes = true, true, serialOf("r", 0)
+	replaced := intent("v", 0)
+	replaced.RevokeSuperseded, replaced.Supersedes = true, withheld.Serial
 	renewal := intent("r", 0)
 	renewal.Supersedes = serialOf("a", 0)
 	steps = append(steps,
@@ -83,6 +90,13 @@ func story() []step {
 		}},
 		step{"revoke d", func(s *Store) error { return revoke(s, serialOf("d", 1), 1) }},
 		step{"second CRL", func(s *Store) error { return storeCRL(s, 2, epoch) }},
+		step{"begin withheld renewal of the renewal", func(s *Store) error { return begin(s, withheld) }},
+		step{"finish it", func(s *Store) error { return finish(s, withheld.Serial) }},
+		step{"deliver it", func(s *Store) error { return deliver(s, withheld.Serial) }},
+		step{"begin a renewal of that", func(s *Store) error { return begin(s, replaced) }},
+		step{"finish that, which revokes", func(s *Store) error { return finish(s, replaced.Serial) }},
+		step{"hold f", func(s *Store) error { return holdOne(s, expiring) }},
+		step{"f waited too long", func(s *Store) error { return expire(s, expiring.Until, "f") }},
 		step{"approve e", func(s *Store) error { return approve(s, heldOf("e", 1), intent("e", 0)) }},
 	)
 	for n := byte(1); n <= 4; n++ {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -40,6 +41,23 @@ func deny(s *Store, h Held) error {
 	return s.Deny(h.ID, "olga", "no", epoch, record(audit.RequestDenied, audit.OutcomeRefused, ""))
 }
 
+// expire denies what waited too long, all but what is kept waiting by a later end.
+func expire(s *Store, now time.Time, transactions ...string) error {
+	var ended []string
+	n, err := s.ExpireHeld(now, "too long", func(h Held) audit.Record {
+		ended = append(ended, h.Transaction)
+		return record(audit.RequestExpired, audit.OutcomeRefused, "")
+	})
+	if err == nil && (n != len(ended) || !slices.Equal(ended, transactions)) {
+		err = fmt.Errorf("%d ended: %v, want %v", n, ended, transactions)
+	}
+	return err
+}
+
+func deliver(s *Store, serial string) error {
+	return s.Deliver(serial, epoch, record(audit.CertificateDelivered, audit.OutcomeSuccess, serial))
+}
+
 func revoke(s *Store, serial string, reason int) error {
 	return s.Revoke(serial, reason, epoch, record(audit.CertificateRevoked, audit.OutcomeSuccess, ""))
 }
@@ -55,7 +73,7 @@ func storeCRL(s *Store, number uint64, at time.Time) error {
 // checkHeld holds held requests, their indexes and their transactions against each other.
 func checkHeld(t testing.TB, s *Store) {
 	t.Helper()
-	waiting, counts := map[string]bool{}, map[string]uint64{}
+	waiting, counts, ends := map[string]bool{}, map[string]uint64{}, map[string]bool{}
 	must(t, s.scan(prefixHeld, func(name, _ []byte) error {
 		h, err := s.Held(string(name))
 		if err != nil {
@@ -76,7 +94,9 @@ func checkHeld(t testing.TB, s *Store) {
 		switch h.State {
 		case Waiting:
 			waiting[h.ID] = true
-			counts[h.Profile]++
+			counts[string(prefixCount)+h.Profile]++
+			counts[string(prefixCountSource)+h.Group]++
+			ends[string(h.untilKey()[1:])] = true
 			if h.Serial != "" || !h.Decided.IsZero() || expires != 0 {
 				t.Errorf("held request waits, decided with serial %q, %d entries to expire", h.Serial, expires)
 			}
@@ -104,13 +124,26 @@ func checkHeld(t testing.TB, s *Store) {
 	for id := range waiting {
 		t.Errorf("%s waits and is not listed", id)
 	}
-	must(t, s.scan(prefixCount, func(profile, n []byte) error {
-		if got := binary.BigEndian.Uint64(n); got != counts[string(profile)] {
-			t.Errorf("%d requests of %s are counted, %d wait", got, profile, counts[string(profile)])
+	for _, prefix := range []byte{prefixCount, prefixCountSource} {
+		must(t, s.scan(prefix, func(name, n []byte) error {
+			whose := string(prefix) + string(name)
+			if got := binary.BigEndian.Uint64(n); got != counts[whose] {
+				t.Errorf("%d requests of %s are counted, %d wait", got, whose, counts[whose])
+			}
+			delete(counts, whose)
+			return nil
+		}))
+	}
+	must(t, s.scan(prefixHeldUntil, func(name, _ []byte) error {
+		if !ends[string(name)] {
+			t.Errorf("%x is listed to end", name)
 		}
-		delete(counts, string(profile))
+		delete(ends, string(name))
 		return nil
 	}))
+	if len(ends) != 0 {
+		t.Errorf("waiting without an end: %v", ends)
+	}
 	if len(counts) != 0 {
 		t.Errorf("not counted: %v", counts)
 	}

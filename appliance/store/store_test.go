@@ -70,9 +70,9 @@ func intent(name string, n int) Intent {
 	publicKey := sha256.Sum256([]byte("key of " + name))
 	return Intent{
 		PublicKey: publicKey[:],
-		Key:    sha256.Sum256([]byte("request " + name)),
-		Replay: sha256.Sum256([]byte("message " + name)),
-		Serial: serialOf(name, n), Profile: "corp", Protocol: "scep", Transaction: name, Identity: name, Begun: epoch,
+		Key:       sha256.Sum256([]byte("request " + name)),
+		Replay:    sha256.Sum256([]byte("message " + name)),
+		Serial:    serialOf(name, n), Profile: "corp", Protocol: "scep", Transaction: name, Identity: name, Begun: epoch,
 		Issuer: issuer[:], NotAfter: epoch.Add(90 * 24 * time.Hour),
 	}
 }
@@ -197,6 +197,7 @@ func checkStore(t testing.TB, s *Store) {
 	checkHeld(t, s)
 	checkGuards(t, s)
 	checkRevoked(t, s, transactions)
+	checkIndexes(t, s, transactions)
 	for message, serial := range issuedByMessage {
 		if x, err := s.Replayed(message); err != nil || x.Serial != serial {
 			t.Errorf("message that got %s leads to %q: %v", serial, x.Serial, err)
