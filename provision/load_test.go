@@ -356,7 +356,10 @@ func TestProblems(t *testing.T) {
 		{"match by nothing", profile("[CN, O]}", "[CN, O], match: {}}"), "profiles/corp.yaml:5: match: no attribute in it — remove match"},
 		{"match as a list", profile("[CN, O]}", "[CN, O], match: [CN]}"), "profiles/corp.yaml:5: match is not a set of fields — NAME: value"},
 		{"empty template", profile("[CN, O]}", "[CN, O], template: ' '}"), "profiles/corp.yaml:5: template: empty — CN={CN}"},
-		{"pattern that is no expression", profile("\"*.example.com\"", "\"regex:host[\""), "profiles/corp.yaml:6: san.dns[0]: — "},
+		{"pattern that is no expression", profile("\"*.example.com\"", "\"regex:host[\""), "profiles/corp.yaml:6: san.dns[0]: — regular expression"},
+		{"match that is no expression", profile("subject: {allow: [CN, O]}", "subject:\n  allow: [CN, O]\n  match:\n    O: [a]\n    CN:\n      - a*\n      - \"regex:(\""), "profiles/corp.yaml:11: subject.match.CN[1]: — regex:"},
+		{"match of an attribute that is not allowed", profile("subject: {allow: [CN, O]}", "subject:\n  allow: [CN, O]\n  match:\n    CN: [a]\n    OU: [a]"), "profiles/corp.yaml:9: subject.match.OU — "},
+		{"template of nothing", profile("[CN, O]}", "[CN, O], template: \"CN={XX}\"}"), "profiles/corp.yaml:5: subject.template — {CN}"},
 		{"compliance", profile("validity:", "compliance: {url: \"http://hook.example.com\", timeout: 1h}\nvalidity:"),
 			"profiles/corp.yaml:8: compliance.roots is missing — the box has none\nprofiles/corp.yaml:8: not the address of an HTTPS webhook — https://HOST/PATH\nprofiles/corp.yaml:8: 1h is not a usable time — 1s to 30s"},
 		{"compliance with a password", func() files {
@@ -501,11 +504,17 @@ func TestProblemsAllAtOnce(t *testing.T) {
 func TestLoadBakedIgnoresTheClock(t *testing.T) {
 	f := good()
 	f["trust/ca.pem"] = certificatePEM(t, time.Now().Add(-time.Hour))
+	f["profiles/corp.yaml"] += "est: {auth: {certificate: [{bundle: trust/ca.pem}]}}\n"
 	if _, err := Load(f.fs()); err == nil {
 		t.Fatal("Load takes an expired bundle")
 	}
-	if _, err := LoadBaked(f.fs()); err != nil {
-		t.Error(err)
+	site, err := LoadBaked(f.fs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Whoever uses the bundle sees that it is over.
+	if bundle := site.Profiles[0].EST.Bundle; len(bundle) != 1 || !time.Now().After(bundle[0].NotAfter) {
+		t.Errorf("a bundle of %d certificates", len(bundle))
 	}
 }
 

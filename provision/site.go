@@ -5,7 +5,7 @@
 // that is accepted does something; every other field is a problem.
 //
 // Whoever can change a site's files before it is baked decides who gets certificates. No secret is
-// in them but secrets/, which nothing here reads: challenges are argon2id hashes.
+// in them but secrets/, which nothing here reads: challenges and passwords are argon2id hashes.
 package provision
 
 import (
