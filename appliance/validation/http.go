@@ -1,6 +1,7 @@
 package validation
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -123,9 +124,9 @@ func (s *Server) certificate(x *exchange, g Generation) {
 	})
 }
 
-// isForLater reports whether the same request may be answered later.
+// isForLater reports whether the same request may be answered later; so may one whose sender did not wait.
 func isForLater(err error) bool {
-	for _, later := range []error{enroll.ErrBusy, enroll.ErrClock, enroll.ErrUnavailable, enroll.ErrClosed} {
+	for _, later := range []error{enroll.ErrBusy, enroll.ErrClock, enroll.ErrUnavailable, enroll.ErrClosed, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, later) {
 			return true
 		}

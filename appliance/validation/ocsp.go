@@ -69,7 +69,7 @@ func (s *Server) ocsp(x *exchange, a Authority, path string) {
 	switch {
 	case errors.Is(err, errUnauthorized):
 		x.refuseOCSP(pki.OCSPUnauthorized, err)
-	case errors.Is(err, errLimit), isForLater(err), s.isBusy(err), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+	case errors.Is(err, errLimit), isForLater(err), s.isBusy(err):
 		x.refuseOCSP(pki.OCSPTryLater, err)
 		x.outcome = "busy"
 	case err != nil:
