@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -15,12 +16,14 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/authority"
 	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
@@ -36,7 +39,7 @@ import (
 // only make clients time out. Senders of wrong challenges, who wait for a hash, can hold half of them.
 const inFlight = 2 * challenge.MaxWaiting
 
-// upkeepInterval is how often certificates, addresses and the watchdog are looked after.
+// upkeepInterval is how often certificates and addresses are looked after, and the watchdog at least.
 const upkeepInterval = time.Minute
 
 // Config is a service ready to be put together: every part that touches hardware comes in as a value.
@@ -62,6 +65,10 @@ type Appliance struct {
 	challenges []*profileChallenges // in the site's order
 	engine     *enroll.Engine
 	servers    []*server
+
+	writing sync.Mutex // serialises writes of the ready file
+	written Ready      // as it is on disk
+	bundle  []byte     // the PEM it names
 }
 
 // New opens the state and puts the service together; Serve runs it.
@@ -72,7 +79,7 @@ func New(c Config) (*Appliance, error) {
 		Log:       c.Log,
 	})
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &mendable{fmt.Errorf("%w: %w", errStateLost, err), stateLostMend}
+		return nil, &mendable{fmt.Errorf("%w: %w", authority.ErrStateLost, err), authority.StateLostMend}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the store: %w", err)
@@ -134,7 +141,7 @@ func (a *Appliance) newEngine() (*enroll.Engine, error) {
 		profiles = append(profiles, enroll.Profile{
 			Name:       p.Name,
 			Policy:     p.Policy,
-			Issuers:    enroll.Always(a.identity.authorities[p.Authority].issuer),
+			Issuers:    func() enroll.Issuers { return a.identity.view(p.Authority).issuers },
 			Challenges: c.set,
 			Renewal:    renewal,
 			Approval:   enroll.Approval{Manual: p.Approval.Manual, ManualIf: p.Approval.CNSuffix},
@@ -150,7 +157,7 @@ func (a *Appliance) newEngine() (*enroll.Engine, error) {
 		TimeSource: a.config.Boot.TimeSource,
 		TimeFloor:  a.config.Boot.TimeFloor,
 		Log:        a.config.Log,
-		OwnNames:   a.identity.ownNames,
+		OwnNames:   a.identity.OwnNames,
 		IsBusy:     isBusy,
 	})
 }
@@ -161,21 +168,17 @@ func isBusy(err error) bool { return errors.Is(err, keys.ErrBusy) }
 func (a *Appliance) newSCEP() (*scep.Server, error) {
 	var profiles []scep.Profile
 	for _, p := range a.config.Site.Profiles {
-		authority := a.identity.authorities[p.Authority]
 		profiles = append(profiles, scep.Profile{
-			Name:        p.Name,
-			Default:     p.Default,
-			PlainHTTP:   p.SCEP.PlainHTTP,
-			Chain:       p.SCEP.Chain,
-			GetCACert:   p.SCEP.GetCACert,
-			Renewal:     true,
-			Legacy:      scep.Legacy(p.SCEP.Legacy),
-			RawCSR:      p.SCEP.RawCSR,
-			CA:          authority.issuer.Certificate(),
-			RA:          authority.ra,
-			RASigner:    a.identity.raKey,
-			RADecrypter: a.identity.raKey,
-			MTLS:        mtlsOf(p.SCEP.MTLS),
+			Name:      p.Name,
+			Default:   p.Default,
+			PlainHTTP: p.SCEP.PlainHTTP,
+			Chain:     p.SCEP.Chain,
+			GetCACert: p.SCEP.GetCACert,
+			Renewal:   true,
+			Legacy:    scep.Legacy(p.SCEP.Legacy),
+			RawCSR:    p.SCEP.RawCSR,
+			Authority: func() *scep.Authority { return a.identity.view(p.Authority).scep },
+			MTLS:      mtlsOf(p.SCEP.MTLS),
 		})
 	}
 	return scep.New(scep.Config{
@@ -194,7 +197,7 @@ func (a *Appliance) newConsole() (http.Handler, error) {
 		Boot:       a.config.Boot,
 		Site:       a.siteForConsole,
 		ClaimCode:  a.config.Boot.ClaimCode,
-		CABundle:   a.identity.bundle,
+		CABundle:   a.identity.Bundle,
 		Now:        a.config.Now,
 		TimeSource: a.config.Boot.TimeSource,
 		Log:        a.config.Log,
@@ -239,6 +242,7 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 	if err := a.ready(); err != nil {
 		return errors.Join(err, closeAll(a.config.Listeners))
 	}
+	g.Go(func() error { return a.watch(ctx) })
 	g.Go(func() error { return a.upkeep(ctx) })
 	g.Go(func() error { return a.sweep(ctx) })
 	g.Go(func() error { return a.reloads(ctx) })
@@ -248,16 +252,14 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 // ready records the start and tells whoever waits that every listener accepts and every authority
 // can sign.
 func (a *Appliance) ready() error {
-	started := a.identity.record(audit.BoxStarted)
+	started := a.record(audit.BoxStarted)
 	started.Identity = a.config.Site.Name
 	started.Reason = fmt.Sprintf("version %s, epoch %d, PCR 11 %s", a.config.Boot.Version, a.config.Boot.Epoch, cmp.Or(a.config.Boot.PCR11, "not measured"))
 	if err := a.store.Append(started); err != nil {
 		return fmt.Errorf("recording the start: %w", err)
 	}
-	if a.config.ReadyFile != "" {
-		if err := a.writeReadyFile(); err != nil {
-			return err
-		}
+	if err := a.writeReadyFile(); err != nil {
+		return err
 	}
 	a.notify(daemon.SdNotifyReady)
 	a.config.Log.Info("ready", "site", a.config.Site.Name, "version", a.config.Boot.Version, "tls_sha256", a.tlsSHA256())
@@ -288,16 +290,34 @@ func (a *Appliance) notify(state string) {
 
 func (a *Appliance) onClaimed() {
 	a.notify("STATUS=claimed")
-	if a.config.ReadyFile != "" {
+	if err := a.writeReadyFile(); err != nil {
+		a.config.Log.Warn("rewriting the ready file", "err", err)
+	}
+}
+
+// upkeep has what comes due of the box's certificates done, and the ready file follow. It may take as long
+// as the TPM takes to make a key, which the watchdog must not wait for.
+func (a *Appliance) upkeep(ctx context.Context) error {
+	tick := time.NewTicker(upkeepInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if err := a.identity.Upkeep(a.config.Now()); err != nil {
+			a.config.Log.Error("renewing the box's certificates", "err", err)
+		}
 		if err := a.writeReadyFile(); err != nil {
-			a.config.Log.Warn("rewriting the ready file", "err", err)
+			a.config.Log.Error("rewriting the ready file", "err", err)
 		}
 	}
 }
 
-// upkeep renews certificates in time, follows the box's addresses and feeds the supervisor's
-// watchdog for as long as the key holder answers.
-func (a *Appliance) upkeep(ctx context.Context) error {
+// watch tells the supervisor where the service stands and feeds its watchdog, for as long as the key holder
+// answers.
+func (a *Appliance) watch(ctx context.Context) error {
 	interval := upkeepInterval
 	watchdog, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -308,17 +328,11 @@ func (a *Appliance) upkeep(ctx context.Context) error {
 	}
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	for lastTLS := a.config.Now(); ; {
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-		}
-		if a.config.Now().Sub(lastTLS) >= upkeepInterval {
-			lastTLS = a.config.Now()
-			if err := a.identity.refreshTLS(); err != nil {
-				a.config.Log.Error("renewing the TLS certificate", "err", err)
-			}
 		}
 		if _, err := a.config.Keys.List(); err != nil {
 			a.config.Log.Error("the key holder does not answer", "err", err)
@@ -330,7 +344,8 @@ func (a *Appliance) upkeep(ctx context.Context) error {
 }
 
 func (a *Appliance) tlsSHA256() string {
-	sum := sha256.Sum256(a.identity.tlsCert.Load().Leaf.Raw)
+	served, _ := a.identity.Certificate(nil) // the same for every client
+	sum := sha256.Sum256(served.Leaf.Raw)
 	return hex.EncodeToString(sum[:])
 }
 
@@ -343,10 +358,11 @@ func (a *Appliance) siteForConsole() webui.Site {
 		Demo:       a.config.Site.Demo(),
 	}
 	for _, s := range a.config.Site.Authorities {
-		authority := a.identity.authorities[s.Name]
-		site.Authorities = append(site.Authorities, webui.Authority{
-			Name: s.Name, Protection: s.Protection, CA: authority.issuer.Certificate(), RA: authority.ra,
-		})
+		if now := a.identity.Snapshot(s.Name); now.Active != nil {
+			site.Authorities = append(site.Authorities, webui.Authority{
+				Name: s.Name, Protection: s.Protection, CA: now.Active.Issuer.Certificate(), RA: now.RAs[0].Certificate,
+			})
+		}
 	}
 	for _, p := range a.config.Site.Profiles {
 		site.Profiles = append(site.Profiles, webui.Profile{
@@ -387,12 +403,14 @@ func (a *Appliance) scepURLs(p provision.Profile) []string {
 	return urls
 }
 
+// writeReadyFile writes the ready file and the bundle it names where they are wanted and not written as
+// they would be now, once every authority is active.
 func (a *Appliance) writeReadyFile() error {
+	if a.config.ReadyFile == "" || !a.identity.active() {
+		return nil
+	}
 	bundle, err := filepath.Abs(filepath.Join(a.config.StateDir, "ca-bundle.pem"))
 	if err != nil {
-		return err
-	}
-	if err := writeWhole(bundle, a.identity.bundle(), 0o644); err != nil {
 		return err
 	}
 	r := Ready{TLSSHA256: a.tlsSHA256(), CABundle: bundle}
@@ -412,5 +430,18 @@ func (a *Appliance) writeReadyFile() error {
 			r.PKI, r.OCSP = r.SCEPPlain, r.SCEPPlain
 		}
 	}
-	return writeReady(a.config.ReadyFile, r)
+	roots := a.identity.Bundle()
+	a.writing.Lock()
+	defer a.writing.Unlock()
+	if r == a.written && bytes.Equal(roots, a.bundle) {
+		return nil
+	}
+	if err := writeWhole(bundle, roots, 0o644); err != nil {
+		return err
+	}
+	if err := writeReady(a.config.ReadyFile, r); err != nil {
+		return err
+	}
+	a.written, a.bundle = r, roots
+	return nil
 }

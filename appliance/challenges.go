@@ -108,10 +108,13 @@ func (a *Appliance) check(c *profileChallenges) func(context.Context, enroll.Req
 	}
 }
 
-// conditions are what about the profiles' trust needs a person.
+// conditions are what about the box's certificates and the profiles' trust needs a person.
 func (a *Appliance) conditions() []handover.Condition {
 	var all []handover.Condition
 	now := a.config.Now()
+	for _, c := range a.identity.Conditions(now) {
+		all = append(all, handover.Condition(c))
+	}
 	for _, c := range a.challenges {
 		if cert, file := c.expired(now); cert != nil {
 			all = append(all, handover.Condition{
@@ -143,7 +146,7 @@ func (a *Appliance) mint(m webui.Mint) (secret string, expires time.Time, err er
 	if c.oneTime == nil {
 		return "", time.Time{}, webui.ErrNoOneTime
 	}
-	record := a.identity.record(audit.ChallengeMinted)
+	record := a.record(audit.ChallengeMinted)
 	record.Actor, record.Source, record.Profile, record.Identity = m.Actor, m.Source, m.Profile, m.CN
 	var failed error
 	secret, expires, err = c.oneTime.Mint(m.CN, m.SANs, m.TTL, a.config.Now(), func(g store.Guard) error {
@@ -188,7 +191,7 @@ func (a *Appliance) reloadTrust(profile, actor string) (name string, err error) 
 		return "", webui.ErrNoSigned
 	}
 	name = c.profile.Name
-	record := a.identity.record(audit.TrustReplaced)
+	record := a.record(audit.TrustReplaced)
 	record.Actor, record.Profile = actor, name
 	file := c.profile.SCEP.Challenges.Signed.File
 	if err := c.reload(a.config.Files, a.config.Now()); err != nil {
@@ -244,10 +247,14 @@ func (a *Appliance) reloadAll() {
 func (a *Appliance) scepForConsole() []webui.SCEPProfile {
 	var all []webui.SCEPProfile
 	for _, c := range a.challenges {
+		ras := a.identity.Snapshot(c.profile.Authority).RAs
+		if len(ras) == 0 {
+			continue // its authority waits for a certificate: there is nothing to enroll at yet
+		}
 		p := webui.SCEPProfile{
 			Name: c.profile.Name, Authority: c.profile.Authority,
 			Static: c.profile.SCEP.Challenges.StaticHash != "", OneTime: c.oneTime != nil,
-			RA: a.identity.authorities[c.profile.Authority].ra,
+			RA: ras[0].Certificate,
 		}
 		if m := c.profile.SCEP.MTLS; m != nil {
 			p.MTLSFile = m.File

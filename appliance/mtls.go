@@ -10,7 +10,7 @@ import (
 
 // tlsConfig is the TLS of a listener, nil for the plain one.
 func (a *Appliance) tlsConfig(listener string) *tls.Config {
-	c := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.identity.certificate, NextProtos: []string{"http/1.1"}}
+	c := &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: a.identity.Certificate, NextProtos: []string{"http/1.1"}}
 	switch listener {
 	case "plain":
 		return nil
@@ -38,10 +38,11 @@ func mtlsOf(m *provision.MTLS) scep.MTLS {
 	if m == nil {
 		return scep.MTLS{}
 	}
-	out := scep.MTLS{Mode: "optional", Pool: x509.NewCertPool()}
+	pool := x509.NewCertPool()
+	addAll(pool, m.Certificates)
+	out := scep.MTLS{Mode: "optional", Pool: func() *x509.CertPool { return pool }}
 	if m.Required {
 		out.Mode = "required"
 	}
-	addAll(out.Pool, m.Certificates)
 	return out
 }

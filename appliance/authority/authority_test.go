@@ -305,7 +305,7 @@ func TestNothingIsRenewedForNothing(t *testing.T) {
 		t.Errorf("a day later came %v", after[:len(after)-len(before)])
 	}
 	if c := b.Conditions(b.now); !slices.ContainsFunc(c, func(c authority.Condition) bool {
-		return strings.Contains(c.What, "authority devices ends on") && strings.Contains(c.Mend, "prepare the next generation")
+		return strings.Contains(c.What, "authority devices ends on") && strings.Contains(c.Mend, "Prepare the next generation")
 	}) {
 		t.Errorf("conditions %v", c)
 	}

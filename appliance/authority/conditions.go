@@ -27,9 +27,9 @@ func (s *Set) Conditions(now time.Time) []Condition {
 	expiry := func(c *x509.Certificate, before time.Duration, what, mend string) {
 		switch date := c.NotAfter.UTC().Format(time.DateOnly); {
 		case !now.Before(c.NotAfter):
-			ended = append(ended, Condition{fmt.Sprintf("%s ended on %s", what, date), mend})
+			ended = append(ended, Condition{fmt.Sprintf("%s ended on %s.", what, date), mend})
 		case now.After(c.NotAfter.Add(-min(before, c.NotAfter.Sub(c.NotBefore)/5))):
-			soon = append(soon, Condition{fmt.Sprintf("%s ends on %s", what, date), mend})
+			soon = append(soon, Condition{fmt.Sprintf("%s ends on %s.", what, date), mend})
 		}
 	}
 	for _, a := range s.cfg.Site.Authorities {
@@ -37,32 +37,32 @@ func (s *Set) Conditions(now time.Time) []Condition {
 		switch {
 		case snapshot.Active == nil:
 			ended = append(ended, Condition{
-				fmt.Sprintf("authority %s has no certificate yet and issues nothing", a.Name),
-				"download its request in the console, have it signed by the authority above, and upload the chain",
+				fmt.Sprintf("Authority %s has no certificate yet and issues nothing.", a.Name),
+				"Download its request in the console, have it signed by the authority above, and upload the chain.",
 			})
 			continue
 		case snapshot.Waiting != 0:
 			waiting = append(waiting, Condition{
-				fmt.Sprintf("the next generation of authority %s waits for its certificate", a.Name),
-				"download its request in the console, have it signed by the authority above, and upload the chain, or cancel the next generation",
+				fmt.Sprintf("The next generation of authority %s waits for its certificate.", a.Name),
+				"Download its request in the console, have it signed by the authority above, and upload the chain, or cancel the next generation.",
 			})
 		case snapshot.Next != nil:
 			waiting = append(waiting, Condition{
-				fmt.Sprintf("the next generation of authority %s is published and not active", a.Name),
-				"activate it once devices had time to fetch it, or cancel it",
+				fmt.Sprintf("The next generation of authority %s is published and not active.", a.Name),
+				"Activate it once devices had time to fetch it, or cancel it.",
 			})
 		}
-		expiry(snapshot.Active.Issuer.Certificate(), warnAuthority, "the certificate of authority "+a.Name, s.mendAuthority(snapshot))
+		expiry(snapshot.Active.Issuer.Certificate(), warnAuthority, "The certificate of authority "+a.Name, s.mendAuthority(snapshot))
 		for _, c := range snapshot.Active.Chain {
-			expiry(c, warnAuthority, "a certificate above authority "+a.Name, "have the authority above renewed, then upload the new chain")
+			expiry(c, warnAuthority, "A certificate above authority "+a.Name, "Have the authority above renewed, then upload the new chain.")
 		}
 		if ra := snapshot.RAs[0].Certificate; ra.NotAfter.Before(snapshot.Active.Issuer.Certificate().NotAfter.Add(-worthRenewing)) {
-			expiry(ra, min(raRenewBefore, s.cfg.Site.RA.Validity/3)/2, "the RA certificate of authority "+a.Name,
-				"it is renewed by itself: if this stays for a day, look at the log for why it is not, and rotate the RA key")
+			expiry(ra, min(raRenewBefore, s.cfg.Site.RA.Validity/3)/2, "The RA certificate of authority "+a.Name,
+				"It is renewed by itself: if this stays for a day, look at the log for why it is not, and rotate the RA key.")
 		}
 		if r := snapshot.Active.Responder; r != nil && r.Certificate.NotAfter.Before(snapshot.Active.Issuer.Certificate().NotAfter.Add(-worthRenewing)) {
-			expiry(r.Certificate, responderValidity/5, "the OCSP responder's certificate of authority "+a.Name,
-				"it is renewed by itself: if this stays for a day, look at the log for why it is not, and restart the box")
+			expiry(r.Certificate, responderValidity/5, "The OCSP responder's certificate of authority "+a.Name,
+				"It is renewed by itself: if this stays for a day, look at the log for why it is not, and restart the box.")
 		}
 	}
 	s.tlsConditions(expiry)
@@ -73,11 +73,11 @@ func (s *Set) Conditions(now time.Time) []Condition {
 func (s *Set) mendAuthority(snapshot *Snapshot) string {
 	switch {
 	case snapshot.Next != nil:
-		return "activate the next generation"
+		return "Activate the next generation."
 	case len(snapshot.Active.Chain) > 0:
-		return "download its request in the console, have it signed again and upload the chain, or prepare the next generation"
+		return "Download its request in the console, have it signed again and upload the chain, or prepare the next generation."
 	}
-	return "prepare the next generation, and activate it once devices had time to fetch it"
+	return "Prepare the next generation, and activate it once devices had time to fetch it."
 }
 
 func (s *Set) tlsConditions(expiry func(c *x509.Certificate, before time.Duration, what, mend string)) {
@@ -87,18 +87,18 @@ func (s *Set) tlsConditions(expiry func(c *x509.Certificate, before time.Duratio
 	for _, leaf := range []struct {
 		what   string
 		served *tls.Certificate
-	}{{"the ECDSA certificate of the box's listeners", state.ecdsa}, {"the RSA certificate of the box's listeners", state.rsa}} {
+	}{{"The ECDSA certificate of the box's listeners", state.ecdsa}, {"The RSA certificate of the box's listeners", state.rsa}} {
 		what, served := leaf.what, leaf.served
 		switch {
 		case served == nil:
 		case served.Leaf.CheckSignatureFrom(root) != nil:
 			uploaded++
-			expiry(served.Leaf, warnAuthority/3, what, "have a new request signed and upload the chain, or go back to the box's own certificate")
+			expiry(served.Leaf, warnAuthority/3, what, "Have a new request signed and upload the chain, or go back to the box's own certificate.")
 		case served.Leaf.NotAfter.Before(root.NotAfter.Add(-worthRenewing)):
-			expiry(served.Leaf, warnTLS, what, "it is renewed by itself: if this stays for a day, look at the log for why it is not, and restart the box")
+			expiry(served.Leaf, warnTLS, what, "It is renewed by itself: if this stays for a day, look at the log for why it is not, and restart the box.")
 		}
 	}
 	if uploaded < len(tlsKeys()) {
-		expiry(root, warnAuthority, "the root of the box's TLS certificates", "upload TLS certificates of another authority for both keys of the box's listeners")
+		expiry(root, warnAuthority, "The root of the box's TLS certificates", "Upload TLS certificates of another authority for both keys of the box's listeners.")
 	}
 }
