@@ -103,11 +103,11 @@ func credentialsOf(r *http.Request) (*enroll.Credentials, error) {
 	return &enroll.Credentials{User: user, Password: password}, nil
 }
 
-// pending answers that a person has to decide first (RFC 7030 §4.2.3).
+// pending answers that a person has to decide first (RFC 7030 §4.2.3), without a body: Bouncy Castle gives up on any other.
 func (x *exchange) pending() {
 	x.outcome = "pending"
 	x.retryAfter(x.profile.RetryAfter)
-	x.reply(http.StatusAccepted, contentTypeText, []byte("the request waits for approval: send it again later\n"))
+	x.reply(http.StatusAccepted, "", nil)
 }
 
 // issued notes a certificate for the log line.

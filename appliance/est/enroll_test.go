@@ -188,7 +188,7 @@ func TestPending(t *testing.T) {
 	body := []byte(base64.StdEncoding.EncodeToString(d.csr()))
 	for range 2 {
 		a := d.do("POST", "manual/simpleenroll", body)
-		if a.status != 202 || a.header.Get("Retry-After") != "1" {
+		if a.status != 202 || a.header.Get("Retry-After") != "1" || len(a.body) != 0 {
 			t.Fatalf("%d %v %s", a.status, a.header, a.body)
 		}
 	}

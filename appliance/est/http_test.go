@@ -125,7 +125,7 @@ func TestRawAnswers(t *testing.T) {
 		"enrolled, libest": {post("simpleenroll", basic+"User-Agent: libest 3.2.0p\r\n", csr),
 			"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Transfer-Encoding: base64\r\nContent-Type: application/pkcs7-mime; smime-type=certs-only\r\nConnection: close\r\n\r\n", "*"},
 		"held": {post("manual/simpleenroll", basic, base64.StdEncoding.EncodeToString(held.csr())),
-			"HTTP/1.1 202 Accepted\r\nContent-Length: %d\r\nContent-Type: text/plain\r\nRetry-After: 1\r\nConnection: close\r\n\r\n", "the request waits for approval: send it again later\n"},
+			"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n", ""},
 		"CA certificates": {"GET /.well-known/est/cacerts HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
 			"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Transfer-Encoding: base64\r\nContent-Type: application/pkcs7-mime\r\nConnection: close\r\n\r\n", "**"},
 		"attributes": {"GET /.well-known/est/csrattrs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",

@@ -265,7 +265,7 @@ func (c writeConn) Write(b []byte) (int, error) {
 func csrAttrs(t testing.TB) []byte {
 	t.Helper()
 	return must(asn1.Marshal([]asn1.RawValue{
-		{FullBytes: must(asn1.Marshal(pkix.AttributeTypeAndValue{Type: asn1.ObjectIdentifier{2, 5, 4, 10}, Value: "Test"}))},
+		{FullBytes: attribute(asn1.ObjectIdentifier{2, 5, 4, 10}, must(asn1.Marshal("Test")))},
 		{FullBytes: must(asn1.Marshal(asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}))},
 	}))
 }
