@@ -52,7 +52,7 @@ func record(a audit.Action) audit.Record {
 // begin begins the n-th transaction of a key with a verdict's guards.
 func begin(s *store.Store, key store.TransactionKey, n byte, v Verdict) error {
 	serial := func(n byte) string { return fmt.Sprintf("%x", append([]byte{n + 1}, key[:15]...)) }
-	i := store.Intent{Key: key, Serial: serial(n), Profile: "corp", Begun: epoch, Guards: v.Guards, Issuer: make([]byte, 32)}
+	i := store.Intent{Key: key, Serial: serial(n), Profile: "corp", Begun: epoch, Guards: v.Guards, Issuer: make([]byte, 32), PublicKey: key[:]}
 	if n > 0 {
 		i.After = serial(n - 1)
 	}

@@ -140,7 +140,7 @@ func TestMTLSRoute(t *testing.T) {
 	if r := s.openReply(post("/scep-mtls/iot", message("iot"), mine)); r.status != "0" {
 		t.Errorf("by a certificate of our own: pkiStatus %s, %s", r.status, r.text)
 	}
-	if err := s.engine.Revoke(t.Context(), serialOf(own), "keyCompromise", "test"); err != nil {
+	if err := s.engine.Revoke(t.Context(), serialOf(own), "superseded", "test"); err != nil {
 		t.Fatal(err)
 	}
 	checkHTTPRefusal(t, post("/scep-mtls/iot", message("iot"), mine), 401, "is revoked")
