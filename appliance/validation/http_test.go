@@ -157,8 +157,8 @@ func TestCRLLater(t *testing.T) {
 	}
 }
 
-// TestNothingIsChunked reads the raw octets of every kind of answer: a length, no chunks, and a body of
-// that length in the same segment as its header where it is small.
+// TestNothingIsChunked reads the raw octets of every kind of answer: a small header with a length, no
+// chunks, and a body of that length.
 func TestNothingIsChunked(t *testing.T) {
 	b := newBox(t, nil)
 	good := b.request(b.good)
