@@ -168,7 +168,7 @@ func (e *Engine) fromOther(p Profile, chain []*x509.Certificate, now time.Time) 
 	if err := e.checkClock(now); err != nil {
 		return nil, err
 	}
-	if verifyClient(chain, p.RenewFrom, now) != nil {
+	if verifyClient(chain, p.RenewFrom(), now) != nil {
 		return nil, nil
 	}
 	isRevoked, err := e.IsRevoked(chain[0]) // it may be another authority of this box
@@ -184,6 +184,9 @@ func (e *Engine) fromOther(p Profile, chain []*x509.Certificate, now time.Time) 
 // verifyClient verifies a client's chain against roots: signatures, dates, and that it is for clients
 // (or for anything). A certificate that is itself among the roots is not enough.
 func verifyClient(chain []*x509.Certificate, roots *x509.CertPool, now time.Time) error {
+	if roots == nil { // which crypto/x509 would take for the roots of the system
+		roots = x509.NewCertPool()
+	}
 	intermediates := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		intermediates.AddCert(c)

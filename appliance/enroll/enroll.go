@@ -208,6 +208,9 @@ func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 
 	// From here on the sender is known, and each refusal has its own record, within a bound.
 	res, err := e.decide(ctx, x)
+	if r.Protocol == ProtocolEST && errors.Is(err, ErrChallenge) { // used up: there it was a password
+		err = fmt.Errorf("%w: %w", ErrCredentials, err)
+	}
 	if err != nil || !res.Replayed && !res.Pending {
 		x.profile.Challenges.Decided(x.verdict, err)
 	}
@@ -222,6 +225,10 @@ func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 	now := e.now()
 	if err := e.checkClock(now); err != nil {
+		return nil, err
+	}
+
+	if err := e.checkKey(x); err != nil {
 		return nil, err
 	}
 
@@ -278,13 +285,6 @@ func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.P
 	if err := e.checkOwnNames(x.CSR); err != nil {
 		return nil, err
 	}
-	isCompromised, err := e.store.IsCompromised(sha256.Sum256(x.CSR.RawSPKI))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	if isCompromised {
-		return nil, errCompromised
-	}
 	x.issuer = x.issuers.Active
 	if x.issuer == nil {
 		return nil, ErrNoAuthority
@@ -325,6 +325,19 @@ func (e *Engine) begunRecord(x *attempt, prepared *pki.Prepared, now time.Time) 
 
 // errCompromised: whoever else knows the key could use the new certificate as well.
 var errCompromised = &pki.PolicyError{Rule: "keys", Value: "a key whose certificate was revoked for keyCompromise, make a new key"}
+
+// checkKey refuses a compromised key. The store does so again where it counts; here the refusal comes
+// before anything is held or answered from before.
+func (e *Engine) checkKey(x *attempt) error {
+	isCompromised, err := e.store.IsCompromised(sha256.Sum256(x.CSR.RawSPKI))
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if isCompromised {
+		return errCompromised
+	}
+	return nil
+}
 
 // storeError says what a refused Begin or Hold means to the sender.
 func storeError(err error) error {

@@ -75,7 +75,7 @@ func (e *Engine) bootstrap(x *attempt, now time.Time) error {
 	if err := e.checkClock(now); err != nil {
 		return err
 	}
-	if err := verifyClient(x.Peer, x.profile.EST.Bundle, now); err != nil {
+	if err := verifyClient(x.Peer, x.profile.EST.Bundle(), now); err != nil {
 		return fmt.Errorf("%w: %v", ErrCredentials, err)
 	}
 	isRevoked, err := e.IsRevoked(x.Peer[0]) // an authority of this box may be in the bundle

@@ -380,7 +380,7 @@ func TestESTOneTime(t *testing.T) {
 	b.refused(withPassword(newDevice(t).est("once", OpEnroll, printer), "", secret), ErrCredentials)
 	b.refused(withPassword(d.est("once", OpServerKeyGen, printer), "", secret), ErrCredentials)
 	b.clock.advance(estWindow + time.Second)
-	b.refused(r, ErrChallenge)
+	b.refused(r, ErrCredentials)
 	b.close()
 }
 

@@ -10,6 +10,8 @@ import (
 	"errors"
 	"math/big"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -311,6 +313,33 @@ func TestComplianceOfRenewals(t *testing.T) {
 	b.refused(withPeer(t, d.est("compliant", OpReenroll, rooted), first.Certificate), ErrCompliance)
 	if got, err := b.store.Transaction(first.Serial); err != nil || got.State != store.Issued || got.SupersededBy != "" {
 		t.Errorf("%+v, %v", got, err)
+	}
+	b.close()
+}
+
+// However many of one identity come at once, no more are issued than it may have.
+func TestMaxActiveConcurrently(t *testing.T) {
+	b := newBox(t)
+	b.issue(newDevice(t).request(pkix.Name{CommonName: "printer-1"})) // from now on the challenge costs nothing
+	p := b.engine.profiles["corp"]
+	p.MaxActive = 3
+	b.engine.profiles["corp"] = p
+	var all sync.WaitGroup
+	var issued atomic.Int32
+	for range 20 {
+		r := newDevice(t).request(printer)
+		all.Go(func() {
+			_, err := b.enroll(r)
+			if err == nil {
+				issued.Add(1)
+			} else if !errors.Is(err, ErrMaxActive) {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if issued.Load() != 3 {
+		t.Errorf("%d were issued", issued.Load())
 	}
 	b.close()
 }

@@ -165,7 +165,7 @@ type Profile struct {
 
 	// RenewFrom are authorities besides the profile's whose certificates are renewed here, nil if there
 	// are none.
-	RenewFrom *x509.CertPool
+	RenewFrom func() *x509.CertPool
 
 	MaxActive       int  // certificates of one identity that are neither over, revoked nor renewed; 0: any number
 	UniqueKey       bool // a key that had a certificate of another identity is refused
@@ -215,7 +215,7 @@ type EST struct {
 	Issued bool
 
 	// Bundle are authorities whose client certificates prove first requests, nil if there are none.
-	Bundle *x509.CertPool
+	Bundle func() *x509.CertPool
 }
 
 // Intune is Microsoft's device manager, told what became of requests whose challenge it made and
