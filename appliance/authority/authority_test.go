@@ -186,6 +186,10 @@ func TestSubordinate(t *testing.T) {
 		t.Errorf("renewed: %s", b.summary())
 	}
 
+	if id := sha256.Sum256(installed.Active.Issuer.Certificate().Raw); installed.Active.ID != id || renewed.Active.ID != id {
+		t.Errorf("the issuer was named %x, after renewal %x, want %x", installed.Active.ID, renewed.Active.ID, id)
+	}
+
 	must(t, b.PrepareNext("branch", admin))
 	b.check()
 	wantIs(t, "activating what waits", b.ActivateNext("branch", admin), authority.ErrWaiting)
@@ -203,8 +207,12 @@ func TestSubordinate(t *testing.T) {
 	b.check()
 	b.reopen()
 	b.check()
-	if s := b.Snapshot("branch"); s.Active.Number != 2 || len(s.Earlier) != 1 {
+	s := b.Snapshot("branch")
+	if s.Active.Number != 2 || len(s.Earlier) != 1 || s.Earlier[0].ID != installed.Active.ID {
 		t.Errorf("rolled over: %s", b.summary())
+	}
+	if points := s.RAs[0].Certificate.CRLDistributionPoints; !slices.Equal(points, []string{"http://pki.example.com/pki/branch.2.crl"}) {
+		t.Errorf("what the second generation issues points to %v", points)
 	}
 	if bundle := string(b.Bundle()); strings.Count(bundle, "BEGIN CERTIFICATE") != 3 || !strings.Contains(bundle, string(toPEM(above.root.Raw))) {
 		t.Errorf("bundle:\n%s", bundle)

@@ -2,6 +2,7 @@ package authority
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -169,6 +170,10 @@ func (s *Set) generation(name string, g store.GenerationCerts) (*Generation, err
 		chain = append(chain, cert)
 	}
 	out.Chain = chain[1:]
+	out.ID = sha256.Sum256(chain[0].Raw)
+	if g.First != nil {
+		out.ID = sha256.Sum256(g.First)
+	}
 	var err error
 	if out.Key, err = s.keyOf(authorityKey(name, g.Number), chain[0]); err != nil {
 		return nil, err

@@ -96,6 +96,9 @@ func (s *Set) InstallChain(name string, text []byte, actor string) error {
 		if slices.EqualFunc(raw, g.Chain, bytes.Equal) {
 			return nil, nil
 		}
+		if g.State == store.GenerationActive && g.First == nil {
+			g.First = g.Chain[0]
+		}
 		g.Chain = raw
 		records := []audit.Record{s.recordOf(audit.AuthorityInstalled, actor, name, g.Number, chain[0])}
 		switch {
