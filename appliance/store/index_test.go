@@ -255,7 +255,7 @@ func TestCertificates(t *testing.T) {
 
 // A state of the layout before gets its indexes, and keys that were compromised stay so.
 func TestUpgradeIndexes(t *testing.T) {
-	fs := vfs.NewMem()
+	fs := vfs.NewCrashableMem()
 	s := recovered(t, fs)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(t, err)
@@ -296,6 +296,25 @@ func TestUpgradeIndexes(t *testing.T) {
 	must(t, s.db.Set(append([]byte{prefixTransaction}, a.Serial...), old, pebble.Sync))
 	must(t, s.db.Set(keySchema, []byte{2}, pebble.Sync))
 	closeStore(t, s)
+
+	// The power goes at every change of the disk while the state is brought over.
+	var cuts []*vfs.MemFS
+	cutting := &faultFS{FS: fs}
+	cutting.hook = func(_ int, _ string, op func() error) error {
+		cuts = append(cuts, fs.CrashClone(vfs.CrashCloneCfg{}))
+		return op()
+	}
+	s = open(t, cutting)
+	upgraded := dump(t, s)
+	closeStore(t, s)
+	for n, disk := range cuts {
+		s = open(t, disk)
+		if diff := cmp.Diff(upgraded, dump(t, s)); diff != "" {
+			t.Errorf("after power cut %d (-want +got):\n%s", n, diff)
+		}
+		closeStore(t, s)
+	}
+	t.Logf("%d power cuts", len(cuts))
 
 	for range 2 {
 		s = open(t, fs)

@@ -114,7 +114,7 @@ func (c *change) list(issuer []byte, r Revocation) error {
 }
 
 // Revoked returns what belongs on the issuer's next CRL, by serial: revoked certificates and burnt
-// serials. issuer is the SHA-256 of the issuing certificate, as in [Intent].
+// serials. issuer is as in [Intent].
 func (s *Store) Revoked(issuer [sha256.Size]byte) ([]Revocation, error) {
 	var all []Revocation
 	err := s.read(func(db *pebble.DB) error {

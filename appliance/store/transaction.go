@@ -81,7 +81,7 @@ type Intent struct {
 	Protocol    string    `json:"protocol"`
 	Transaction string    `json:"transaction"` // as the client sent it, for people
 	Identity    string    `json:"identity"`
-	Issuer      []byte    `json:"issuer"`     // SHA-256 of the issuing certificate's DER: whose CRL a burnt or revoked serial belongs on
+	Issuer      []byte    `json:"issuer"`     // names the issuing name and key, 32 bytes: whose CRL a burnt or revoked serial belongs on
 	SignerKey   []byte    `json:"signer_key"` // SHA-256 of the request signer's SubjectPublicKeyInfo
 	CSR         []byte    `json:"csr"`        // SHA-256 of the PKCS#10's DER
 	PublicKey   []byte    `json:"public_key"` // SHA-256 of the SubjectPublicKeyInfo that will be certified
