@@ -41,7 +41,7 @@ func decodeBody(body []byte) ([]byte, error) {
 		return text, nil
 	case bytes.HasPrefix(text, []byte("-----BEGIN")):
 		block, _ := pem.Decode(text)
-		if block == nil || block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
+		if block == nil || len(block.Bytes) == 0 || block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST" {
 			return nil, errBody
 		}
 		return block.Bytes, nil

@@ -54,6 +54,7 @@ func TestDecodeBody(t *testing.T) {
 		"padding alone":     "==",
 		"PEM certificate":   armour("CERTIFICATE"),
 		"PEM key":           armour("PRIVATE KEY"),
+		"PEM of nothing":    "-----BEGIN CERTIFICATE REQUEST-----\n-----END CERTIFICATE REQUEST-----",
 		"PEM cut off":       armour("CERTIFICATE REQUEST")[:80],
 		"URL-safe":          base64.RawURLEncoding.EncodeToString(der),
 		"percent-encoded":   strings.ReplaceAll(text, "+", "%2B"),

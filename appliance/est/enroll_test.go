@@ -2,12 +2,14 @@ package est
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -70,6 +72,41 @@ func TestBootstrapCertificate(t *testing.T) {
 		t.Error("enrolled with a password")
 	}
 	s.checkLog()
+}
+
+// Where a proxy ends TLS, the certificates are those the configuration finds, and none of the connection.
+func TestClientCertificates(t *testing.T) {
+	var shown []*x509.Certificate
+	s := newService(t, func(c *Config) {
+		c.ClientCertificates = func(*http.Request) []*x509.Certificate { return shown }
+	})
+	d := s.device("dev")
+	d.user = ""
+	factory := s.bootstrap.device(t, "factory", must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), x509.KeyUsageDigitalSignature)
+	d.cert = factory
+	unauthorized(t, d.post("boot/simpleenroll"), false)
+	d.cert, shown = tls.Certificate{}, []*x509.Certificate{parse(t, factory.Certificate[0])}
+	d.enrolled("boot", d.post("boot/simpleenroll"))
+}
+
+// What this package refuses is in the audit log as well, with its source and its reason.
+func TestRefusalsAreRecorded(t *testing.T) {
+	s := newService(t, nil)
+	d := s.device("dev")
+	for range 3 {
+		d.do("POST", "simpleenroll", []byte("nonsense"))
+		d.do("POST", "bound/simpleenroll", d.csr())
+	}
+	found := map[string]int{}
+	for _, r := range s.records(audit.OutcomeRefused) {
+		if r.Protocol != "est" || r.Source != "127.0.0.1" {
+			t.Errorf("%+v", r)
+		}
+		found[r.Profile+": "+r.Identity+": "+r.Reason]++
+	}
+	if len(found) != 2 || found["corp: : "+errBody.Error()] != 1 {
+		t.Errorf("%v", found)
+	}
 }
 
 // unauthorized checks a 401: no body, and a challenge where a password would help.
@@ -228,7 +265,7 @@ func TestExplain(t *testing.T) {
 		{enroll.ErrRenewalIdentity, 400}, {enroll.ErrDuplicateKey, 400}, {&pki.PolicyError{Rule: "san.dns", Value: "x"}, 400}, {pki.ErrRequest, 400}, {pki.ErrRequestSignature, 400},
 		{enroll.ErrRenewalEarly, 403}, {enroll.ErrHold, 403}, {enroll.ErrDenied, 403}, {enroll.ErrCompliance, 403}, {enroll.ErrMaxActive, 403},
 		{enroll.ErrBusy, 503}, {enroll.ErrHeldFull, 503}, {enroll.ErrNoAuthority, 503}, {enroll.ErrProfileOff, 503}, {enroll.ErrWithheld, 503},
-		{enroll.ErrClock, 503}, {enroll.ErrUnavailable, 503}, {enroll.ErrClosed, 503}, {t.Context().Err(), 500},
+		{enroll.ErrClock, 503}, {enroll.ErrUnavailable, 503}, {enroll.ErrClosed, 503}, {context.Canceled, 503}, {context.DeadlineExceeded, 503},
 		{fmt.Errorf("nobody thought of %s", secret), 500},
 	} {
 		v := explain(c.err)
@@ -241,6 +278,11 @@ func TestExplain(t *testing.T) {
 		if strings.Contains(v.reason+v.detail, secret) {
 			t.Errorf("%v: the text of an unknown error leaves the box", c.err)
 		}
+	}
+	queue := errors.New("queue is full")
+	s := &Server{isBusy: func(err error) bool { return errors.Is(err, queue) }}
+	if v := s.explain(fmt.Errorf("signing the new key: %w", queue)); v != explain(enroll.ErrBusy) {
+		t.Errorf("a key holder that is busy: %+v", v)
 	}
 	if v := explain(fmt.Errorf("%w: stolen", enroll.ErrDenied)); v.detail != ": stolen" {
 		t.Errorf("denied: %+v", v)

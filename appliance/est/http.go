@@ -66,6 +66,10 @@ func (s *Server) dispatch(x *exchange) {
 		return
 	}
 	x.profile, x.operation = p, operation
+	if x.r.TLS == nil { // a listener that serves this by mistake hands out no keys and takes no passwords
+		x.refuse(http.StatusForbidden, "EST is spoken over TLS only: use https")
+		return
+	}
 	if x.listener == old && !p.LegacyTLS {
 		x.refuse(http.StatusForbidden, "this profile is not served here: use the listener with TLS 1.3")
 		return

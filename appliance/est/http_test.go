@@ -291,6 +291,16 @@ func TestListeners(t *testing.T) {
 	}
 }
 
+// Nothing is answered where there is no TLS, whatever mistake led there.
+func TestWithoutTLS(t *testing.T) {
+	s := newService(t, nil)
+	for _, legacy := range []bool{false, true} {
+		w := httptest.NewRecorder()
+		s.server.Handler(legacy).ServeHTTP(w, httptest.NewRequest("GET", "/.well-known/est/cacerts", nil))
+		s.refused(answer{w.Code, w.Header(), w.Body.Bytes()}, 403, "use https")
+	}
+}
+
 // Past the number of requests in flight, nothing of a request is parsed.
 func TestBusy(t *testing.T) {
 	s := newService(t, func(c *Config) { c.InFlight = 1 })

@@ -166,7 +166,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 		case "manual":
 			e.Approval.ManualIf = []string{".approve.test"}
 		case "boot":
-			e.EST.Basic, e.EST.Bundle = nil, bundle
+			e.EST.Basic, e.EST.Bundle = nil, func() *x509.CertPool { return bundle }
 		case "waiting":
 			e.Issuers = func() enroll.Issuers { return enroll.Issuers{} }
 			p.CACerts = func() [][]byte { return nil }
