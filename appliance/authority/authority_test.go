@@ -13,6 +13,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -493,4 +494,49 @@ func TestStoreWithoutGenerations(t *testing.T) {
 	must(t, b.ActivateNext("devices", admin))
 	b.reopen()
 	b.check()
+}
+
+// Readers see one generation or the other while orders are carried out, and never wait for them.
+func TestReadersDuringOrders(t *testing.T) {
+	b := newBox(t)
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			for seen := 0; ; {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s := b.Snapshot("devices")
+				if s.Active == nil || s.Active.Number < seen || s.RAs[0].Certificate.CheckSignatureFrom(s.Active.Issuer.Certificate()) != nil {
+					t.Errorf("a reader saw generation %v after %d", s.Active, seen)
+					return
+				}
+				seen = s.Active.Number
+				b.Conditions(epoch)
+				b.Bundle()
+				b.OwnNames()
+			}
+		})
+	}
+	for range 3 {
+		must(t, b.PrepareNext("devices", admin))
+		must(t, b.ActivateNext("devices", admin))
+		must(t, b.RotateRA(admin))
+	}
+	close(stop)
+	readers.Wait()
+	b.check()
+}
+
+// BenchmarkUpkeep is what a minute with nothing to do costs.
+func BenchmarkUpkeep(b *testing.B) {
+	box := newBox(b)
+	for b.Loop() {
+		if err := box.Upkeep(box.now); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
