@@ -47,7 +47,7 @@ func Labels() []Label {
 		ClaimMismatch, UnknownVersion, Malformed, ComplianceFailed}
 }
 
-// Refused is why a one-time or signed challenge is not good; errors.Is finds [ErrWrong] in it. It is
+// Refused is why a one-time, signed or Intune challenge is not good; errors.Is finds [ErrWrong] in it. It is
 // for the log: a sender learns no more than that the challenge is wrong.
 type Refused struct {
 	Kind   Kind
