@@ -49,6 +49,10 @@ const (
 	ChallengeMinted Action = "challenge_minted"
 	// TrustReplaced: a trust bundle or challenge of a profile was replaced, or the attempt refused.
 	TrustReplaced Action = "trust_replaced"
+	// SecretEntered: a user entered a secret that is kept sealed; the identity names it.
+	SecretEntered Action = "secret_entered"
+	// ProfileSwitched: a user switched a profile off, or on again; the reason says which and why.
+	ProfileSwitched Action = "profile_switched"
 	// BoxInitialised: the state was created and the authorities' certificates recorded.
 	BoxInitialised Action = "box_initialised"
 	// AuthorityPrepared: the key of an authority's next generation was made.
@@ -91,7 +95,7 @@ func Actions() []Action {
 		IssuanceBegun, SCEPPKCSReq, SCEPRenewalReq, SCEPPKCSReqIntune, SCEPRenewalReqIntune, SCEPRefused,
 		ESTSimpleEnroll, ESTSimpleReenroll, ESTServerKeyGen, ESTRefused, TransactionLost,
 		RequestHeld, RequestApproved, RequestDenied, RequestExpired, CertificateDelivered, CertificateRevoked, CertificateReleased, CRLSigned,
-		ChallengeMinted, TrustReplaced, BoxInitialised,
+		ChallengeMinted, TrustReplaced, SecretEntered, ProfileSwitched, BoxInitialised,
 		AuthorityPrepared, AuthorityInstalled, AuthorityActivated, AuthorityCancelled, AuthorityRetired,
 		RARenewed, RARetired, ResponderRenewed, TLSRenewed, TLSInstalled, BoxStarted,
 		AdminClaimed, ClaimRefused, LoginRefused, SignedIn, SignedOut,

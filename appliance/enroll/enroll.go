@@ -307,7 +307,7 @@ func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.P
 
 // intent is what the store records before anything is signed.
 func (e *Engine) intent(x *attempt, prepared *pki.Prepared, now time.Time) store.Intent {
-	signerKey, publicKey, issuer := sha256.Sum256(x.Proof.SignerSPKI), sha256.Sum256(x.CSR.RawSPKI), idOf(x.issuer)
+	signerKey, publicKey, issuer := sha256.Sum256(x.Proof.SignerSPKI), sha256.Sum256(x.CSR.RawSPKI), x.issuer.ID()
 	return store.Intent{
 		Key: x.key, Serial: prepared.Serial(), Profile: x.Profile, Protocol: x.Protocol, Transaction: x.TransactionID,
 		Identity: x.CSR.Identity(), Issuer: issuer[:], SignerKey: signerKey[:], CSR: x.csrSum[:],
@@ -412,7 +412,7 @@ func (e *Engine) issue(ctx context.Context, x *attempt, prepared *pki.Prepared) 
 // replaced one.
 func (e *Engine) changed(x *attempt) {
 	if x.supersedes != "" && x.profile.RevokeOnReplace {
-		x.issuers.find(func(i *pki.Issuer) bool { e.crlOf(idOf(i)).stale.Store(true); return false })
+		x.issuers.find(func(i *pki.Issuer) bool { e.crlOf(i.ID()).stale.Store(true); return false })
 	}
 	e.revisions.Add(1)
 }
@@ -429,7 +429,7 @@ func (e *Engine) undone(x *attempt, serial string, cause error) error {
 	rec := e.recordOf(x, audit.TransactionLost, audit.OutcomeLost, now)
 	rec.Serial, rec.Reason = serial, "signing: "+cause.Error()
 	err := errors.Join(cause, e.store.Lose(serial, now, rec))
-	e.crlOf(idOf(x.issuer)).stale.Store(true)
+	e.crlOf(x.issuer.ID()).stale.Store(true)
 	e.revisions.Add(1)
 	e.log.Error("transaction lost", "serial", serial, "profile", x.Profile, "error", err)
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -4,9 +4,11 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"errors"
 	"math/big"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,7 +151,7 @@ func TestESTProofs(t *testing.T) {
 			e.Basic = users
 		}
 		if modes&8 != 0 {
-			e.Bundle = bootstrap.pool()
+			e.Bundle = bootstrap.pool
 		}
 		for _, needsMore := range []bool{false, true} {
 			p := plain
@@ -298,6 +300,35 @@ func TestESTUserFor(t *testing.T) {
 	b.close()
 }
 
+// An Active Directory account is a name to log in by: such a user gets it only where it is listed.
+func TestESTUserForAccount(t *testing.T) {
+	b := newBox(t)
+	const sid = "S-1-5-21-1-2-3-500"
+	b.setEST("corp", EST{On: true, Basic: b.passwords(
+		challenge.User{Name: "device", For: []string{"printer-7"}}, challenge.User{Name: "admin", For: []string{"printer-7", sid}})})
+	value, err := asn1.Marshal([]any{asn1.RawValue{Class: 2, IsCompound: true, Bytes: slices.Concat(
+		[]byte{0x06, 0x0a, 0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x19, 0x02, 0x01}, // 1.3.6.1.4.1.311.25.2.1
+		[]byte{0xa0, byte(len(sid) + 2), 0x04, byte(len(sid))}, []byte(sid))}})
+	must(t, err)
+	d := newDevice(t)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: printer, ExtraExtensions: []pkix.Extension{
+		{Id: []int{1, 3, 6, 1, 4, 1, 311, 25, 2}, Value: value},
+	}}, d.key)
+	must(t, err)
+	csr, err := pki.ParseRequest(der)
+	must(t, err)
+	if csr.SID != sid {
+		t.Fatalf("SID %q", csr.SID)
+	}
+	r := Request{Profile: "corp", Protocol: ProtocolEST, Operation: OpEnroll, CSR: csr, Source: source}
+	policy := (*pki.PolicyError)(nil)
+	if _, err := b.enroll(withPassword(r, "device", password)); !errors.As(err, &policy) || !strings.Contains(policy.Value, sid) {
+		t.Errorf("an account that is not listed: %v", err)
+	}
+	b.issue(withPassword(r, "admin", password))
+	b.close()
+}
+
 // A renewal by EST is for the same names, by any key, inside its window; what it is compared with is the
 // certificate that is shown.
 func TestESTRenewal(t *testing.T) {
@@ -410,10 +441,10 @@ func TestRenewFrom(t *testing.T) {
 	b := newBox(t)
 	old, other := newAuthority(t, "Old CA"), newAuthority(t, "Old CA")
 	p := b.engine.profiles["corp"]
-	p.RenewFrom, p.EST, p.RevokeOnReplace = old.pool(), EST{On: true, Issued: true}, true
+	p.RenewFrom, p.EST, p.RevokeOnReplace = old.pool, EST{On: true, Issued: true}, true
 	b.engine.profiles["corp"] = p
 	manual := b.engine.profiles["manual"]
-	manual.RenewFrom = old.pool()
+	manual.RenewFrom = old.pool
 	b.engine.profiles["manual"] = manual
 	d := newDevice(t)
 	cert := old.certify(d, printer, nil)

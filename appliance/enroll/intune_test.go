@@ -235,7 +235,7 @@ func TestIntuneReplaces(t *testing.T) {
 
 func (b *box) wantStatus(serial string, want CertStatus) {
 	b.t.Helper()
-	got, err := b.engine.CertificateStatus(idOf(b.issuer), serial)
+	got, err := b.engine.CertificateStatus(b.issuer.ID(), serial)
 	must(b.t, err)
 	want.NotAfter, want.At, got.NotAfter, got.At = want.NotAfter.Truncate(time.Second), want.At.UTC(), got.NotAfter.Truncate(time.Second), got.At.UTC()
 	if diff := cmp.Diff(want, got); diff != "" {

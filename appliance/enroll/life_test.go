@@ -69,7 +69,7 @@ func TestGenerations(t *testing.T) {
 			t.Errorf("%s: GetCert: %v", name, err)
 		}
 		for issuer, want := range map[*pki.Issuer]Status{b.next: Good, b.issuer: Unknown} {
-			if got, err := b.engine.CertificateStatus(idOf(issuer), res.Serial); err != nil || got.State != want {
+			if got, err := b.engine.CertificateStatus(issuer.ID(), res.Serial); err != nil || got.State != want {
 				t.Errorf("%s: status %s, %v; want %s", name, got.State, err, want)
 			}
 		}
@@ -267,7 +267,7 @@ func TestStatus(t *testing.T) {
 	}
 	found, next, err := b.engine.Certificates(Query{Identity: "PRINTER", State: "active"})
 	must(t, err)
-	if len(found) != 1 || found[0].Serial != res.Serial || next != "" || found[0].Issuer != idOf(b.issuer) || string(found[0].Certificate) != string(res.Certificate) {
+	if len(found) != 1 || found[0].Serial != res.Serial || next != "" || found[0].Issuer != b.issuer.ID() || string(found[0].Certificate) != string(res.Certificate) {
 		t.Errorf("found %+v, next %q", found, next)
 	}
 	b.close()
@@ -281,7 +281,7 @@ func TestProfileContradictions(t *testing.T) {
 		"EST without a proof":         func(p *Profile) { p.EST.On = true },
 		"a proof without EST":         func(p *Profile) { p.EST.Challenge = true },
 		"issued without renewal":      func(p *Profile) { p.EST = EST{On: true, Issued: true}; p.Renewal = Renewal{} },
-		"renew from without renewal":  func(p *Profile) { p.RenewFrom = x509.NewCertPool(); p.Renewal = Renewal{} },
+		"renew from without renewal":  func(p *Profile) { p.RenewFrom = x509.NewCertPool; p.Renewal = Renewal{} },
 		"fewer than no certificates":  func(p *Profile) { p.MaxActive = -1 },
 		"waiting for a negative time": func(p *Profile) { p.HeldFor = -time.Second },
 	} {

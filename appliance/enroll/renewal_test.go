@@ -334,7 +334,7 @@ func TestForgedCertificateInTheStore(t *testing.T) {
 	der := d.selfSigned(pkix.Name{CommonName: "admin"})
 	cert, err := x509.ParseCertificate(der)
 	must(t, err)
-	issuer, key := idOf(b.issuer), sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+	issuer, key := b.issuer.ID(), sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	rec := func(o audit.Outcome) audit.Record {
 		a := audit.IssuanceBegun
 		if o == audit.OutcomeSuccess {

@@ -39,14 +39,12 @@ const crlValidity = 7 * 24 * time.Hour
 // many ask.
 const crlRest = 3 * time.Second
 
-// issuerID is the SHA-256 of an issuing certificate, as in store.Intent.
+// issuerID is what [pki.Issuer.ID] returns, as in store.Intent.
 type issuerID = [sha256.Size]byte
-
-func idOf(i *pki.Issuer) issuerID { return sha256.Sum256(i.Certificate().Raw) }
 
 // isFrom reports whether an issuer was to sign a transaction's certificate.
 func isFrom(t store.Transaction, i *pki.Issuer) bool {
-	id := idOf(i)
+	id := i.ID()
 	return bytes.Equal(t.Issuer, id[:])
 }
 
@@ -210,7 +208,7 @@ func (e *Engine) issuerCRL(ctx context.Context, issuer *pki.Issuer) (CRL, error)
 	if err := e.checkClock(now); err != nil {
 		return CRL{}, err
 	}
-	c := e.crlOf(idOf(issuer))
+	c := e.crlOf(issuer.ID())
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -230,7 +228,7 @@ func (e *Engine) issuerCRL(ctx context.Context, issuer *pki.Issuer) (CRL, error)
 // signCRL replaces c by a list of what is revoked now. The caller holds c.mu.
 func (e *Engine) signCRL(c *crl, issuer *pki.Issuer, now time.Time) error {
 	c.stale.Store(false) // before reading: what is revoked from here on makes it stale again
-	id := idOf(issuer)
+	id := issuer.ID()
 	last, err := e.store.LastCRL(id)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -27,7 +27,7 @@ type CertStatus struct {
 }
 
 // CertificateStatus returns the status of an issuer's certificate by its serial (lower-case hex). The
-// issuer is named by the SHA-256 of its certificate. A serial that was burnt is revoked without reason:
+// issuer is named by [pki.Issuer.ID]. A serial that was burnt is revoked without reason:
 // a signature may exist.
 func (e *Engine) CertificateStatus(issuer [32]byte, serial string) (CertStatus, error) {
 	if !e.enter() {

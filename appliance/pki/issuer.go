@@ -4,6 +4,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -47,6 +48,12 @@ func NewIssuer(cert *x509.Certificate, signer crypto.Signer) (*Issuer, error) {
 		return nil, fmt.Errorf("authority %q: its certificate is not a CA's", FormatDN(cert.RawSubject))
 	}
 	return &Issuer{cert: cert, signer: signer, algorithm: algorithm}, nil
+}
+
+// ID names the issuer: the SHA-256 of its name and key, DER. It stays the same where the authority gets
+// another certificate for them, and with it the revocation list that its certificates are on.
+func (i *Issuer) ID() [sha256.Size]byte {
+	return sha256.Sum256(slices.Concat(i.cert.RawSubject, i.cert.RawSubjectPublicKeyInfo))
 }
 
 // Certificate returns the authority's own certificate; it must not be changed.

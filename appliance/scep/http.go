@@ -33,7 +33,7 @@ type exchange struct {
 
 	source      netip.Addr
 	listener    listener
-	client      *x509.Certificate // what the device showed in TLS, verified; nil on every listener but mutual
+	client      *x509.Certificate // what the device showed in TLS, verified; nil where none is asked for
 	profile     *profile          // nil until located
 	offer       *offer            // what profile offers throughout the exchange; nil until its operation is known
 	operation   string
@@ -49,10 +49,15 @@ type exchange struct {
 type listener int
 
 const (
-	plain  listener = iota // without TLS
-	secure                 // TLS that never asks for a client certificate
-	mutual                 // TLS that asks for one and leaves its verification to this package
+	plain        listener = iota // without TLS
+	secure                       // TLS that never asks for a client certificate
+	mutual                       // TLS that asks for one and leaves its verification to this package
+	legacy                       // as secure, for devices without TLS 1.3
+	legacyMutual                 // as mutual, for those
 )
+
+func (l listener) isMutual() bool { return l == mutual || l == legacyMutual }
+func (l listener) isLegacy() bool { return l == legacy || l == legacyMutual }
 
 // serve answers one request and writes its log line.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, l listener) {
@@ -74,7 +79,11 @@ func (s *Server) dispatch(x *exchange) {
 		x.refuse(http.StatusForbidden, "this profile is not served over plain HTTP: use https")
 		return
 	}
-	if x.listener == mutual && !s.admit(x) {
+	if x.listener.isLegacy() && !p.LegacyTLS {
+		x.refuse(http.StatusForbidden, "this profile is not served to devices without TLS 1.3: use its other address")
+		return
+	}
+	if x.listener.isMutual() && !s.admit(x) {
 		return
 	}
 	if x.r.Method != http.MethodGet && x.r.Method != http.MethodPost {

@@ -17,19 +17,20 @@ func (s *Server) admit(x *exchange) bool {
 		x.refuse(http.StatusNotFound, "this profile takes no client certificates: use /scep/<profile>")
 		return false
 	}
-	if x.r.TLS == nil || len(x.r.TLS.PeerCertificates) == 0 {
+	shown := s.certificates(x.r)
+	if len(shown) == 0 {
 		x.refuse(http.StatusUnauthorized, "no client certificate: connect with one that this profile trusts")
 		s.count(x, x.reason)
 		return false
 	}
-	if len(x.r.TLS.PeerCertificates) > maxChain {
+	if len(shown) > maxChain {
 		x.refuse(http.StatusUnauthorized, "too many client certificates: send the client's own and those between it and the bundle")
 		s.count(x, x.reason)
 		return false
 	}
-	client := x.r.TLS.PeerCertificates[0]
+	client := shown[0]
 	intermediates := x509.NewCertPool()
-	for _, c := range x.r.TLS.PeerCertificates[1:] {
+	for _, c := range shown[1:] {
 		intermediates.AddCert(c)
 	}
 	roots := x.profile.MTLS.Pool()

@@ -7,11 +7,11 @@ import "strings"
 //
 // Clients append what their first server was called (pkiclient.exe of the original CGI, mscep.dll of NDES), so those
 // names mean the default profile both under /scep and at the root, in any case; what follows a profile's own name is
-// ignored for the same reason. On the listener that asks for client certificates /scep-mtls takes the place of /scep, and the root
+// ignored for the same reason. On listeners that ask for client certificates /scep-mtls takes the place of /scep, and the root
 // has no such names.
 func (s *Server) locate(path string, l listener) (p *profile, reason string) {
 	prefix := "scep"
-	if l == mutual {
+	if l.isMutual() {
 		prefix = "scep-mtls"
 	}
 	segments := strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
@@ -29,7 +29,7 @@ func (s *Server) locate(path string, l listener) (p *profile, reason string) {
 		if !legacySegment(segments[0]) {
 			return nil, "no such SCEP profile: use /" + prefix + "/<profile>"
 		}
-	case l == mutual || !legacyPath(segments):
+	case l.isMutual() || !legacyPath(segments):
 		return nil, "no SCEP service at this path: use /" + prefix + "/<profile>"
 	}
 	if s.fallback == nil {

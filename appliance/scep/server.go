@@ -28,6 +28,10 @@ type Config struct {
 	// Source tells whom a request comes from, for limits and the audit log. Nil: the connection's remote address.
 	Source func(*http.Request) netip.Addr
 
+	// ClientCertificates returns what the device showed in TLS, its own certificate first, of which it is known that the device has
+	// the key and nothing else. Nil: those of the connection; what stands behind a trusted proxy takes them from there.
+	ClientCertificates func(*http.Request) []*x509.Certificate
+
 	// InFlight bounds the PKIOperations being worked on at a time, on all listeners together; one more is answered
 	// 503 before a byte of it is parsed. 0: 32, which a hardware TPM works off within a client's patience.
 	InFlight int
@@ -45,6 +49,7 @@ type Profile struct {
 	Name      string
 	Default   bool   // also serves the addresses other servers had, as /pkiclient.exe
 	PlainHTTP bool   // also served on the plain listener
+	LegacyTLS bool   // also served on listeners for devices without TLS 1.3
 	Chain     bool   // the reply carries the CA certificate and those above it behind the issued one
 	GetCACert string // "ra+chain" (RA, CA and what is above it up to the root), "ra+ca" or "ra"
 
@@ -90,15 +95,17 @@ const (
 
 // Server answers SCEP requests for a set of profiles. It is safe for concurrent use.
 type Server struct {
-	engine   *enroll.Engine
-	log      *slog.Logger
-	source   func(*http.Request) netip.Addr
-	now      func() time.Time
-	isBusy   func(error) bool
-	profiles map[string]*profile // by name
-	fallback *profile            // the default one; nil if there is none
-	slots    chan struct{}       // one element per PKIOperation in flight
-	large    chan struct{}       // one element per large body coming in
+	engine *enroll.Engine
+	log    *slog.Logger
+	source func(*http.Request) netip.Addr
+
+	certificates func(*http.Request) []*x509.Certificate // the client's
+	now          func() time.Time
+	isBusy       func(error) bool
+	profiles     map[string]*profile // by name
+	fallback     *profile            // the default one; nil if there is none
+	slots        chan struct{}       // one element per PKIOperation in flight
+	large        chan struct{}       // one element per large body coming in
 }
 
 // profile is a Profile that passed the checks.
@@ -124,6 +131,9 @@ func New(c Config) (*Server, error) {
 	if c.Source == nil {
 		c.Source = remoteAddr
 	}
+	if c.ClientCertificates == nil {
+		c.ClientCertificates = peerCertificates
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -131,14 +141,15 @@ func New(c Config) (*Server, error) {
 		c.IsBusy = func(error) bool { return false }
 	}
 	s := &Server{
-		engine:   c.Engine,
-		log:      c.Log,
-		source:   c.Source,
-		now:      c.Now,
-		isBusy:   c.IsBusy,
-		profiles: make(map[string]*profile),
-		slots:    make(chan struct{}, c.InFlight),
-		large:    make(chan struct{}, maxLarge),
+		engine:       c.Engine,
+		log:          c.Log,
+		source:       c.Source,
+		certificates: c.ClientCertificates,
+		now:          c.Now,
+		isBusy:       c.IsBusy,
+		profiles:     make(map[string]*profile),
+		slots:        make(chan struct{}, c.InFlight),
+		large:        make(chan struct{}, maxLarge),
 	}
 	for _, p := range c.Profiles {
 		checked, err := newProfile(p)
@@ -206,6 +217,24 @@ func (s *Server) Handler(withoutTLS bool) http.Handler {
 // not verify them, each profile has its own bundle). See Handler for the paths.
 func (s *Server) HandlerMTLS() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, mutual) })
+}
+
+// HandlerLegacy answers on a listener for devices without TLS 1.3, where only profiles with LegacyTLS are served: as HandlerMTLS on
+// one that asks for client certificates, else as Handler.
+func (s *Server) HandlerLegacy(isMutual bool) http.Handler {
+	kind := legacy
+	if isMutual {
+		kind = legacyMutual
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, kind) })
+}
+
+// peerCertificates are those of the connection, the client's own first.
+func peerCertificates(r *http.Request) []*x509.Certificate {
+	if r.TLS == nil {
+		return nil
+	}
+	return r.TLS.PeerCertificates
 }
 
 // remoteAddr is the address at the other end of the connection, invalid if that is not an IP connection.

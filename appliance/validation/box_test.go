@@ -90,7 +90,7 @@ func (r *records) IssuerCRL(_ context.Context, issuer *pki.Issuer) (enroll.CRL, 
 	}
 	now := r.now().UTC().Truncate(time.Second)
 	list := pki.CRL{Number: r.number, ThisUpdate: now, NextUpdate: now.Add(7 * 24 * time.Hour)}
-	for serial, st := range r.statuses[sha256.Sum256(issuer.Certificate().Raw)] {
+	for serial, st := range r.statuses[issuer.ID()] {
 		if st.State == enroll.Revoked {
 			list.Revoked = append(list.Revoked, pki.RevokedSerial{Serial: serial, At: st.At, Reason: st.Reason})
 		}
@@ -110,7 +110,7 @@ func (r *records) Condition() *enroll.Condition {
 func (r *records) set(g Generation, cert *x509.Certificate, st enroll.CertStatus) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	id := sha256.Sum256(g.Issuer.Certificate().Raw)
+	id := g.Issuer.ID()
 	if r.statuses[id] == nil {
 		r.statuses[id] = map[string]enroll.CertStatus{}
 	}

@@ -45,7 +45,7 @@ func (b *box) withEngine(st *store.Store) *enroll.Engine {
 func (b *box) begin(st *store.Store, serial *big.Int) {
 	b.t.Helper()
 	text := serial.Text(16)
-	id, key := sha256.Sum256(b.first.Issuer.Certificate().Raw), sha256.Sum256([]byte(text))
+	id, key := b.first.Issuer.ID(), sha256.Sum256([]byte(text))
 	must(b.t, st.Begin(store.Intent{
 		Key: store.TransactionKey(key), Replay: store.ReplayKey(key), Serial: text, Profile: "corp", Protocol: "scep", Identity: "printer-" + text, Issuer: id[:],
 		PublicKey: key[:], Begun: b.now(), NotAfter: b.now().Add(90 * 24 * time.Hour),

@@ -2,7 +2,6 @@ package validation
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -218,7 +217,7 @@ func (s *Server) statusOf(g Generation, serial string) (status, error) {
 			return status{state: pki.OCSPGood}, nil
 		}
 	}
-	st, err := s.engine.CertificateStatus(sha256.Sum256(g.Issuer.Certificate().Raw), serial)
+	st, err := s.engine.CertificateStatus(g.Issuer.ID(), serial)
 	if err != nil {
 		return status{}, fmt.Errorf("looking up certificate %s: %w", serial, err)
 	}

@@ -42,8 +42,8 @@ type Generation struct {
 
 // Status is where answers come from; it is [*enroll.Engine], or what a test or benchmark puts in its place.
 type Status interface {
-	// CertificateStatus tells what the store knows of a serial, in lower-case hex, of the issuer whose
-	// certificate has that SHA-256. enroll.ErrClock, enroll.ErrBusy and enroll.ErrUnavailable mean: later.
+	// CertificateStatus tells what the store knows of a serial, in lower-case hex, of the issuer that
+	// pki.Issuer.ID names. enroll.ErrClock, enroll.ErrBusy and enroll.ErrUnavailable mean: later.
 	CertificateStatus(issuer [sha256.Size]byte, serial string) (enroll.CertStatus, error)
 	// IssuerCRL returns the issuer's current revocation list. The same errors mean: later.
 	IssuerCRL(ctx context.Context, issuer *pki.Issuer) (enroll.CRL, error)
