@@ -72,7 +72,7 @@ type CertInfo struct {
 	Identity    string // as the sender wrote it
 	Profile     string
 	Protocol    string
-	Issuer      [32]byte // SHA-256 of the issuing certificate
+	Issuer      [32]byte // see pki.Issuer.ID
 	Issued      time.Time
 	NotAfter    time.Time
 	RevokedAt   time.Time // zero: not revoked

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -283,6 +284,7 @@ func TestUpgradeIndexes(t *testing.T) {
 		must(t, fail(s, i.Serial))
 	}
 	must(t, holdOne(s, heldOf("h", 0)))
+	must(t, s.Initialise(Identity{Authorities: map[string]AuthorityCerts{"devices": {CA: der}, "odd": {CA: []byte("no certificate")}}}, record(audit.BoxInitialised, audit.OutcomeSuccess, "")))
 	want := dump(t, s)
 
 	for _, prefix := range []byte{prefixIdentity, prefixIssued, prefixKey, prefixCountSource, prefixHeldUntil} {
@@ -291,6 +293,13 @@ func TestUpgradeIndexes(t *testing.T) {
 	x, err := s.Transaction(a.Serial)
 	must(t, err)
 	x.SupersededBy, x.PublicKey = "", nil
+	was, is := sha256.Sum256(der), sha256.Sum256(slices.Concat(cert.RawSubject, cert.RawSubjectPublicKeyInfo))
+	must(t, s.db.Delete(revokedKey(x.Issuer, x.Serial), pebble.Sync))
+	x.Issuer = was[:]
+	listed, err := encode(x.revocation())
+	must(t, err)
+	must(t, s.db.Set(revokedKey(x.Issuer, x.Serial), listed, pebble.Sync))
+	must(t, s.StoreCRL(was, CRL{Number: 1, ThisUpdate: epoch}, nil, record(audit.CRLSigned, audit.OutcomeSuccess, "")))
 	old, err := encode(x)
 	must(t, err)
 	must(t, s.db.Set(append([]byte{prefixTransaction}, a.Serial...), old, pebble.Sync))
@@ -328,6 +337,15 @@ func TestUpgradeIndexes(t *testing.T) {
 		}
 		x, err := s.Transaction(a.Serial)
 		must(t, err)
+		if all, err := s.Revoked(is); err != nil || len(all) != 1 || all[0].Serial != x.Serial || all[0].Reason != 1 {
+			t.Errorf("on the list of the issuer's new name: %v, %v", all, err)
+		}
+		if all, err := s.Revoked(was); err != nil || len(all) != 0 {
+			t.Errorf("on the list of the issuer's old name: %v, %v", all, err)
+		}
+		if crl, err := s.LastCRL(is); err != nil || crl.Number != 1 || !bytes.Equal(x.Issuer, is[:]) {
+			t.Errorf("newest list %+v, issuer %x: %v", crl, x.Issuer, err)
+		}
 		if x.SupersededBy != renewal.Serial {
 			t.Errorf("superseded by %q", x.SupersededBy)
 		}
