@@ -109,10 +109,10 @@ type AuthorityRequest struct {
 // Certification is the TPM's statement (TPM2_Certify) that a key cannot leave it, over the SHA-256 of
 // the DER of the request it comes with.
 type Certification struct {
-	Attest         []byte // TPMS_ATTEST
-	Signature      []byte // over SHA-256 of Attest, ASN.1
-	Public         []byte // TPMT_PUBLIC of the key
-	AttestationKey []byte // SubjectPublicKeyInfo
+	Attest         []byte `json:"attest" doc:"TPMS_ATTEST over the SHA-256 of the request's DER"`
+	Signature      []byte `json:"signature" doc:"over the SHA-256 of attest, ASN.1"`
+	Public         []byte `json:"public" doc:"TPMT_PUBLIC of the key"`
+	AttestationKey []byte `json:"attestation_key" doc:"SubjectPublicKeyInfo"`
 }
 
 // ProfileSettings is what of a profile can be changed while the box runs, and what was.

@@ -68,6 +68,7 @@ type testBox struct {
 	log     *syncBuffer
 	engine  *enroll.Engine
 	oneTime *challenge.OneTime
+	fake    *fakeBox
 	claims  int // calls of OnClaimed
 }
 
@@ -120,6 +121,8 @@ func newBox(t *testing.T, change ...func(*Config)) *testBox {
 		},
 	}
 	cfg.Enroll = box.engine
+	box.fake = newFakeBox(site, box.clock.Now)
+	cfg.Box = box.fake
 	cfg.SCEP = func() []SCEPProfile { return demoSCEP(site) }
 	cfg.Metrics = promhttp.HandlerFor(prometheus.NewRegistry(), promhttp.HandlerOpts{})
 	cfg.Mint = func(m Mint) (string, time.Time, error) {

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"signet.internal/appliance/enroll"
-	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
 
@@ -45,11 +44,11 @@ type RevokeRequest struct {
 	Reason string `json:"reason" doc:"of RFC 5280 §5.3.1, such as keyCompromise, superseded, cessationOfOperation or unspecified; certificateHold can be taken back by removeFromCRL"`
 }
 
-// Decision answers what an operator decided.
+// Decision answers what a person decided.
 type Decision struct {
 	ID      string `json:"id,omitempty" doc:"of the request"`
 	Serial  string `json:"serial,omitempty" doc:"of the certificate, lower-case hex"`
-	Outcome string `json:"outcome" doc:"\"approved\", \"denied\" or \"revoked\""`
+	Outcome string `json:"outcome" doc:"what was done: \"approved\", \"denied\", \"revoked\", \"installed\" or \"dropped\""`
 }
 
 // ChallengeRequest is the body of POST /api/v1/challenges.
@@ -88,7 +87,7 @@ var (
 	ErrNoSigned = errors.New("the profile takes no signed challenges")
 )
 
-// OrderError says what is wrong with an order for a challenge.
+// OrderError says what is wrong with an order.
 type OrderError struct{ Err error }
 
 func (e *OrderError) Error() string { return e.Err.Error() }
@@ -273,11 +272,7 @@ func (c *console) apiCertificate(w http.ResponseWriter, r *http.Request, _ princ
 	out := IssuedCertificate{Serial: serial, Profile: t.Profile, Protocol: t.Protocol, Identity: t.Identity, State: string(t.State), Renews: t.Supersedes}
 	if t.Revoked() {
 		out.State, out.Revoked = "revoked", t.RevokedAt.UTC().Format(time.RFC3339)
-		for name, code := range pki.Reasons() {
-			if code == t.Reason {
-				out.Reason = name
-			}
-		}
+		out.Reason = reasonName(t.Reason)
 	}
 	if len(t.Certificate) > 0 {
 		cert, err := x509.ParseCertificate(t.Certificate)

@@ -11,10 +11,10 @@ import (
 // mscepPath is where Microsoft's NDES makes challenges, and where scripts look for them.
 const mscepPath = "/certsrv/mscep_admin"
 
-// takesBasic says whether HTTP Basic, with a token as the password, is taken for r: at the one page
-// whose callers know nothing else.
+// takesBasic says whether HTTP Basic, with a token as the password, is taken for r: where callers know
+// nothing else.
 func takesBasic(r *http.Request) bool {
-	return r.URL.Path == mscepPath || r.URL.Path == mscepPath+"/"
+	return r.URL.Path == mscepPath || r.URL.Path == mscepPath+"/" || strings.HasPrefix(r.URL.Path, jamfPrefix)
 }
 
 // byBasic says who sent r by HTTP Basic: the user's name, also written DOMAIN\name, and a token of theirs.

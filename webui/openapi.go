@@ -40,6 +40,7 @@ func buildOpenAPI(routes []route) ([]byte, error) {
 			"schemas": schemas,
 			"securitySchemes": map[string]any{
 				"bearer":  map[string]any{"type": "http", "scheme": "bearer", "description": "token printed by signet claim"},
+				"basic":   map[string]any{"type": "http", "scheme": "basic", "description": "name of a user, and a token of theirs as the password"},
 				"session": map[string]any{"type": "apiKey", "in": "cookie", "name": sessionCookie, "description": "set by the console's sign-in"},
 			},
 		},
@@ -77,7 +78,15 @@ func describeOperation(rt route, schemas schemaSet) map[string]any {
 		"x-signet-role": rt.role.String(),
 	}
 	if rt.role > anonymous {
-		out["security"] = []any{map[string]any{"bearer": []any{}}, map[string]any{"session": []any{}}}
+		security := []any{map[string]any{"bearer": []any{}}, map[string]any{"session": []any{}}}
+		if op.basic {
+			security = append(security, map[string]any{"basic": []any{}})
+		}
+		out["security"] = security
+	}
+	if op.pem {
+		text := map[string]any{"schema": map[string]any{"type": "string"}}
+		out["requestBody"] = map[string]any{"required": true, "content": map[string]any{mediaPEM: text, mediaChain: text}}
 	}
 	if op.request != nil {
 		out["requestBody"] = map[string]any{
@@ -115,7 +124,7 @@ func refusalStatuses(rt route) []int {
 	if rt.role > anonymous {
 		statuses = append(statuses, http.StatusUnauthorized, http.StatusForbidden)
 	}
-	if rt.op.request != nil {
+	if rt.op.request != nil || rt.op.pem {
 		statuses = append(statuses, http.StatusBadRequest, http.StatusForbidden, http.StatusRequestEntityTooLarge,
 			http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity)
 	}
@@ -145,6 +154,9 @@ func (s schemaSet) of(t reflect.Type) map[string]any {
 	case reflect.Int, reflect.Int64, reflect.Uint32, reflect.Uint64:
 		return map[string]any{"type": "integer"}
 	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Uint8 {
+			return map[string]any{"type": "string", "contentEncoding": "base64"}
+		}
 		return map[string]any{"type": "array", "items": s.of(t.Elem())}
 	case reflect.Map:
 		return map[string]any{"type": "object"}

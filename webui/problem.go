@@ -41,6 +41,7 @@ var (
 	errNotFound      = errors.New("no such page")
 	errMethod        = errors.New("method not allowed")
 	errMediaType     = errors.New("media type not understood")
+	errMediaTypePEM  = errors.New("media type is not PEM")
 	errTooLarge      = errors.New("body too large")
 	errUnreadable    = errors.New("body not understood")
 	errBusy          = errors.New("too many sign-ins at once")
@@ -92,6 +93,8 @@ var problems = []struct {
 		"use a method of the Allow header"},
 	{errMediaType, http.StatusUnsupportedMediaType, "media-type", "the body's Content-Type is not understood",
 		"send Content-Type: application/json"},
+	{errMediaTypePEM, http.StatusUnsupportedMediaType, "media-type", "the body's Content-Type is not understood",
+		"send PEM certificates with Content-Type: application/x-pem-file"},
 	{errTooLarge, http.StatusRequestEntityTooLarge, "too-large", "the body is too large",
 		"send less than 64 KiB"},
 	{errUnreadable, http.StatusBadRequest, "unreadable", "the body is not understood",
@@ -100,10 +103,16 @@ var problems = []struct {
 		"try again in a few seconds"},
 	{ErrNoProfile, http.StatusNotFound, "no-profile", "the site has no such profile",
 		"write the name of a profile as the status page shows it"},
+	{ErrNoAuthority, http.StatusNotFound, "no-authority", "the site has no such authority",
+		"write the name of an authority as the status page shows it"},
+	{ErrKeysBusy, http.StatusServiceUnavailable, "busy-keys", "the box's key holder is busy",
+		"try again in a few seconds"},
 	{ErrNoOneTime, http.StatusConflict, "no-one-time", "the profile takes no one-time challenges",
 		"add challenges: {one_time: {ttl: 24h}} to the profile and bake the site again"},
 	{ErrNoSigned, http.StatusConflict, "no-signed", "the profile takes no signed challenges",
 		"add challenges: {signed: …} to the profile and bake the site again"},
+	{enroll.ErrQuery, http.StatusUnprocessableEntity, "query", "there is no such list of certificates",
+		"state is active, revoked, expired or all, and after is the next of a page of the same search"},
 	{enroll.ErrNoRequest, http.StatusNotFound, "no-request", "no such request waits",
 		"list those that do: signet pending"},
 	{enroll.ErrDenied, http.StatusConflict, "decided", "the request was denied before",
@@ -156,6 +165,11 @@ func problemOf(err error) (Problem, bool) {
 	if errors.As(err, &order) {
 		return Problem{Type: problemType("input"), Title: "a value is not acceptable", Status: http.StatusUnprocessableEntity,
 			Detail: order.Error(), Mend: "correct what the detail says"}, true
+	}
+	var conflict *ConflictError
+	if errors.As(err, &conflict) {
+		return Problem{Type: problemType("conflict"), Title: "this cannot be done as things are", Status: http.StatusConflict,
+			Detail: conflict.What, Mend: conflict.Mend}, true
 	}
 	var policy *pki.PolicyError
 	if errors.As(err, &policy) {

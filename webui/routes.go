@@ -2,6 +2,7 @@ package webui
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -19,7 +20,9 @@ type operation struct {
 	id        string
 	summary   string
 	query     []parameter
-	request   any // value of the body's type, nil without body
+	request   any  // value of the body's type, nil without body
+	pem       bool // the request is certificates in PEM
+	basic     bool // HTTP Basic is taken, see takesBasic
 	responses []response
 	refusals  []int // statuses of problem details beyond those any such route has
 }
@@ -41,6 +44,7 @@ const (
 	mediaJSON    = "application/json"
 	mediaProblem = "application/problem+json"
 	mediaPEM     = "application/x-pem-file"
+	mediaChain   = "application/pem-certificate-chain"                              // RFC 8555 §9.1
 	mediaMetrics = "text/plain; version=0.0.4; charset=utf-8; escaping=underscores" // as promhttp sends it to those who ask for nothing else
 	apiPrefix    = "/api/v1/"
 )
@@ -97,7 +101,7 @@ func routeTable() []route {
 			responses: []response{{http.StatusOK, "metrics", mediaMetrics, nil}},
 		}, (*console).apiMetrics},
 	}
-	return append(routes, enrollmentRoutes()...)
+	return slices.Concat(routes, enrollmentRoutes(), authorityRoutes(), settingsRoutes(), []route{certificatesRoute(), jamfRoute()})
 }
 
 // enrollmentRoutes are what operators decide and administrators see of enrollment.

@@ -112,7 +112,7 @@ func New(cfg Config) (http.Handler, error) {
 
 func newConsole(cfg Config) (*console, error) {
 	if cfg.Store == nil || cfg.Site == nil || cfg.CABundle == nil || cfg.Now == nil || cfg.Log == nil || cfg.Source == nil ||
-		cfg.Enroll == nil || cfg.SCEP == nil || cfg.Metrics == nil || cfg.Mint == nil || cfg.ReloadTrust == nil {
+		cfg.Enroll == nil || cfg.SCEP == nil || cfg.Box == nil || cfg.Metrics == nil || cfg.Mint == nil || cfg.ReloadTrust == nil {
 		return nil, errors.New("console configuration: a required field is not set")
 	}
 	c := &console{
