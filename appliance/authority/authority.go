@@ -30,7 +30,6 @@ package authority
 
 import (
 	"crypto"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -118,9 +117,6 @@ type Config struct {
 // Generation is one key of an authority with its certificates. It must not be changed.
 type Generation struct {
 	Number int // from 1
-	// ID is the SHA-256 of the certificate it issued under first: what names the issuer for good of
-	// everything issued with this key, also after its own certificate was renewed.
-	ID     [sha256.Size]byte
 	Key    *keys.Key
 	Issuer *pki.Issuer         // with the locations it publishes at
 	Chain  []*x509.Certificate // above its own certificate, root last; empty for a root

@@ -179,6 +179,13 @@ func TestSubordinate(t *testing.T) {
 	// Renewed under the same key: the certificates it made for the RA and the responder follow.
 	request, err = b.CSR("branch")
 	must(t, err)
+	wantIs(t, "another key identifier", b.InstallChain("branch", above.signAs(request.PEM, &x509.Certificate{
+		NotBefore: b.now.Add(-time.Hour), NotAfter: b.now.Add(2000 * day), SubjectKeyId: []byte("another"),
+		BasicConstraintsValid: true, IsCA: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}), admin), pki.ErrChain)
+	if b.Snapshot("branch") != installed {
+		t.Error("a refused chain changed something")
+	}
 	must(t, b.InstallChain("branch", above.sign(request.PEM, b.now, 2000*day), admin))
 	b.check()
 	renewed := b.Snapshot("branch")
@@ -187,8 +194,8 @@ func TestSubordinate(t *testing.T) {
 		t.Errorf("renewed: %s", b.summary())
 	}
 
-	if id := sha256.Sum256(installed.Active.Issuer.Certificate().Raw); installed.Active.ID != id || renewed.Active.ID != id {
-		t.Errorf("the issuer was named %x, after renewal %x, want %x", installed.Active.ID, renewed.Active.ID, id)
+	if was, is := installed.Active.Issuer.ID(), renewed.Active.Issuer.ID(); was != is {
+		t.Errorf("what it issued names the issuer %x, after renewal it is %x", was, is)
 	}
 
 	must(t, b.PrepareNext("branch", admin))
@@ -209,7 +216,7 @@ func TestSubordinate(t *testing.T) {
 	b.reopen()
 	b.check()
 	s := b.Snapshot("branch")
-	if s.Active.Number != 2 || len(s.Earlier) != 1 || s.Earlier[0].ID != installed.Active.ID {
+	if s.Active.Number != 2 || len(s.Earlier) != 1 || s.Earlier[0].Issuer.ID() != installed.Active.Issuer.ID() {
 		t.Errorf("rolled over: %s", b.summary())
 	}
 	if points := s.RAs[0].Certificate.CRLDistributionPoints; !slices.Equal(points, []string{"http://pki.example.com/pki/branch.2.crl"}) {

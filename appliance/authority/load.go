@@ -2,7 +2,6 @@ package authority
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -170,10 +169,6 @@ func (s *Set) generation(name string, g store.GenerationCerts) (*Generation, err
 		chain = append(chain, cert)
 	}
 	out.Chain = chain[1:]
-	out.ID = sha256.Sum256(chain[0].Raw)
-	if g.First != nil {
-		out.ID = sha256.Sum256(g.First)
-	}
 	var err error
 	if out.Key, err = s.keyOf(authorityKey(name, g.Number), chain[0]); err != nil {
 		return nil, err

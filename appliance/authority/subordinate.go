@@ -96,8 +96,9 @@ func (s *Set) InstallChain(name string, text []byte, actor string) error {
 		if slices.EqualFunc(raw, g.Chain, bytes.Equal) {
 			return nil, nil
 		}
-		if g.State == store.GenerationActive && g.First == nil {
-			g.First = g.Chain[0]
+		if before := parsed(first(g.Chain)); before != nil &&
+			(!bytes.Equal(before.RawSubject, chain[0].RawSubject) || !bytes.Equal(before.SubjectKeyId, chain[0].SubjectKeyId)) {
+			return nil, fmt.Errorf("%w: its name or key identifier is encoded otherwise than in the certificate it renews, so what was issued would no longer lead to it; have the request signed with both as they are", pki.ErrChain)
 		}
 		g.Chain = raw
 		records := []audit.Record{s.recordOf(audit.AuthorityInstalled, actor, name, g.Number, chain[0])}
@@ -164,6 +165,14 @@ func parseChain(text []byte) ([]*x509.Certificate, error) {
 		return nil, fmt.Errorf("%w: there is no PEM certificate in it; convert DER with openssl x509 -inform der", pki.ErrChain)
 	}
 	return certs, nil
+}
+
+// first is the first certificate of a chain; nil if there is none.
+func first(chain [][]byte) []byte {
+	if len(chain) == 0 {
+		return nil
+	}
+	return chain[0]
 }
 
 func rawOf(chain []*x509.Certificate) [][]byte {

@@ -34,7 +34,6 @@ type GenerationCerts struct {
 	Number     int             `json:"number"` // from 1, never used twice
 	State      GenerationState `json:"state"`
 	Chain      [][]byte        `json:"chain,omitempty"`        // its own certificate first, root last; none while waiting
-	First      []byte          `json:"first,omitempty"`        // what it issued under first, where its certificate was renewed since
 	NewWithOld []byte          `json:"new_with_old,omitempty"` // RFC 4210 §4.4: this key, signed by the generation before
 	OldWithNew []byte          `json:"old_with_new,omitempty"` // the generation before, signed by this key
 	Responder  []byte          `json:"responder,omitempty"`    // of the OCSP key
