@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -15,8 +16,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -28,7 +29,6 @@ import (
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/keys"
-	"signet.internal/appliance/scep"
 	"signet.internal/appliance/store"
 	"signet.internal/provision"
 	"signet.internal/webui"
@@ -59,12 +59,14 @@ type Config struct {
 
 // Appliance is the running enrollment service.
 type Appliance struct {
-	config     Config
-	store      *store.Store
-	identity   *identity
-	challenges []*profileChallenges // in the site's order
-	engine     *enroll.Engine
-	servers    []*server
+	config   Config
+	store    *store.Store
+	identity *identity
+	settings []*settings // of the profiles, in the site's order
+	proxies  *proxies
+	hints    atomic.Pointer[x509.CertPool] // see askForCertificates
+	engine   *enroll.Engine
+	servers  []*server
 
 	writing sync.Mutex // serialises writes of the ready file
 	written Ready      // as it is on disk
@@ -100,25 +102,17 @@ func (a *Appliance) assemble() error {
 	if a.identity, err = openIdentity(c, a.store); err != nil {
 		return err
 	}
-	if a.challenges, err = newChallenges(c.Site, a.store); err != nil {
+	if a.settings, err = a.newSettings(); err != nil {
 		return err
 	}
+	a.proxies = newProxies(c.Site.TrustedProxies, c.Now)
+	a.refreshHints()
 	if a.engine, err = a.newEngine(); err != nil {
 		return err
 	}
-	scepServer, err := a.newSCEP()
+	handlers, err := a.handlers()
 	if err != nil {
 		return err
-	}
-	console, err := a.newConsole()
-	if err != nil {
-		return err
-	}
-	handlers := map[string]http.Handler{
-		"est":     scepServer.HandlerMTLS(),
-		"scep":    scepServer.Handler(false),
-		"plain":   scepServer.Handler(true),
-		"console": console,
 	}
 	for name, l := range c.Listeners {
 		handler, ok := handlers[name]
@@ -128,67 +122,6 @@ func (a *Appliance) assemble() error {
 		a.servers = append(a.servers, newServer(name, l, handler, a.tlsConfig(name), c.Log))
 	}
 	return nil
-}
-
-func (a *Appliance) newEngine() (*enroll.Engine, error) {
-	var profiles []enroll.Profile
-	for _, c := range a.challenges {
-		p := c.profile
-		renewal := enroll.Renewal{Proof: enroll.ProofCertificate, Window: p.Renewal.Window, Grace: p.Renewal.Grace}
-		if p.Renewal.Challenge {
-			renewal.Proof = enroll.ProofCertificateChallenge
-		}
-		profiles = append(profiles, enroll.Profile{
-			Name:       p.Name,
-			Policy:     p.Policy,
-			Issuers:    func() enroll.Issuers { return a.identity.view(p.Authority).issuers },
-			Challenges: c.set,
-			Renewal:    renewal,
-			Approval:   enroll.Approval{Manual: p.Approval.Manual, ManualIf: p.Approval.CNSuffix},
-			Limits:     enroll.Limits(p.Limits),
-			RawCSR:     p.SCEP.RawCSR,
-			Compliance: a.check(c),
-		})
-	}
-	return enroll.New(enroll.Config{
-		Store:      a.store,
-		Profiles:   profiles,
-		Now:        a.config.Now,
-		TimeSource: a.config.Boot.TimeSource,
-		TimeFloor:  a.config.Boot.TimeFloor,
-		Log:        a.config.Log,
-		OwnNames:   a.identity.OwnNames,
-		IsBusy:     isBusy,
-	})
-}
-
-// isBusy says whether a key refused because the key holder has too much to do.
-func isBusy(err error) bool { return errors.Is(err, keys.ErrBusy) }
-
-func (a *Appliance) newSCEP() (*scep.Server, error) {
-	var profiles []scep.Profile
-	for _, p := range a.config.Site.Profiles {
-		profiles = append(profiles, scep.Profile{
-			Name:      p.Name,
-			Default:   p.Default,
-			PlainHTTP: p.SCEP.PlainHTTP,
-			Chain:     p.SCEP.Chain,
-			GetCACert: p.SCEP.GetCACert,
-			Renewal:   true,
-			Legacy:    scep.Legacy(p.SCEP.Legacy),
-			RawCSR:    p.SCEP.RawCSR,
-			Authority: func() *scep.Authority { return a.identity.view(p.Authority).scep },
-			MTLS:      mtlsOf(p.SCEP.MTLS),
-		})
-	}
-	return scep.New(scep.Config{
-		Engine:   a.engine,
-		Profiles: profiles,
-		Log:      a.config.Log,
-		Source:   sourceOf,
-		InFlight: inFlight,
-		IsBusy:   isBusy,
-	})
 }
 
 func (a *Appliance) newConsole() (http.Handler, error) {
@@ -202,11 +135,12 @@ func (a *Appliance) newConsole() (http.Handler, error) {
 		TimeSource: a.config.Boot.TimeSource,
 		Log:        a.config.Log,
 		OnClaimed:  a.onClaimed,
-		Source:     sourceOf,
+		Source:     a.proxies.source,
 
 		Enroll:      a.engine,
 		SCEP:        a.scepForConsole,
-		Metrics:     newMetrics(a.challenges, a.engine),
+		Metrics:     newMetrics(a.settings, a.engine),
+		Box:         orders{a},
 		Mint:        a.mint,
 		ReloadTrust: a.reloadTrust,
 	})
@@ -365,9 +299,8 @@ func (a *Appliance) siteForConsole() webui.Site {
 		}
 	}
 	for _, p := range a.config.Site.Profiles {
-		site.Profiles = append(site.Profiles, webui.Profile{
-			Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: a.scepURLs(p),
-		})
+		scep, est := a.urls(p)
+		site.Profiles = append(site.Profiles, webui.Profile{Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: scep, EST: est})
 	}
 	site.Conditions = a.conditions()
 	if c := a.engine.Condition(); c != nil {
@@ -377,30 +310,38 @@ func (a *Appliance) siteForConsole() webui.Site {
 	return site
 }
 
-// scepURLs are the addresses devices reach a profile at, TLS first.
-func (a *Appliance) scepURLs(p provision.Profile) []string {
-	var urls []string
-	add := func(listener, scheme, route string, usual int) {
-		l := a.config.Listeners[listener]
-		if l == nil {
-			return
+// urls are the addresses devices reach a profile at by each protocol, TLS first.
+func (a *Appliance) urls(p provision.Profile) (scep, est []string) {
+	add := func(to *[]string, listener, scheme, path string, usual int) {
+		if l := a.config.Listeners[listener]; l != nil {
+			*to = append(*to, scheme+"://"+hostPort(a.config.Site.PublicHost, l, usual)+path+"/"+p.Name)
 		}
-		host := a.config.Site.PublicHost
-		if port := l.Addr().(*net.TCPAddr).Port; port != usual {
-			host = net.JoinHostPort(host, strconv.Itoa(port))
+	}
+	if p.SCEP.On {
+		isOpen, mtls := p.SCEP.MTLS == nil || !p.SCEP.MTLS.Required, p.SCEP.MTLS != nil
+		for _, u := range []struct {
+			on                     bool
+			listener, scheme, path string
+			usual                  int
+		}{
+			{isOpen, "scep", "https", "/scep", 443},
+			{isOpen && p.SCEP.LegacyTLS, "legacy_scep", "https", "/scep", 443},
+			{isOpen && p.SCEP.PlainHTTP, "plain", "http", "/scep", 80},
+			{mtls, "est", "https", "/scep-mtls", 443},
+			{mtls && p.SCEP.LegacyTLS, "legacy", "https", "/scep-mtls", 443},
+		} {
+			if u.on {
+				add(&scep, u.listener, u.scheme, u.path, u.usual)
+			}
 		}
-		urls = append(urls, scheme+"://"+host+"/"+route+"/"+p.Name)
 	}
-	if p.SCEP.MTLS == nil || !p.SCEP.MTLS.Required {
-		add("scep", "https", "scep", 443)
+	if p.EST != nil {
+		add(&est, "est", "https", "/.well-known/est", 443)
+		if p.EST.LegacyTLS {
+			add(&est, "legacy", "https", "/.well-known/est", 443)
+		}
 	}
-	if p.SCEP.PlainHTTP {
-		add("plain", "http", "scep", 80)
-	}
-	if p.SCEP.MTLS != nil {
-		add("est", "https", "scep-mtls", 443)
-	}
-	return urls
+	return scep, est
 }
 
 // writeReadyFile writes the ready file and the bundle it names where they are wanted and not written as
@@ -428,6 +369,10 @@ func (a *Appliance) writeReadyFile() error {
 		case "plain":
 			r.SCEPPlain = listenerURL("http", l)
 			r.PKI, r.OCSP = r.SCEPPlain, r.SCEPPlain
+		case "legacy":
+			r.Legacy = listenerURL("https", l)
+		case "legacy_scep":
+			r.LegacySCEP = listenerURL("https", l)
 		}
 	}
 	roots := a.identity.Bundle()

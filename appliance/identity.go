@@ -1,6 +1,10 @@
 package appliance
 
 import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -8,8 +12,10 @@ import (
 	"signet.internal/appliance/authority"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
+	"signet.internal/appliance/pki"
 	"signet.internal/appliance/scep"
 	"signet.internal/appliance/store"
+	"signet.internal/appliance/validation"
 )
 
 // identity is the box's authorities and its own certificates, as each protocol wants to see them.
@@ -23,6 +29,11 @@ type view struct {
 	snapshot *authority.Snapshot
 	issuers  enroll.Issuers
 	scep     *scep.Authority
+
+	// caCerts are what EST's cacerts answers (RFC 7030 §4.1.3), DER: the CA that issues and those above it, then
+	// those before and after it with the links between them.
+	caCerts   [][]byte
+	published []validation.Generation // oldest first
 }
 
 // openIdentity loads the box's certificates, and makes them in a provisioning boot.
@@ -32,6 +43,7 @@ func openIdentity(c Config, st *store.Store) (*identity, error) {
 	}
 	set, err := authority.Open(authority.Config{
 		Site: c.Site, Store: st, Keys: c.Keys, Now: c.Now, TimeSource: c.Boot.TimeSource, Log: c.Log,
+		Locations: c.locations,
 	}, c.Boot.Provisioning)
 	if err != nil {
 		return nil, err
@@ -76,8 +88,53 @@ func (id *identity) view(name string) *view {
 	if next := snapshot.Next; next != nil {
 		v.scep.Next = &scep.Next{CA: next.Issuer.Certificate(), Chain: next.Chain}
 	}
+	v.publish()
 	id.views[name].Store(v)
 	return v
+}
+
+// publish fills in what relying parties and EST devices fetch.
+func (v *view) publish() {
+	generations := slices.Clone(v.snapshot.Earlier)
+	slices.Reverse(generations)
+	if v.snapshot.Active != nil {
+		generations = append(generations, v.snapshot.Active)
+	}
+	if v.snapshot.Next != nil {
+		generations = append(generations, v.snapshot.Next)
+	}
+	add := func(certificates ...*x509.Certificate) {
+		for _, c := range certificates {
+			if c != nil && !slices.ContainsFunc(v.caCerts, func(der []byte) bool { return bytes.Equal(der, c.Raw) }) {
+				v.caCerts = append(v.caCerts, c.Raw)
+			}
+		}
+	}
+	if active := v.snapshot.Active; active != nil {
+		add(active.Issuer.Certificate())
+		add(active.Chain...)
+		for _, g := range generations {
+			add(g.Issuer.Certificate())
+			add(g.Chain...)
+			add(g.NewWithOld, g.OldWithNew)
+		}
+	}
+	for _, g := range generations {
+		p := validation.Generation{Number: g.Number, Issuer: g.Issuer, Own: g.Own}
+		if g.Responder != nil {
+			// What does not fit was refused when the certificate was made; then there is no OCSP.
+			p.Responder, _ = pki.NewResponder(g.Issuer.Certificate(), g.Responder.Certificate, g.Responder.Key)
+		}
+		v.published = append(v.published, p)
+	}
+}
+
+// signer is the newest RA, nil before there is any.
+func (v *view) signer() (*x509.Certificate, crypto.Signer) {
+	if len(v.snapshot.RAs) == 0 {
+		return nil, nil
+	}
+	return v.snapshot.RAs[0].Certificate, v.snapshot.RAs[0].Key
 }
 
 // active says whether every authority of the site can issue.

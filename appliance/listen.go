@@ -47,7 +47,7 @@ const (
 // enabled are the names of the listeners the site has on.
 func enabled(l provision.Listeners) []string {
 	var names []string
-	for name, on := range map[string]bool{"est": l.EST, "scep": l.SCEP, "console": l.Console, "plain": l.Plain} {
+	for name, on := range map[string]bool{"est": l.EST, "scep": l.SCEP, "console": l.Console, "plain": l.Plain, "legacy": l.Legacy, "legacy_scep": l.LegacySCEP} {
 		if on {
 			names = append(names, name)
 		}
@@ -195,9 +195,6 @@ func (s *server) serve() error {
 }
 
 func (s *server) shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
-
-// sourceOf is the address limits and audit records count a request under: the peer's.
-func sourceOf(r *http.Request) netip.Addr { return sourceOfAddr(r.RemoteAddr) }
 
 // sourceOfAddr reads "IP:port"; the address is invalid where that is something else.
 func sourceOfAddr(peer string) netip.Addr {

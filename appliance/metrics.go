@@ -12,19 +12,19 @@ import (
 
 // metrics collects what the service counts when somebody asks.
 type metrics struct {
-	challenges []*profileChallenges
-	engine     *enroll.Engine
+	settings []*settings
+	engine   *enroll.Engine
 
 	signed  *prometheus.Desc
 	pending *prometheus.Desc
 }
 
 // newMetrics answers in Prometheus' text format.
-func newMetrics(challenges []*profileChallenges, engine *enroll.Engine) http.Handler {
+func newMetrics(settings []*settings, engine *enroll.Engine) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), &metrics{
-		challenges: challenges,
-		engine:     engine,
+		settings: settings,
+		engine:   engine,
 		signed: prometheus.NewDesc("signet_signed_challenges_total", "Signed challenges by how their check came out, since the service started.",
 			[]string{"profile", "outcome"}, nil),
 		pending: prometheus.NewDesc("signet_pending_requests", "Requests that wait for a person.", nil, nil),
@@ -37,7 +37,7 @@ func (m *metrics) Describe(to chan<- *prometheus.Desc) { to <- m.signed; to <- m
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(to chan<- prometheus.Metric) {
-	for _, c := range m.challenges {
+	for _, c := range m.settings {
 		for label, n := range c.set.Snapshot() {
 			to <- prometheus.MustNewConstMetric(m.signed, prometheus.CounterValue, float64(n), c.profile.Name, string(label))
 		}

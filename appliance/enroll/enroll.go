@@ -275,7 +275,9 @@ func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 // prepare decides what would be signed for x, or refuses. Nothing is recorded.
 func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.Prepared, error) {
 	if x.profile.Compliance != nil {
-		if err := x.profile.Compliance(ctx, x.Request); err != nil {
+		asked := x.Request
+		asked.CSRSum, asked.Renewal = x.csrSum, x.renews != nil
+		if err := x.profile.Compliance(ctx, asked); err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrCompliance, err)
 		}
 	}

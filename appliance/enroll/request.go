@@ -102,7 +102,8 @@ type Request struct {
 	Operation     string // of EST: OpEnroll, OpReenroll or OpServerKeyGen
 	TransactionID string // as the client sent it
 	CSR           *pki.Request
-	Proof         Proof // of SCEP
+	CSRSum        [32]byte // SHA-256 of the CSR, for Profile.Compliance; not of the caller
+	Proof         Proof    // of SCEP
 	Source        netip.Addr
 	SenderNonce   []byte // RFC 8894 §3.2.1.5, as sent
 
@@ -177,7 +178,8 @@ type Profile struct {
 	// Intune, where set, is told about certificates for requests with a challenge of Intune's.
 	Intune Intune
 
-	// Compliance, where set, is asked about every new request and renewal between proof and issuance,
+	// Compliance, where set, is asked about every new request and renewal (Request.Renewal says which, however the
+	// message calls itself) between proof and issuance,
 	// and once more when somebody approves, then without challenge; an error refuses the request. It has
 	// to keep a time limit of its own.
 	Compliance func(context.Context, Request) error
