@@ -116,7 +116,7 @@ func startConfined(t *testing.T, holder *keys.Holder, state string, first bool) 
 	files := []*os.File{theirs, bootFile}
 	names := []string{handover.FDKeys, handover.FDBoot}
 	var urls []string
-	for _, name := range []string{"scep", "console", "plain", "est"} {
+	for _, name := range []string{"scep", "console", "plain", "est", "legacy", "legacy_scep"} {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)

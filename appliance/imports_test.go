@@ -40,8 +40,9 @@ var allowed = map[string]string{
 	"image":                          "image/format provision tpm appliance/cms",
 	"image/mkbase":                   "image image/format",
 	"appliance/box":                  "image/format provision tpm appliance/keys appliance/handover appliance/confine",
-	"appliance": "appliance/cms appliance/keys appliance/pki appliance/challenge appliance/store appliance/audit " +
-		"appliance/enroll appliance/scep appliance/authority appliance/handover appliance/confine webui provision",
+	"appliance": "appliance/cms appliance/keys appliance/pki appliance/challenge appliance/challenge/compliance appliance/challenge/intune " +
+		"appliance/store appliance/audit appliance/authority appliance/enroll appliance/scep appliance/est appliance/validation " +
+		"appliance/handover appliance/confine webui provision",
 	"cmd/boxinit": "appliance/box",
 	"cmd/signetd": "appliance",
 	"cmd/signet":  "image image/format image/vm provision configs tpm appliance/audit webui",
