@@ -92,6 +92,9 @@ func (c *console) apiStatus(w http.ResponseWriter, r *http.Request, _ principal)
 	if err != nil {
 		return err
 	}
+	if err := c.addSettings(&s); err != nil {
+		return err
+	}
 	writeJSON(w, http.StatusOK, mediaJSON, s)
 	return nil
 }

@@ -45,7 +45,7 @@ func TestClaim(t *testing.T) {
 
 	var status Status
 	box.get("/api/v1/status", bearer(out.Token)).decode(t, &status)
-	if !status.Claimed || status.Name != "demo" || len(status.Authorities) != 2 {
+	if !status.Claimed || status.Name != "demo" || len(status.Authorities) != 3 {
 		t.Errorf("status %+v", status)
 	}
 	records := box.records()
@@ -265,15 +265,29 @@ func TestHealth(t *testing.T) {
 	}{
 		{"all well", func(*Config) {}, 0, 200, Health{"ok", true}},
 		{"a condition", func(c *Config) { c.Boot.Conditions = []handover.Condition{{What: "x", Mend: "y"}} }, 0, 200, Health{"degraded", true}},
-		{"no authority", func(c *Config) { c.Site = func() Site { return Site{} } }, 0, 503, Health{"degraded", false}},
-		{"engine stopped", func(c *Config) { c.Site = func() Site { s := demoSite(t); s.Stopped = true; return s } }, 0, 503, Health{"degraded", false}},
+		{"a condition of the site", func(c *Config) {
+			c.Site = func() Site { s := demoSite(); s.Conditions = []handover.Condition{{What: "x", Mend: "y"}}; return s }
+		}, 0, 200, Health{"degraded", true}},
+		{"no authority", func(c *Config) { c.Box.(*fakeBox).authorities = nil }, 0, 503, Health{"degraded", false}},
+		{"an authority waits for its chain", func(c *Config) {
+			f := c.Box.(*fakeBox)
+			f.authorities[1].Generations, f.authorities[1].RAs = []GenerationInfo{{Number: 1, State: GenerationWaiting}}, nil
+		}, 0, 503, Health{"degraded", false}},
+		{"the next generation waits for its chain", func(c *Config) {
+			f := c.Box.(*fakeBox)
+			f.authorities[1].Generations = append(f.authorities[1].Generations, GenerationInfo{Number: 2, State: GenerationWaiting})
+		}, 0, 200, Health{"ok", true}},
+		{"engine stopped", func(c *Config) { c.Site = func() Site { s := demoSite(); s.Stopped = true; return s } }, 0, 503, Health{"degraded", false}},
 		{"clock before the floor", func(c *Config) { c.Boot.TimeFloor = start.Add(time.Second) }, 0, 503, Health{"degraded", false}},
-		{"RA about to expire", func(*Config) {}, 360 * 24 * time.Hour, 200, Health{"degraded", true}},
 		{"RA expired", func(*Config) {}, 366 * 24 * time.Hour, 503, Health{"degraded", false}},
 		{"clock before the certificates", func(*Config) {}, -time.Hour, 503, Health{"degraded", false}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			box := newBox(t, c.change)
+			box := newBox(t, func(cfg *Config) {
+				f := cfg.Box.(*fakeBox)
+				f.authorities = f.authorities[:2]
+				c.change(cfg)
+			})
 			box.clock.pass(c.pass)
 			got := box.get("/api/v1/health")
 			var h Health

@@ -102,13 +102,13 @@ func newBox(t *testing.T, change ...func(*Config)) *testBox {
 	})
 	box := &testBox{t: t, store: st, clock: &fakeClock{now: start}, log: &syncBuffer{}}
 	box.engine = newEngine(t, box)
-	site := demoSite(t)
+	site, authorities := demoSite(), demoAuthorities(t)
 	cfg := Config{
 		Store:      st,
 		Boot:       demoBoot(),
 		Site:       func() Site { return site },
 		ClaimCode:  claimCode,
-		CABundle:   func() []byte { return pemOf(site.Authorities[0].CA) },
+		CABundle:   func() []byte { return pemOf(authorities[0].Generations[0].Certificate) },
 		Now:        box.clock.Now,
 		TimeSource: "rtc",
 		Log:        slog.New(slog.NewTextHandler(box.log, nil)),
@@ -121,9 +121,9 @@ func newBox(t *testing.T, change ...func(*Config)) *testBox {
 		},
 	}
 	cfg.Enroll = box.engine
-	box.fake = newFakeBox(site, box.clock.Now)
+	box.fake = newFakeBox(authorities, box.clock.Now)
 	cfg.Box = box.fake
-	cfg.SCEP = func() []SCEPProfile { return demoSCEP(site) }
+	cfg.SCEP = func() []SCEPProfile { return demoSCEP(authorities[0]) }
 	cfg.Metrics = promhttp.HandlerFor(prometheus.NewRegistry(), promhttp.HandlerOpts{})
 	cfg.Mint = func(m Mint) (string, time.Time, error) {
 		switch m.Profile {
@@ -167,18 +167,25 @@ func demoBoot() handover.Boot {
 	}
 }
 
-func demoSite(t *testing.T) Site {
+// demoAuthorities are two roots, and a subordinate that waits for its chain.
+func demoAuthorities(t *testing.T) []AuthorityInfo {
 	t.Helper()
-	devices, devicesKey := newCA(t, "Demo Devices CA", 10*365*24*time.Hour)
-	modern, modernKey := newCA(t, "Demo Modern CA", 10*365*24*time.Hour)
+	root := func(name, subject string) AuthorityInfo {
+		ca, key := newCA(t, subject, 10*365*24*time.Hour)
+		ra := newRA(t, ca, key, 365*24*time.Hour)
+		return AuthorityInfo{Name: name, Mode: "root", Protection: "resident", RAs: []RAInfo{{Certificate: ra}},
+			Generations: []GenerationInfo{{Number: 1, State: GenerationActive, Certificate: ca, Responder: ra}}}
+	}
+	return []AuthorityInfo{root("devices", "Demo Devices CA"), root("modern", "Demo Modern CA"),
+		{Name: "plant", Mode: "subordinate", Protection: "resident", Generations: []GenerationInfo{{Number: 1, State: GenerationWaiting}}}}
+}
+
+func demoSite() Site {
 	return Site{
 		Name: "demo", Version: "0.1.0", PublicHost: "localhost", Demo: true,
-		Authorities: []Authority{
-			{Name: "devices", Protection: "resident", CA: devices, RA: newRA(t, devices, devicesKey, 365*24*time.Hour)},
-			{Name: "modern", Protection: "resident", CA: modern, RA: newRA(t, modern, modernKey, 365*24*time.Hour)},
-		},
 		Profiles: []Profile{
-			{Name: "corp", Default: true, Authority: "devices", SCEP: []string{"https://localhost:8443/scep/corp", "http://localhost/scep/corp"}},
+			{Name: "corp", Default: true, Authority: "devices", SCEP: []string{"https://localhost:8443/scep/corp", "http://localhost/scep/corp"},
+				EST: []string{"https://localhost/.well-known/est/corp"}},
 			{Name: "modern", Authority: "modern", SCEP: []string{"https://localhost:8443/scep/modern"}},
 		},
 	}

@@ -169,8 +169,8 @@ func TestCertificate(t *testing.T) {
 }
 
 // demoSCEP is what the demo's SCEP side looks like: one profile of each kind.
-func demoSCEP(site Site) []SCEPProfile {
-	ca, ra := site.Authorities[0].CA, site.Authorities[0].RA
+func demoSCEP(a AuthorityInfo) []SCEPProfile {
+	ca, ra := a.Generations[0].Certificate, a.RAs[0].Certificate
 	return []SCEPProfile{
 		{Name: "corp", Authority: "devices", Static: true, RA: ra},
 		{Name: "intune", Authority: "devices", Static: true, RA: ra, Signed: &SignedChallenges{

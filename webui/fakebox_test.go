@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// fakeBox remembers what was ordered and changes as a box would: authority devices is a root, plant a
-// subordinate that waits for its chain; profile corp has one of everything that can be replaced.
+// fakeBox remembers what was ordered and changes as a box would. Its profile corp has one of everything
+// that can be replaced.
 type fakeBox struct {
 	now func() time.Time
 
@@ -22,15 +22,9 @@ type fakeBox struct {
 	fail        error    // of the next order
 }
 
-func newFakeBox(site Site, now func() time.Time) *fakeBox {
-	b := &fakeBox{now: now, settings: map[string]*ProfileSettings{}}
-	for _, a := range site.Authorities {
-		b.authorities = append(b.authorities, AuthorityInfo{Name: a.Name, Mode: "root", Protection: a.Protection,
-			Generations: []GenerationInfo{{Number: 1, State: GenerationActive, Certificate: a.CA, Responder: a.RA}}, RAs: []RAInfo{{Certificate: a.RA}}})
-	}
-	b.authorities = append(b.authorities, AuthorityInfo{Name: "plant", Mode: "subordinate", Protection: "resident",
-		Generations: []GenerationInfo{{Number: 1, State: GenerationWaiting}}})
-	ca := site.Authorities[0].CA
+func newFakeBox(authorities []AuthorityInfo, now func() time.Time) *fakeBox {
+	b := &fakeBox{now: now, authorities: authorities, settings: map[string]*ProfileSettings{}}
+	ca := authorities[0].Generations[0].Certificate
 	b.settings["corp"] = &ProfileSettings{Profile: "corp", Authority: "devices", Intune: true,
 		Bundles:   []BundleSetting{{Bundle: BundleEST, File: "trust/bootstrap.pem", Certificates: []*x509.Certificate{ca}}},
 		Challenge: &ChallengeSetting{}, Passwords: []PasswordSetting{{User: "device", For: []string{"*.example.com"}}},

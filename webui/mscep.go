@@ -71,9 +71,11 @@ func (c *console) mscepPage(w http.ResponseWriter, r *http.Request, who principa
 	}
 	view.Made = &ChallengeResponse{Challenge: secret, Profile: view.Profile, CN: cn, Expires: expires}
 	view.Minutes = int(expires.Sub(c.cfg.Now()) / time.Minute)
-	for _, a := range c.cfg.Site().Authorities {
-		if a.Name == chosen.Authority {
-			view.Thumbprint = thumbprint(a.CA.Raw)
+	for _, a := range c.cfg.Box.Authorities() {
+		for _, g := range a.Generations {
+			if a.Name == chosen.Authority && g.State == GenerationActive {
+				view.Thumbprint = thumbprint(g.Certificate.Raw)
+			}
 		}
 	}
 	return c.render(w, http.StatusOK, "mscep", view)

@@ -12,6 +12,7 @@ import (
 	"mime"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -123,8 +124,15 @@ func (c *console) statusView(who principal) (statusView, error) {
 	if err != nil {
 		return statusView{}, err
 	}
+	if who.role >= auditor {
+		if err := c.addSettings(&s); err != nil {
+			return statusView{}, err
+		}
+	}
 	v := statusView{frame: c.frame(s.Name, who), Status: s}
 	switch n := len(s.Conditions); {
+	case !s.Ready && slices.ContainsFunc(s.Authorities, func(a AuthorityStatus) bool { return a.Generation() == 0 }):
+		v.Tone, v.Summary = "warn", "Waiting for a certificate"
 	case !s.Ready:
 		v.Tone, v.Summary = "bad", "Not issuing certificates"
 	case n == 1:

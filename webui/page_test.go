@@ -57,9 +57,34 @@ func TestStatusPage(t *testing.T) {
 	box.get("/", bearer("sgt_garbage")).saysNot(t, "printer-3f-west")
 	signed := box.get("/", bearer(out.Token))
 	signed.says(t, 200, "printer-3f-west", "10.20.0.14", "scep_pkcsreq", "success", "&lt;script&gt;alert(1)&lt;/script&gt;")
+	signed.says(t, 200, "https://localhost/.well-known/est/corp", "Generation 1 waits for its certificate", "issues nothing yet", "Waiting for a certificate")
+	signed.saysNot(t, "not baked", `>off<`)
 	signed.saysNot(t, "<script", "Sign in</h2>", "issuance_begun", "admin_claimed", "Sign out")
 	box.get("/?show=all", bearer(out.Token)).says(t, 200, "issuance_begun", "admin_claimed")
 	box.get("/?before=x", bearer(out.Token)).says(t, 422, "whole number")
+}
+
+// TestStatusPageOfChanges: what administrators changed is there for those signed in, and for nobody else.
+func TestStatusPageOfChanges(t *testing.T) {
+	box := newBox(t)
+	who := bearer(box.claimAs(administrator, administrator))
+	box.post("/api/v1/profiles/corp/off", OffRequest{Reason: "<i>a leak"}, who)
+	box.putJSON("/api/v1/profiles/corp/passwords/device", HashRequest{Hash: nobodysHash}, who)
+	for _, order := range []string{"/api/v1/authorities/devices/next", "/api/v1/authorities/devices/next/activate", "/api/v1/authorities/modern/next"} {
+		if got := box.post(order, nil, who); got.StatusCode != 200 {
+			t.Fatalf("%s: status %d: %s", order, got.StatusCode, got.body)
+		}
+	}
+	certificate := pemOf(box.fake.authorities[0].Generations[0].Certificate)
+	box.put("/api/v1/authorities/plant/chain", certificate, who)
+	box.get("/", who).says(t, 200, `>off<`, "&lt;i&gt;a leak", "not baked", "Generation 1 issues no more since", "2026-11-21", ">generation 2<", "Generation 2 is published")
+	box.get("/").saysNot(t, `>off<`, "a leak", "not baked")
+	var s Status
+	box.get("/api/v1/status", who).decode(t, &s)
+	corp, devices := s.Profiles[0], s.Authorities[0]
+	if corp.Off == nil || corp.Off.By != "alice" || !corp.NotBaked || s.Profiles[1].NotBaked || devices.Generation() != 2 || len(devices.Generations) != 2 || devices.Generations[0].Superseded == nil {
+		t.Errorf("%+v", s)
+	}
 }
 
 // TestPaging walks the log page by page: every enrollment once, in order, and nothing else.

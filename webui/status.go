@@ -45,18 +45,40 @@ type Clock struct {
 
 // AuthorityStatus is one CA and its registration authority.
 type AuthorityStatus struct {
-	Name       string       `json:"name"`
-	Protection string       `json:"protection" doc:"of the CA key: \"resident\" in the TPM, or \"sealed\" by it"`
-	CA         *Certificate `json:"ca"`
-	RA         *Certificate `json:"ra"`
+	Name        string             `json:"name"`
+	Mode        string             `json:"mode" doc:"\"root\", or \"subordinate\" to an authority outside of the box"`
+	Protection  string             `json:"protection" doc:"of the CA key: \"resident\" in the TPM, or \"sealed\" by it"`
+	CA          *Certificate       `json:"ca,omitempty" doc:"of the active generation; absent for a subordinate that waits for its first chain"`
+	RA          *Certificate       `json:"ra,omitempty" doc:"the current one; absent with it"`
+	Generations []GenerationStatus `json:"generations" doc:"by number, the oldest first"`
+}
+
+// GenerationStatus is one key of an authority.
+type GenerationStatus struct {
+	Number     int        `json:"number"`
+	State      string     `json:"state" doc:"\"active\", \"next\", \"waiting\" for its chain, or \"earlier\""`
+	Superseded *time.Time `json:"superseded,omitempty" doc:"since when it is an earlier one"`
+}
+
+// Generation is the number of the active generation, 0 for none.
+func (a AuthorityStatus) Generation() int {
+	for _, g := range a.Generations {
+		if g.State == GenerationActive {
+			return g.Number
+		}
+	}
+	return 0
 }
 
 // ProfileStatus is one enrollment profile.
 type ProfileStatus struct {
-	Name      string   `json:"name"`
-	Default   bool     `json:"default"`
-	Authority string   `json:"authority"`
-	SCEP      []string `json:"scep" doc:"URLs"`
+	Name      string       `json:"name"`
+	Default   bool         `json:"default"`
+	Authority string       `json:"authority"`
+	SCEP      []string     `json:"scep" doc:"URLs"`
+	EST       []string     `json:"est" doc:"URLs"`
+	Off       *SwitchedOff `json:"off,omitempty" doc:"absent while it issues"`
+	NotBaked  bool         `json:"not_baked" doc:"a bundle, the challenge or a password was replaced while the box runs"`
 }
 
 // Certificate is what people compare of a certificate.
@@ -87,56 +109,66 @@ func (c *console) status() (Status, error) {
 		Authorities: []AuthorityStatus{},
 		Profiles:    []ProfileStatus{},
 		Conditions:  append([]handover.Condition{}, boot.Conditions...),
-		Ready:       !site.Stopped && len(site.Authorities) > 0 && !now.Before(boot.TimeFloor),
+		Ready:       !site.Stopped && !now.Before(boot.TimeFloor),
 	}
 	for _, condition := range site.Conditions {
 		if !slices.Contains(s.Conditions, condition) {
 			s.Conditions = append(s.Conditions, condition)
 		}
 	}
-	for _, a := range site.Authorities {
-		as := AuthorityStatus{Name: a.Name, Protection: a.Protection}
-		var err error
-		if as.CA, err = describe(a.CA); err != nil {
-			return Status{}, fmt.Errorf("authority %s: %w", a.Name, err)
-		}
-		if as.RA, err = describe(a.RA); err != nil {
-			return Status{}, fmt.Errorf("authority %s: RA: %w", a.Name, err)
+	for _, a := range c.cfg.Box.Authorities() {
+		as, usable, err := authorityStatus(a, now)
+		if err != nil {
+			return Status{}, err
 		}
 		s.Authorities = append(s.Authorities, as)
-		conditions, usable := certificateConditions(a, now)
-		s.Conditions = append(s.Conditions, conditions...)
 		s.Ready = s.Ready && usable
+		if as.CA != nil && (now.Before(as.CA.NotBefore) || now.Before(as.RA.NotBefore)) {
+			s.Conditions = append(s.Conditions, handover.Condition{
+				What: fmt.Sprintf("It is %s by the box's clock: the certificates of authority %s are not valid yet.", stamp(now), a.Name), Mend: "Set the clock."})
+		}
 	}
+	s.Ready = s.Ready && len(s.Authorities) > 0
 	for _, p := range site.Profiles {
-		s.Profiles = append(s.Profiles, ProfileStatus{Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: append([]string{}, p.SCEP...)})
+		s.Profiles = append(s.Profiles, ProfileStatus{Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: append([]string{}, p.SCEP...), EST: append([]string{}, p.EST...)})
 	}
 	return s, nil
 }
 
-// certificateConditions says what about an authority's certificates needs a person, and whether it
-// can issue now.
-func certificateConditions(a Authority, now time.Time) (conditions []handover.Condition, usable bool) {
-	usable = true
-	for _, one := range []struct {
-		what, mend string
-		cert       *x509.Certificate
-	}{
-		{"CA certificate of authority " + a.Name, "Plan a new authority: certificates it issues cannot outlive it.", a.CA},
-		{"RA certificate of authority " + a.Name, "Start the box again: it renews the certificate when it starts.", a.RA},
-	} {
-		switch left := one.cert.NotAfter.Sub(now); {
-		case left <= 0:
-			usable = false
-			conditions = append(conditions, handover.Condition{What: fmt.Sprintf("The %s expired on %s.", one.what, stamp(one.cert.NotAfter)), Mend: one.mend})
-		case left < badBefore:
-			conditions = append(conditions, handover.Condition{What: fmt.Sprintf("The %s expires on %s.", one.what, stamp(one.cert.NotAfter)), Mend: one.mend})
-		case now.Before(one.cert.NotBefore):
-			usable = false
-			conditions = append(conditions, handover.Condition{What: fmt.Sprintf("The %s is not valid before %s.", one.what, stamp(one.cert.NotBefore)), Mend: "Check the box's clock."})
+// authorityStatus describes an authority, and says whether it can issue now.
+func authorityStatus(a AuthorityInfo, now time.Time) (out AuthorityStatus, usable bool, err error) {
+	out = AuthorityStatus{Name: a.Name, Mode: a.Mode, Protection: a.Protection, Generations: []GenerationStatus{}}
+	for _, g := range a.Generations {
+		out.Generations = append(out.Generations, GenerationStatus{Number: g.Number, State: g.State, Superseded: timeOf(g.Superseded)})
+		if g.State != GenerationActive || len(a.RAs) == 0 {
+			continue
 		}
+		ra := a.RAs[0].Certificate
+		if out.CA, err = describe(g.Certificate); err != nil {
+			return AuthorityStatus{}, false, fmt.Errorf("authority %s: %w", a.Name, err)
+		}
+		if out.RA, err = describe(ra); err != nil {
+			return AuthorityStatus{}, false, fmt.Errorf("authority %s: RA: %w", a.Name, err)
+		}
+		usable = isValid(g.Certificate, now) && isValid(ra, now)
 	}
-	return conditions, usable
+	return out, usable, nil
+}
+
+func isValid(cert *x509.Certificate, now time.Time) bool {
+	return !now.Before(cert.NotBefore) && now.Before(cert.NotAfter)
+}
+
+// addSettings adds what was changed of the profiles: for people signed in.
+func (c *console) addSettings(s *Status) error {
+	for i := range s.Profiles {
+		set, err := c.cfg.Box.Settings(s.Profiles[i].Name)
+		if err != nil {
+			return fmt.Errorf("profile %s: %w", s.Profiles[i].Name, err)
+		}
+		s.Profiles[i].Off, s.Profiles[i].NotBaked = set.Off.details(), set.NotBaked()
+	}
+	return nil
 }
 
 func describe(cert *x509.Certificate) (*Certificate, error) {
