@@ -129,7 +129,9 @@ func (s *Set) buildTLS(id store.Identity) (*tlsState, error) {
 		if err != nil {
 			return nil, fmt.Errorf("TLS certificate: %w", err)
 		}
-		served := &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}
+		// A signer and no more: crypto/tls takes every key with a method Decrypt for one that does RSA key
+		// exchange, and refuses TLS 1.2 where it is an ECDSA key.
+		served := &tls.Certificate{Certificate: chain, PrivateKey: struct{ crypto.Signer }{key}, Leaf: leaf}
 		if id.TLSUploaded[name] != nil {
 			above, err := x509.ParseCertificate(chain[len(chain)-1])
 			if err != nil {
