@@ -213,18 +213,26 @@ func TestReadSiteWithAnExpiredCertificate(t *testing.T) {
 }
 
 func TestListenersAndURLs(t *testing.T) {
-	on := listenerPorts(provision.Listeners{SCEP: true, Console: true, Plain: true})
-	want := []listenerPort{{"scep", 8443}, {"console", 9443}, {"plain", 80}}
-	if diff := cmp.Diff(want, on, cmp.AllowUnexported(listenerPort{})); diff != "" {
+	all := listenerPorts(provision.Listeners{EST: true, SCEP: true, Console: true, Plain: true, Legacy: true, LegacySCEP: true})
+	want := []listenerPort{{"est", 443}, {"scep", 8443}, {"console", 9443}, {"plain", 80}, {"legacy", 7443}, {"legacy_scep", 7444}}
+	if diff := cmp.Diff(want, all, cmp.AllowUnexported(listenerPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
+	wantURLs := []pageURL{
+		{"Console", "https://[2001:db8::7]:9443/"}, {"EST", "https://[2001:db8::7]/.well-known/est"},
+		{"SCEP", "https://[2001:db8::7]:8443/scep"}, {"Plain HTTP", "http://[2001:db8::7]/"},
+	}
+	if diff := cmp.Diff(wantURLs, pageURLs(all, []string{"2001:db8::7/64 on eth0"}, "pki.example")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	on := listenerPorts(provision.Listeners{SCEP: true, Console: true, Plain: true})
 	if got := listenerPorts(provision.Listeners{Console: true}); len(got) != 1 || got[0].port != 9443 {
 		t.Errorf("console alone: %v", got)
 	}
-	if got := pageURLs(on, []string{"10.0.2.15/24 on eth0 (DHCP)"}, "pki.example"); got[1].URL != "https://10.0.2.15:9443/" {
+	if got := pageURLs(on, []string{"10.0.2.15/24 on eth0 (DHCP)"}, "pki.example"); got[0].URL != "https://10.0.2.15:9443/" {
 		t.Errorf("with an address: %v", got)
 	}
-	if got := pageURLs(on, nil, "pki.example"); got[0].URL != "https://pki.example:8443/scep" {
+	if got := pageURLs(on, nil, "pki.example"); got[1].URL != "https://pki.example:8443/scep" {
 		t.Errorf("without an address: %v", got)
 	}
 }

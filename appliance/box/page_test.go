@@ -16,7 +16,8 @@ func pages() map[string]Page {
 	ready := Page{
 		Name: "demo", Version: "0.1.0", Epoch: 1, State: "ready",
 		Addresses: []string{"10.0.2.15/24 on eth0 (DHCP)"},
-		URLs:      []pageURL{{"Console", "https://10.0.2.15:9443/"}, {"SCEP", "https://10.0.2.15:8443/scep"}, {"Plain HTTP", "http://10.0.2.15/"}},
+		URLs: []pageURL{{"Console", "https://10.0.2.15:9443/"}, {"EST", "https://10.0.2.15/.well-known/est"},
+			{"SCEP", "https://10.0.2.15:8443/scep"}, {"Plain HTTP", "http://10.0.2.15/"}},
 		ClaimCode: "ABCD-EFGH", TLSSHA256: strings.Repeat("0123456789abcdef", 4),
 		SecureBoot: "off: " + unprotected,
 	}

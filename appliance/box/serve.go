@@ -38,6 +38,8 @@ func listenerPorts(l provision.Listeners) []listenerPort {
 		{l.SCEP, listenerPort{"scep", 8443}},
 		{l.Console, listenerPort{"console", 9443}},
 		{l.Plain, listenerPort{"plain", 80}},
+		{l.Legacy, listenerPort{"legacy", 7443}},
+		{l.LegacySCEP, listenerPort{"legacy_scep", 7444}},
 	} {
 		if p.on {
 			on = append(on, p.listenerPort)
@@ -304,8 +306,9 @@ func (m *Machine) startNetwork(ctx context.Context, b *opened, on []listenerPort
 	return openPorts
 }
 
-// pageURLs are what a person types; with an address as host, or by the site's public name while
-// there is none.
+// pageURLs are what a person types, the console first; with an address as host, or by the site's public
+// name while there is none. The legacy listeners are not among them: they serve the same under other ports, and
+// the screen has room for what most need.
 func pageURLs(on []listenerPort, addresses []string, publicHost string) []pageURL {
 	host := publicHost
 	if len(addresses) > 0 {
@@ -317,17 +320,25 @@ func pageURLs(on []listenerPort, addresses []string, publicHost string) []pageUR
 		return nil
 	}
 	var urls []pageURL
-	for _, p := range on {
-		switch p.name {
-		case "console":
-			urls = append(urls, pageURL{"Console", fmt.Sprintf("https://%s/", net.JoinHostPort(host, fmt.Sprint(p.port)))})
-		case "scep":
-			urls = append(urls, pageURL{"SCEP", fmt.Sprintf("https://%s/scep", net.JoinHostPort(host, fmt.Sprint(p.port)))})
-		case "plain":
-			urls = append(urls, pageURL{"Plain HTTP", fmt.Sprintf("http://%s/", host)})
+	for _, u := range []struct{ listener, name, url string }{
+		{"console", "Console", fmt.Sprintf("https://%s/", net.JoinHostPort(host, "9443"))},
+		{"est", "EST", fmt.Sprintf("https://%s/.well-known/est", bracketed(host))},
+		{"scep", "SCEP", fmt.Sprintf("https://%s/scep", net.JoinHostPort(host, "8443"))},
+		{"plain", "Plain HTTP", fmt.Sprintf("http://%s/", bracketed(host))},
+	} {
+		if slices.ContainsFunc(on, func(p listenerPort) bool { return p.name == u.listener }) {
+			urls = append(urls, pageURL{u.name, u.url})
 		}
 	}
 	return urls
+}
+
+// bracketed is a host as URLs without a port have it: IPv6 addresses in brackets (RFC 3986 §3.2.2).
+func bracketed(host string) string {
+	if strings.Contains(host, ":") {
+		return "[" + host + "]"
+	}
+	return host
 }
 
 func firstWord(s string) string {

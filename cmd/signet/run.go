@@ -35,15 +35,17 @@ const (
 // endpoints is what `signet run --json` prints; a key is absent while its listener is off. The
 // values are scheme://127.0.0.1:port.
 type endpoints struct {
-	EST       string `json:"est,omitempty"`        // :443
-	SCEP      string `json:"scep,omitempty"`       // :8443
-	Console   string `json:"console,omitempty"`    // :9443
-	SCEPPlain string `json:"scep_plain,omitempty"` // :80
-	PKI       string `json:"pki,omitempty"`        // :80
-	OCSP      string `json:"ocsp,omitempty"`       // :80
-	ClaimCode string `json:"claim_code"`           // "" once claimed
-	TLSSHA256 string `json:"tls_sha256"`           // lower-case hex of the console leaf's DER
-	CABundle  string `json:"ca_bundle"`            // path of a PEM file: TLS root and CA roots
+	EST        string `json:"est,omitempty"`         // :443
+	SCEP       string `json:"scep,omitempty"`        // :8443
+	Console    string `json:"console,omitempty"`     // :9443
+	SCEPPlain  string `json:"scep_plain,omitempty"`  // :80
+	PKI        string `json:"pki,omitempty"`         // :80
+	OCSP       string `json:"ocsp,omitempty"`        // :80
+	Legacy     string `json:"legacy,omitempty"`      // :7443
+	LegacySCEP string `json:"legacy_scep,omitempty"` // :7444
+	ClaimCode  string `json:"claim_code"`            // "" once claimed
+	TLSSHA256  string `json:"tls_sha256"`            // lower-case hex of the console leaf's DER
+	CABundle   string `json:"ca_bundle"`             // path of a PEM file: TLS root and CA roots
 }
 
 // runOptions is how `signet run` was called.
@@ -155,6 +157,12 @@ func awaitBox(ctx context.Context, t *terminal, machine *vm.Machine, m *image.Ma
 		e.SCEPPlain = "http://" + machine.Addr(80)
 		e.PKI, e.OCSP = e.SCEPPlain, e.SCEPPlain
 	}
+	if on("legacy") {
+		e.Legacy = "https://" + machine.Addr(7443)
+	}
+	if on("legacy_scep") {
+		e.LegacySCEP = "https://" + machine.Addr(7444)
+	}
 	if on("console") {
 		e.Console = "https://" + machine.Addr(9443)
 		bundle, err := fetchCABundle(ctx, e.Console, ready.TLSSHA256)
@@ -229,8 +237,8 @@ func describeBox(m *image.Manifest, e *endpoints) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n%s %s is ready\n\n", m.Name, m.Version)
 	for _, x := range []struct{ label, value string }{
-		{"console", e.Console}, {"SCEP", e.SCEP}, {"SCEP, certificate", e.EST}, {"SCEP, plain HTTP", e.SCEPPlain},
-		{"claim code", e.ClaimCode}, {"TLS SHA-256", e.TLSSHA256}, {"CA bundle", e.CABundle},
+		{"console", e.Console}, {"EST", e.EST}, {"EST, TLS 1.2 too", e.Legacy},
+		{"SCEP", e.SCEP}, {"SCEP, TLS 1.2 too", e.LegacySCEP}, {"plain HTTP", e.SCEPPlain}, {"claim code", e.ClaimCode}, {"TLS SHA-256", e.TLSSHA256}, {"CA bundle", e.CABundle},
 	} {
 		if x.value != "" {
 			fmt.Fprintf(&b, "  %-17s %s\n", x.label, x.value)
