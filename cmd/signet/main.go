@@ -103,6 +103,10 @@ func commands(t *terminal) []*cobra.Command {
 		newApprove(t),
 		newDeny(t),
 		newRevoke(t),
+		newCertificates(t),
+		newAuthority(t),
+		newRotateRA(t),
+		newProfile(t),
 	}
 }
 

@@ -67,7 +67,7 @@ func newOperated(t *testing.T) *operated {
 			t.Error(err)
 		}
 	})
-	handler, err := webui.New(consoleConfig(st, o.engine, func(m webui.Mint) (string, time.Time, error) {
+	handler, err := webui.New(consoleConfig(st, o.engine, newTestBox(t), func(m webui.Mint) (string, time.Time, error) {
 		if m.Profile != "iot" {
 			return "", time.Time{}, webui.ErrNoOneTime
 		}
@@ -91,7 +91,7 @@ func (o *operated) mint(cn string, ttl time.Duration) (string, time.Time, error)
 }
 
 // consoleConfig is a console's configuration in a test; mint may be nil.
-func consoleConfig(st *store.Store, e *enroll.Engine, mint func(webui.Mint) (string, time.Time, error)) webui.Config {
+func consoleConfig(st *store.Store, e *enroll.Engine, box webui.Box, mint func(webui.Mint) (string, time.Time, error)) webui.Config {
 	if mint == nil {
 		mint = func(webui.Mint) (string, time.Time, error) { return "", time.Time{}, webui.ErrNoOneTime }
 	}
@@ -99,7 +99,7 @@ func consoleConfig(st *store.Store, e *enroll.Engine, mint func(webui.Mint) (str
 		Store: st, Boot: handover.Boot{Kind: handover.KindHost}, Site: func() webui.Site { return webui.Site{Name: "demo"} },
 		ClaimCode: testClaimCode, CABundle: func() []byte { return nil }, Now: time.Now, TimeSource: "host", Log: slog.New(slog.DiscardHandler),
 		Source: func(*http.Request) netip.Addr { return netip.MustParseAddr("127.0.0.1") },
-		Enroll: e, SCEP: func() []webui.SCEPProfile { return nil }, Metrics: http.NotFoundHandler(), Mint: mint,
+		Enroll: e, SCEP: func() []webui.SCEPProfile { return nil }, Box: box, Metrics: http.NotFoundHandler(), Mint: mint,
 		ReloadTrust: func(string, string) (string, error) { return "", webui.ErrNoSigned },
 	}
 }
