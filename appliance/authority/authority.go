@@ -166,6 +166,7 @@ type Set struct {
 	saved store.Identity             // as the store has it
 	held  map[string]*keys.Key       // keys asked for so far, by name
 	ended map[generationID]time.Time // when the last certificate of an earlier generation ends
+	over  map[generationID]time.Time // since when, without a break, the clock shows a time after that
 	sweep bool                       // there may be keys that nobody names any more
 }
 
@@ -178,7 +179,7 @@ type generationID struct {
 // anywhere else a store without them is refused with ErrStateLost, so that a lost disk never turns into a
 // new CA unnoticed. Errors with a method Mend say what to do.
 func Open(c Config, provisioning bool) (*Set, error) {
-	s := &Set{cfg: c, snapshots: map[string]*atomic.Pointer[Snapshot]{}, held: map[string]*keys.Key{}, ended: map[generationID]time.Time{}, sweep: true}
+	s := &Set{cfg: c, snapshots: map[string]*atomic.Pointer[Snapshot]{}, held: map[string]*keys.Key{}, ended: map[generationID]time.Time{}, over: map[generationID]time.Time{}, sweep: true}
 	if s.cfg.Addresses == nil {
 		s.cfg.Addresses = InterfaceAddresses
 	}

@@ -65,6 +65,29 @@ func (s *Set) raDue(now time.Time) bool {
 	return false
 }
 
+// recertifyRA has the authorities whose RA certificate begins later than now, which only a clock that was
+// wrong can have made, certify the same key anew. The caller holds mu.
+func (s *Set) recertifyRA(now time.Time) error {
+	return s.transition(func(next *store.Identity) ([]audit.Record, error) {
+		var records []audit.Record
+		for _, a := range s.cfg.Site.Authorities {
+			snapshot := s.Snapshot(a.Name)
+			if snapshot.Active == nil || !now.Before(snapshot.RAs[0].Certificate.NotBefore) || now.Before(snapshot.Active.Issuer.Certificate().NotBefore) {
+				continue
+			}
+			certs, current := next.Authorities[a.Name], snapshot.RAs[0]
+			if err := s.certifyRA(&certs, snapshot.Active.Issuer, current.Key, current.Number, now); err != nil {
+				return nil, fmt.Errorf("authority %s: %w", a.Name, err)
+			}
+			next.Authorities[a.Name] = certs
+			record := s.record(audit.RARenewed, audit.ActorBox)
+			record.Identity, record.Reason = a.Name, "the certificate before was made by a clock that was ahead"
+			records = append(records, record)
+		}
+		return records, nil
+	})
+}
+
 // retireRAs drops the certificates of the RA whose overlap is over. The caller holds mu.
 func (s *Set) retireRAs(now time.Time) error {
 	over := func(r store.RACert) bool {

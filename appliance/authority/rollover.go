@@ -121,6 +121,11 @@ func (s *Set) CancelNext(name, actor string) error {
 // inFlight is how long after its successor took over a generation may still finish an issuance.
 const inFlight = time.Hour
 
+// settled is how long the clock has to have stood past a generation's end, with the box running, before the
+// key goes for good: time to see and mend a clock that shows years too much. Of two readings of [time.Now]
+// it counts the time between them and no steps of the clock.
+const settled = 3 * 24 * time.Hour
+
 // retire drops the earlier generations whose last certificate has ended, and cannot be renewed late
 // either. The caller holds mu.
 func (s *Set) retire(now time.Time) error {
@@ -145,6 +150,13 @@ func (s *Set) retire(now time.Time) error {
 				s.ended[id] = end
 			}
 			if now.Before(end) {
+				delete(s.over, id)
+				continue
+			}
+			if since, seen := s.over[id]; !seen {
+				s.over[id] = now
+				continue
+			} else if now.Sub(since) < settled {
 				continue
 			}
 			failed = append(failed, s.transition(func(next *store.Identity) ([]audit.Record, error) {

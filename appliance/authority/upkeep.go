@@ -21,6 +21,9 @@ func (s *Set) Upkeep(now time.Time) error {
 	if s.raDue(now) {
 		failed = append(failed, s.rotateRA(audit.ActorBox, now))
 	}
+	if err := s.recertifyRA(now); err != nil {
+		failed = append(failed, fmt.Errorf("certifying the registration key: %w", err))
+	}
 	for _, a := range s.cfg.Site.Authorities {
 		if err := s.renewResponders(a, now); err != nil {
 			failed = append(failed, fmt.Errorf("authority %s: %w", a.Name, err))
@@ -36,7 +39,7 @@ func (s *Set) Upkeep(now time.Time) error {
 }
 
 // renewResponders renews the responder certificates of an authority's active and earlier generations at
-// half their life.
+// half their life, and those a clock that was ahead has made.
 func (s *Set) renewResponders(a provision.Authority, now time.Time) error {
 	snapshot := s.Snapshot(a.Name)
 	due := func(g *Generation) bool {
@@ -46,6 +49,9 @@ func (s *Set) renewResponders(a provision.Authority, now time.Time) error {
 		issuer := g.Issuer.Certificate()
 		if g.Responder == nil {
 			return now.Before(issuer.NotAfter)
+		}
+		if now.Before(g.Responder.Certificate.NotBefore) { // made by a clock that was ahead
+			return !now.Before(issuer.NotBefore)
 		}
 		end := g.Responder.Certificate.NotAfter
 		return now.After(end.Add(-responderValidity/2)) && lasts(issuer, now, responderValidity).After(end.Add(worthRenewing))

@@ -1,0 +1,59 @@
+package authority_test
+
+import (
+	"crypto/x509"
+	"testing"
+	"time"
+)
+
+// A clock that shows a time years ahead for a while, and then the right one again, costs nothing that
+// cannot be made again: the earlier generation keeps its key, and what was certified by the wrong time is
+// certified anew.
+func TestClockJumpsAheadAndBack(t *testing.T) {
+	b := newBox(t)
+	must(t, b.PrepareNext("devices", admin))
+	must(t, b.ActivateNext("devices", admin))
+	must(t, b.PrepareNext("devices", admin))
+	must(t, b.ActivateNext("devices", admin))
+	issued(t, b.store, b.now.Add(90*day), b.now)
+	right := b.now.Add(time.Hour)
+	ahead := right.Add(3 * 365 * day)
+
+	b.now = ahead
+	b.reopen() // and a boot by that clock decides nothing either
+	must(t, b.Upkeep(b.now))
+	must(t, b.Upkeep(b.now.Add(2*day)))
+	if ra := b.Snapshot("devices").RAs[0].Certificate; !ra.NotBefore.After(right) {
+		t.Fatalf("the RA's certificate begins on %s", ra.NotBefore)
+	}
+
+	b.now = right
+	must(t, b.Upkeep(b.now))
+	b.check()
+	now := b.Snapshot("devices")
+	if len(now.Earlier) != 2 || !b.holder.made["authority/devices.2"] {
+		t.Errorf("generations whose certificates are still good are gone: %s", b.summary())
+	}
+	if now.RAs[0].Number != 2 {
+		t.Errorf("the registration key was rotated %d times", now.RAs[0].Number-1)
+	}
+	for _, g := range append(now.Earlier, now.Active) {
+		if c := g.Responder.Certificate; right.Before(c.NotBefore) || right.After(c.NotAfter) {
+			t.Errorf("generation %d: its responder's certificate is good from %s to %s, and it is %s", g.Number, c.NotBefore, c.NotAfter, right)
+		}
+	}
+	leaf, err := b.Certificate(nil)
+	must(t, err)
+	for what, c := range map[string]*x509.Certificate{"RA": now.RAs[0].Certificate, "TLS": leaf.Leaf} {
+		if right.Before(c.NotBefore) || right.After(c.NotAfter) {
+			t.Errorf("the certificate for %s is good from %s to %s, and it is %s", what, c.NotBefore, c.NotAfter, right)
+		}
+	}
+
+	// Each way it is done once.
+	before := len(b.lastActions(1000))
+	must(t, b.Upkeep(right.Add(time.Minute)))
+	if actions := b.lastActions(1000); len(actions) != before {
+		t.Errorf("a minute later came %v", actions[:len(actions)-before])
+	}
+}
