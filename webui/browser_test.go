@@ -2,6 +2,7 @@ package webui
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -147,6 +148,16 @@ func TestBrowser(t *testing.T) {
 	step("approved", chromedp.Click(chromedp.CSS(approve)), chromedp.WaitNotPresent(chromedp.CSS(approve)))
 	if list, err := box.engine.PendingRequests(); err != nil || len(list) != 1 {
 		t.Errorf("after a click on Approve %d requests wait: %v", len(list), err)
+	}
+	if err := errors.Join(box.fake.PrepareNext("devices", "alice"), box.fake.SwitchProfile("corp", true, "a stolen laptop", "alice")); err != nil {
+		t.Fatal(err)
+	}
+	on := `form[action="/profiles/corp/on"] button`
+	step("orders", chromedp.Navigate(box.URL), chromedp.Click(chromedp.CSS("article:first-child details.orders summary")),
+		chromedp.Click(chromedp.CSS("tbody th details.orders summary")), chromedp.WaitVisible(chromedp.CSS(on)))
+	step("ordered", chromedp.Click(chromedp.CSS(on)), chromedp.WaitNotPresent(chromedp.CSS(on)))
+	if s, err := box.fake.Settings("corp"); err != nil || s.Off != nil {
+		t.Errorf("after a click the profile is %+v: %v", s.Off, err)
 	}
 	step("mscep-admin", chromedp.Navigate(box.URL+"/certsrv/mscep_admin/"), chromedp.WaitVisible(chromedp.CSS("#cn")))
 	step("mscep-admin-made", chromedp.SendKeys(chromedp.CSS("#cn"), "cam-1"), chromedp.Submit(chromedp.CSS("#cn")), chromedp.WaitVisible(chromedp.CSS(".secrets")))

@@ -283,11 +283,7 @@ func TestHealth(t *testing.T) {
 		{"clock before the certificates", func(*Config) {}, -time.Hour, 503, Health{"degraded", false}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			box := newBox(t, func(cfg *Config) {
-				f := cfg.Box.(*fakeBox)
-				f.authorities = f.authorities[:2]
-				c.change(cfg)
-			})
+			box := newBox(t, allIssue, c.change)
 			box.clock.pass(c.pass)
 			got := box.get("/api/v1/health")
 			var h Health

@@ -33,6 +33,12 @@ func newFakeBox(authorities []AuthorityInfo, now func() time.Time) *fakeBox {
 	return b
 }
 
+// allIssue leaves out the authority that waits for its chain, so that the box is ready.
+func allIssue(c *Config) {
+	b := c.Box.(*fakeBox)
+	b.authorities = b.authorities[:2]
+}
+
 // order writes down what was ordered, unless the next order has to fail.
 func (b *fakeBox) order(actor, format string, args ...any) error {
 	if err := b.fail; err != nil {
@@ -107,6 +113,11 @@ func (b *fakeBox) PrepareNext(name, actor string) error {
 }
 
 func (b *fakeBox) ActivateNext(name, actor string) error {
+	for _, a := range b.Authorities() {
+		if a.Name == name && len(a.Generations) < 2 {
+			return &ConflictError{"no next generation was prepared", "prepare one first"}
+		}
+	}
 	return b.change(name, actor, "activate", func(a *AuthorityInfo) {
 		a.Generations[0].State, a.Generations[0].Superseded = GenerationEarlier, b.now()
 		a.Generations[1].State = GenerationActive

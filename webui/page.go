@@ -49,6 +49,7 @@ type statusView struct {
 	SignIn   *form     // for anonymous visitors of a claimed box
 	Pending  *waiting  // for people signed in
 	Activity *activity // for people signed in
+	Order    bool      // the visitor may change authorities and profiles
 }
 
 // waiting is what waits for an operator.
@@ -129,7 +130,7 @@ func (c *console) statusView(who principal) (statusView, error) {
 			return statusView{}, err
 		}
 	}
-	v := statusView{frame: c.frame(s.Name, who), Status: s}
+	v := statusView{frame: c.frame(s.Name, who), Status: s, Order: who.role >= administrator}
 	switch n := len(s.Conditions); {
 	case !s.Ready && slices.ContainsFunc(s.Authorities, func(a AuthorityStatus) bool { return a.Generation() == 0 }):
 		v.Tone, v.Summary = "warn", "Waiting for a certificate"

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/handover"
 )
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -85,6 +86,26 @@ func TestStatusPageOfChanges(t *testing.T) {
 	if corp.Off == nil || corp.Off.By != "alice" || !corp.NotBaked || s.Profiles[1].NotBaked || devices.Generation() != 2 || len(devices.Generations) != 2 || devices.Generations[0].Superseded == nil {
 		t.Errorf("%+v", s)
 	}
+}
+
+// TestConditionsOnPage: what needs a person is shown to whoever can claim the box and to those signed in;
+// it can name people and profiles, which are no stranger's business.
+func TestConditionsOnPage(t *testing.T) {
+	box := newBox(t, func(c *Config) {
+		c.Site = func() Site {
+			s := demoSite()
+			s.Conditions = []handover.Condition{{What: "Profile corp was switched off by mallory.", Mend: "Switch it on."}}
+			return s
+		}
+	})
+	box.get("/").says(t, 200, "switched off by mallory")
+	out := box.mustClaim()
+	stranger := box.get("/")
+	stranger.says(t, 200, "Sign in to see what needs attention.")
+	stranger.saysNot(t, "mallory")
+	signed := box.get("/", bearer(out.Token))
+	signed.says(t, 200, "switched off by mallory", "What to do")
+	signed.saysNot(t, "Sign in to see")
 }
 
 // TestPaging walks the log page by page: every enrollment once, in order, and nothing else.

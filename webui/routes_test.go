@@ -18,7 +18,7 @@ import (
 // pathOf makes a request path of a pattern.
 func pathOf(rt route) string {
 	return strings.NewReplacer("{$}", "", "{file}", "console.css", "{id}", "0123456789abcdef", "{serial}", "2a",
-		"{name}", "corp", "{bundle}", "est", "{user}", "device", "{kind}", "compliance", "{profile}", "iot").Replace(rt.pattern)
+		"authorities/{name}", "authorities/devices", "{name}", "corp", "{bundle}", "est", "{user}", "device", "{kind}", "compliance", "{profile}", "iot").Replace(rt.pattern)
 }
 
 // claimAs stores a first user of userRole with a token of tokenRole, and returns the token.
@@ -47,13 +47,13 @@ func TestRoles(t *testing.T) {
 	}
 	signed := func(user, token role) func(*testing.T) (*testBox, []func(*http.Request)) {
 		return func(t *testing.T) (*testBox, []func(*http.Request)) {
-			box := newBox(t)
+			box := newBox(t, allIssue)
 			return box, []func(*http.Request){bearer(box.claimAs(user, token))}
 		}
 	}
 	with := func(change ...func(*http.Request)) func(*testing.T) (*testBox, []func(*http.Request)) {
 		return func(t *testing.T) (*testBox, []func(*http.Request)) {
-			box := newBox(t)
+			box := newBox(t, allIssue)
 			box.claimAs(administrator, administrator)
 			return box, change
 		}
@@ -67,7 +67,7 @@ func TestRoles(t *testing.T) {
 		{"basic", anonymous, 401, "bad-credential", with(func(r *http.Request) { r.SetBasicAuth("alice", "x") })},
 		{"garbage cookie", anonymous, 401, "bad-credential", with(header("Cookie", sessionCookie+"=garbage"))},
 		{"expired token", anonymous, 401, "bad-credential", func(t *testing.T) (*testBox, []func(*http.Request)) {
-			box := newBox(t)
+			box := newBox(t, allIssue)
 			token := box.claimAs(administrator, administrator)
 			box.clock.pass(time.Hour)
 			return box, []func(*http.Request){bearer(token)}
@@ -154,6 +154,14 @@ func TestRouteRoles(t *testing.T) {
 		"POST /api/v1/challenges":                   "operator",
 		"POST /api/v1/jamf/{profile}":               "operator",
 		"GET /api/v1/certificates":                  "auditor",
+
+		"GET /authorities/{name}/request.pem":    "auditor",
+		"POST /authorities/{name}/chain":         "administrator",
+		"POST /authorities/{name}/next":          "administrator",
+		"POST /authorities/{name}/next/activate": "administrator",
+		"POST /authorities/{name}/next/cancel":   "administrator",
+		"POST /profiles/{name}/off":              "administrator",
+		"POST /profiles/{name}/on":               "administrator",
 
 		"GET /api/v1/authorities":                       "auditor",
 		"GET /api/v1/authorities/{name}":                "auditor",

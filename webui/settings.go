@@ -230,14 +230,18 @@ func (c *console) apiProfileOff(w http.ResponseWriter, r *http.Request, who prin
 	if err := readJSON(w, r, &in); err != nil {
 		return err
 	}
-	in.Reason = strings.TrimSpace(in.Reason)
-	if in.Reason == "" || len(in.Reason) > maxReason {
-		return &inputError{"reason", "the reason is empty or longer than 200 characters", "say in a few words why; the console shows it"}
-	}
-	if err := c.cfg.Box.SwitchProfile(r.PathValue("name"), true, in.Reason, who.user); err != nil {
+	if err := c.switchOff(r.PathValue("name"), in.Reason, who); err != nil {
 		return err
 	}
 	return c.showProfile(w, r)
+}
+
+func (c *console) switchOff(profile, reason string, who principal) error {
+	reason = strings.TrimSpace(reason)
+	if reason == "" || len(reason) > maxReason {
+		return &inputError{"reason", "the reason is empty or longer than 200 characters", "say in a few words why; the console shows it"}
+	}
+	return c.cfg.Box.SwitchProfile(profile, true, reason, who.user)
 }
 
 func (c *console) apiProfileOn(w http.ResponseWriter, r *http.Request, who principal) error {

@@ -61,9 +61,16 @@ type GenerationStatus struct {
 }
 
 // Generation is the number of the active generation, 0 for none.
-func (a AuthorityStatus) Generation() int {
+func (a AuthorityStatus) Generation() int { return a.numberOf(GenerationActive) }
+
+// Next is the number of the generation that is published or waits for its chain, 0 for none.
+func (a AuthorityStatus) Next() int {
+	return max(a.numberOf(GenerationNext), a.numberOf(GenerationWaiting))
+}
+
+func (a AuthorityStatus) numberOf(state string) int {
 	for _, g := range a.Generations {
-		if g.State == GenerationActive {
+		if g.State == state {
 			return g.Number
 		}
 	}
