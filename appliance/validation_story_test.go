@@ -1,0 +1,273 @@
+package appliance_test
+
+// What others find out about certificates of the running service, with the programs they use for it, and
+// a web server that staples. As in service_test.go: on swtpm.
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"signet.internal/tpm/tpmtest"
+)
+
+// TestRevocation: certificates issued over SCEP and EST say where to ask about them, and what is
+// answered there is understood by openssl, GnuTLS and strongSwan, before and after a revocation.
+func TestRevocation(t *testing.T) {
+	staple := demo(t, "profiles/corp.yaml", "default: true", "default: false", "name: corp", "name: staple", "must_staple: false", "must_staple: true")
+	s := startSite(t, variant(t, map[string]string{"profiles/staple.yaml": staple}), tpmtest.Start(t), t.TempDir(), nil)
+	token := s.claim(t)
+	x := newShell(t, s, tlsRoot(t, s))
+	x.run("C $EST/cacerts | read_certs > devices.pem; C $EST/modern/cacerts | read_certs > modern.pem")
+
+	d := newDevice(t, s.ready.SCEPPlain+"/scep/corp")
+	d.dir = x.dir
+	mustRun(t, d.dir, d.pki, "--scepca", "--url", d.url, "--caout", "ca.crt", "--raout", "ra.crt", "--outform", "pem", "--force")
+	if err := d.request("scep.example.com", d.newKey("scep.key"), "scep.crt", "--password", "corp-demo-challenge"); err != nil {
+		t.Fatal(err)
+	}
+	x.run("request est est.example.com ec -pkeyopt ec_paramgen_curve:P-256; openssl base64 -in est.der | post -u device:modern-demo-password $EST/modern/simpleenroll | read_certs > est.crt")
+
+	for name, authority := range map[string]string{"scep": "devices", "est": "modern"} {
+		t.Run(name, func(t *testing.T) {
+			x := &shell{t: t, dir: x.dir, prefix: x.prefix + "X=" + name + " CA=" + authority + "\n"}
+			s.lifeOfCertificate(t, x, token, name+".crt", authority)
+		})
+	}
+	t.Run("the box's own certificates are good", func(t *testing.T) {
+		x.says("openssl ocsp -issuer ca.crt -cert ra.crt -url $OCSP/devices -CAfile ca.crt -no_nonce 2>&1", "ra.crt: good")
+	})
+	t.Run("nothing is chunked", func(t *testing.T) { s.rawAnswers(t, x) })
+	t.Run("must-staple", func(t *testing.T) { s.mustStaple(t, x) })
+}
+
+// lifeOfCertificate asks about $X.crt of authority $CA in every way, revokes it, and asks again.
+func (s *service) lifeOfCertificate(t *testing.T, x *shell, token, crt, authority string) {
+	ocsptool, pki := needs(t, "ocsptool", "gnutls-bin"), needs(t, "pki", "strongswan-pki")
+	cert := x.certificate(crt)
+	published := strings.Replace(s.ready.PKI, "127.0.0.1", "localhost", 1) // public_host of the demo
+	if got, want := fmt.Sprint(cert.CRLDistributionPoints, cert.OCSPServer, cert.IssuingCertificateURL),
+		fmt.Sprintf("[%[1]s/pki/%[2]s.crl] [%[1]s/ocsp/%[2]s] [%[1]s/pki/%[2]s.cer]", published, authority); got != want {
+		t.Errorf("it says %s, want %s", got, want)
+	}
+	if n := cert.SerialNumber; n.Sign() != 1 || len(n.Bytes()) > 20 || n.BitLen() < 64 {
+		t.Errorf("serial %x", n)
+	}
+
+	// By what the certificate itself says.
+	x.run("curl -sS --fail -o issuer.cer " + cert.IssuingCertificateURL[0] + "; openssl x509 -inform DER -in issuer.cer -out issuer.pem; cmp <(openssl x509 -in issuer.pem) <(openssl x509 -in $CA.pem)")
+	x.says("openssl verify -x509_strict -crl_check -crl_download -CAfile $CA.pem $X.crt", ": OK")
+	x.says("C $PKI/$CA.crl -o list; openssl crl -inform DER -in list -noout -text -CAfile $CA.pem 2>&1", "verify OK", "X509v3 CRL Number", "No Revoked Certificates")
+	for _, digest := range []string{"-sha1", "-sha256"} {
+		x.says("openssl ocsp "+digest+" -issuer $CA.pem -cert $X.crt -url $OCSP/$CA -CAfile $CA.pem 2>&1", "Response verify OK", ": good")
+	}
+	x.says(ocsptool+" --ask --nonce --load-cert $X.crt --load-issuer $CA.pem --load-trust $CA.pem 2>&1", "Certificate Status: good", "Success")
+	x.says(pki+" --verify --in $X.crt --cacert $CA.pem --online 2>&1", "certificate trusted", "lifetimes valid")
+	const get = `openssl ocsp -issuer $CA.pem -cert $X.crt -no_nonce -reqout ask >/dev/null 2>&1
+		C "$OCSP/$CA/$(openssl base64 -A -in ask | sed 's/+/%2B/g; s/\//%2F/g; s/=/%3D/g')" -o answer; cp answer escaped
+		C --path-as-is "$OCSP/$CA/$(openssl base64 -A -in ask)" -o answer; cmp answer escaped
+		openssl ocsp -issuer $CA.pem -cert $X.crt -no_nonce -respin answer -CAfile $CA.pem 2>&1`
+	x.says(get, "Response verify OK", ": good")
+
+	if code := s.api(t, "POST", "/api/v1/certificates/"+x.serial(crt)+"/revoke", token, map[string]string{"reason": "keyCompromise"}, nil); code != 200 {
+		t.Fatalf("revoking: HTTP %d", code)
+	}
+	for _, digest := range []string{"-sha1", "-sha256"} {
+		x.says("openssl ocsp "+digest+" -issuer $CA.pem -cert $X.crt -url $OCSP/$CA -CAfile $CA.pem 2>&1", "Response verify OK", ": revoked", "Reason: keyCompromise")
+	}
+	x.says(ocsptool+" --ask --nonce --load-cert $X.crt --load-issuer $CA.pem --load-trust $CA.pem 2>&1 || true", "Certificate Status: revoked")
+	x.says(get, "Response verify OK", ": revoked")
+	// Revocations within a few seconds share one list.
+	serial := strings.ToUpper(x.serial(crt))
+	list := ""
+	for range 60 {
+		if list = x.run("C $PKI/$CA.crl -o list; openssl crl -inform DER -in list -noout -text -CAfile $CA.pem 2>&1"); strings.Contains(list, serial) {
+			break
+		}
+		time.Sleep(250 * time.Millisecond)
+	}
+	if !strings.Contains(list, "verify OK") || !strings.Contains(list, serial) || !strings.Contains(list, "Key Compromise") {
+		t.Fatalf("%s is not on the list:\n%s", serial, list)
+	}
+	if out, err := x.try("openssl verify -crl_check -crl_download -CAfile $CA.pem $X.crt"); err == nil || !strings.Contains(out, "certificate revoked") {
+		t.Errorf("openssl verify: %v %s", err, out)
+	}
+	if out, err := x.try(pki + " --verify --in $X.crt --cacert $CA.pem --online 2>&1"); err == nil || !strings.Contains(out, "revoked") {
+		t.Errorf("pki --verify: %v %s", err, out)
+	}
+}
+
+// rawAnswers reads the bytes of every kind of answer: a length, nothing chunked, and on EST a header block
+// that a client with a small buffer takes.
+func (s *service) rawAnswers(t *testing.T, x *shell) {
+	x.run("openssl ocsp -issuer devices.pem -cert scep.crt -no_nonce -reqout ask >/dev/null 2>&1; request raw raw.example.com ec -pkeyopt ec_paramgen_curve:P-256")
+	read := func(name string) []byte {
+		b, err := os.ReadFile(filepath.Join(x.dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	ask, csr := read("ask"), []byte(base64.StdEncoding.EncodeToString(read("raw.der")))
+	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("device:corp-demo-password")) + "\r\n"
+	const pkcs10 = "Content-Type: application/pkcs10\r\n"
+	for _, r := range []struct {
+		listener, method, path, headers string
+		body                            []byte
+		status                          int
+	}{
+		{s.ready.PKI, "GET", "/pki/devices.crl", "", nil, 200},
+		{s.ready.PKI, "GET", "/pki/devices.cer", "", nil, 200},
+		{s.ready.PKI, "GET", "/pki/nothing.crl", "", nil, 404},
+		{s.ready.PKI, "POST", "/ocsp/devices", "Content-Type: application/ocsp-request\r\n", ask, 200},
+		{s.ready.PKI, "GET", "/ocsp/devices/" + base64.StdEncoding.EncodeToString(ask), "", nil, 200},
+		{s.ready.PKI, "GET", "/ocsp/nobody/" + base64.StdEncoding.EncodeToString(ask), "", nil, 404},
+		{s.ready.EST, "GET", "/.well-known/est/cacerts", "", nil, 200},
+		{s.ready.EST, "GET", "/.well-known/est/csrattrs", "", nil, -1},
+		{s.ready.EST, "POST", "/.well-known/est/simpleenroll", pkcs10 + basic, csr, 200},
+		{s.ready.EST, "POST", "/.well-known/est/simpleenroll", pkcs10, csr, 401},
+		{s.ready.EST, "POST", "/.well-known/est/simpleenroll", pkcs10 + basic, []byte("MAA="), 400},
+		{s.ready.Legacy, "GET", "/.well-known/est/modern/cacerts", "", nil, 200},
+		{s.ready.Legacy, "POST", "/.well-known/est/simplereenroll", pkcs10 + basic, csr, 401},
+		{s.ready.Legacy, "GET", "/.well-known/est/nobody/cacerts", "", nil, 404},
+	} {
+		what := r.method + " " + r.path
+		head, body := s.raw(t, r.listener, fmt.Sprintf("%s %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s", r.method, r.path, r.headers, len(r.body), r.body))
+		status, _ := strconv.Atoi(strings.Fields(head)[1])
+		if status != r.status && (r.status != -1 || status != 200 && status != 204) {
+			t.Errorf("%s: HTTP %d, want %d\n%s", what, status, r.status, body)
+		}
+		if strings.Contains(strings.ToLower(head), "\r\ntransfer-encoding:") {
+			t.Errorf("%s is chunked:\n%s", what, head)
+		}
+		if length := "\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n"; status != 204 && !strings.Contains(head+"\r\n", length) {
+			t.Errorf("%s does not say that it has %d bytes:\n%s", what, len(body), head)
+		}
+		if strings.Contains(r.path, "/est/") && len(head) > 1000 {
+			t.Errorf("%s has %d bytes of headers", what, len(head))
+		}
+	}
+}
+
+// raw sends bytes and returns those that come back, split where the headers end.
+func (s *service) raw(t *testing.T, listener, request string) (head string, body []byte) {
+	t.Helper()
+	scheme, address, _ := strings.Cut(listener, "://")
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if scheme == "https" {
+		conn = tls.Client(conn, &tls.Config{RootCAs: s.client.Transport.(*http.Transport).TLSClientConfig.RootCAs, ServerName: "localhost"})
+	}
+	if _, err := io.WriteString(conn, request); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, body, found := bytes.Cut(answer, []byte("\r\n\r\n"))
+	if !found {
+		t.Fatalf("no HTTP answer: %q", answer)
+	}
+	return string(before), body
+}
+
+// mustStaple: a certificate that has to be stapled, a web server that does and does not, and a client
+// that minds.
+func (s *service) mustStaple(t *testing.T, x *shell) {
+	nginx, client := needs(t, "nginx", "nginx-light"), needs(t, "gnutls-cli", "gnutls-bin")
+	x.run("request web localhost; openssl base64 -in web.der | post -u device:corp-demo-password $EST/staple/simpleenroll | read_certs > web.crt")
+	d := newDevice(t, s.ready.SCEPPlain+"/scep/staple")
+	if err := d.request("localhost", d.newKey("k.key"), "k.crt", "--password", "corp-demo-challenge"); err != nil {
+		t.Fatal(err)
+	}
+	for _, cert := range []string{"web.crt", filepath.Join(d.dir, "k.crt")} { // both protocols
+		file := cert
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(x.dir, cert)
+		}
+		found := false
+		for _, e := range certificatesIn(t, file)[0].Extensions {
+			found = found || e.Id.String() == "1.3.6.1.5.5.7.1.24" && !e.Critical && bytes.Equal(e.Value, []byte{0x30, 3, 2, 1, 5}) // RFC 7633 §4
+		}
+		if !found {
+			t.Errorf("%s has no TLS feature status_request", cert)
+		}
+	}
+	x.says("openssl ocsp -issuer devices.pem -cert web.crt -no_nonce -url $OCSP/devices -CAfile devices.pem -respout staple.der 2>&1", "web.crt: good")
+
+	ports := freePorts(t, 2)
+	writeFile(t, filepath.Join(x.dir, "nginx.conf"), []byte(fmt.Sprintf(`daemon off;
+pid nginx.pid;
+error_log stderr;
+events {}
+http {
+	access_log off;
+	client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+	ssl_certificate web.crt;
+	ssl_certificate_key web.key;
+	server { listen 127.0.0.1:%d ssl; ssl_stapling on; ssl_stapling_file staple.der; return 200; }
+	server { listen 127.0.0.1:%d ssl; return 200; }
+}
+`, ports[0], ports[1])))
+	cmd := exec.Command(nginx, "-e", "stderr", "-p", x.dir, "-c", "nginx.conf")
+	cmd.Stderr = t.Output()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Signal(os.Interrupt); cmd.Wait() })
+	for _, port := range ports {
+		waitListening(t, port)
+	}
+	connect := func(port int) (string, error) {
+		return x.try(fmt.Sprintf("%s --x509cafile devices.pem -p %d localhost </dev/null 2>&1", client, port))
+	}
+	if out, err := connect(ports[0]); err != nil || !strings.Contains(out, "The certificate is trusted") {
+		t.Errorf("with a staple: %v\n%s", err, out)
+	}
+	if out, err := connect(ports[1]); err == nil || !strings.Contains(out, "OCSP status") {
+		t.Errorf("without a staple: %v\n%s", err, out)
+	}
+}
+
+// freePorts are ports of the loopback that nobody listens on.
+func freePorts(t *testing.T, n int) (ports []int) {
+	t.Helper()
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	slices.Sort(ports)
+	return ports
+}
+
+func waitListening(t *testing.T, port int) {
+	t.Helper()
+	for range 200 {
+		if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			conn.Close()
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("nobody listens on port %d", port)
+}
