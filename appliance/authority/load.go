@@ -173,7 +173,7 @@ func (s *Set) generation(name string, g store.GenerationCerts) (*Generation, err
 	if out.Key, err = s.keyOf(authorityKey(name, g.Number), chain[0]); err != nil {
 		return nil, err
 	}
-	if out.Issuer, err = s.issuer(name, g.Number, chain[0], out.Key); err != nil {
+	if out.Issuer, err = s.issuer(name, g.Number, chain, out.Key); err != nil {
 		return nil, err
 	}
 	if out.NewWithOld, err = parseOptional(g.NewWithOld); err != nil {
@@ -203,9 +203,13 @@ func parseOptional(der []byte) (*x509.Certificate, error) {
 	return x509.ParseCertificate(der)
 }
 
-// issuer binds a CA certificate to its key and to where it publishes.
-func (s *Set) issuer(name string, generation int, cert *x509.Certificate, key *keys.Key) (*pki.Issuer, error) {
-	issuer, err := pki.NewIssuer(cert, key)
+// issuer binds a CA certificate, the first of its chain, to its key, to what the chain allows it, and to where
+// it publishes.
+func (s *Set) issuer(name string, generation int, chain []*x509.Certificate, key *keys.Key) (*pki.Issuer, error) {
+	issuer, err := pki.NewIssuer(chain[0], key)
+	if err == nil {
+		issuer, err = issuer.Under(chain[1:])
+	}
 	if err != nil || s.cfg.Locations == nil {
 		return issuer, err
 	}

@@ -10,11 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
-
-	"golang.org/x/crypto/cryptobyte"
-	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 )
 
 // maxChain bounds the certificates of a chain, ours and the root included.
@@ -225,91 +221,4 @@ func checkPathLength(c *x509.Certificate, below []*x509.Certificate) error {
 		return fmt.Errorf("allows %d authorities below it (pathLenConstraint) and there would be %d; have the request signed by one that allows more", c.MaxPathLen, count)
 	}
 	return nil
-}
-
-var oidNameConstraints = asn1.ObjectIdentifier{2, 5, 29, 30} // RFC 5280 §4.2.1.10
-
-// checkNames holds the subjects below c against the directoryName subtrees of its name constraints:
-// those of the chain, and of what the authority certifies for itself.
-func checkNames(c *x509.Certificate, below []*x509.Certificate) error {
-	value, ok := extensionOf(c, oidNameConstraints)
-	if !ok {
-		return nil
-	}
-	permitted, excluded, err := directoryConstraints(value)
-	if err != nil {
-		return fmt.Errorf("has name constraints that cannot be read (%v); have it signed with others", err)
-	}
-	subjects := [][]byte{}
-	for _, b := range below {
-		if !isSelfIssued(b) {
-			subjects = append(subjects, b.RawSubject)
-		}
-	}
-	own := c
-	if len(below) > 0 {
-		own = below[0]
-	}
-	ra, err := raSubject(own.RawSubject)
-	if err != nil {
-		return fmt.Errorf("has a subject that cannot be read: %w", err)
-	}
-	responder, err := responderSubject(own.RawSubject)
-	if err != nil {
-		return fmt.Errorf("has a subject that cannot be read: %w", err)
-	}
-	for _, s := range append(subjects, ra, responder) {
-		name, err := parseName(s)
-		if err != nil {
-			return fmt.Errorf("stands above a subject that cannot be read: %w", err)
-		}
-		within := func(base dn) bool { return isBelow(name, base) }
-		if len(permitted) > 0 && !slices.ContainsFunc(permitted, within) || slices.ContainsFunc(excluded, within) {
-			return fmt.Errorf("does not allow the name %q below it (name constraints); give the authority a name that it allows, or have its certificate signed by another", name)
-		}
-	}
-	return nil
-}
-
-// directoryConstraints reads the directoryName subtrees of a NameConstraints; the other forms of names
-// are not in a CA's certificate.
-func directoryConstraints(value []byte) (permitted, excluded []dn, err error) {
-	input := cryptobyte.String(value)
-	var body cryptobyte.String
-	if !input.ReadASN1(&body, cbasn1.SEQUENCE) || !input.Empty() {
-		return nil, nil, errors.New("not a NameConstraints")
-	}
-	for tag, list := range []*[]dn{&permitted, &excluded} {
-		var subtrees cryptobyte.String
-		var present bool
-		if !body.ReadOptionalASN1(&subtrees, &present, context(uint8(tag))) {
-			return nil, nil, errors.New("not GeneralSubtrees")
-		}
-		for !subtrees.Empty() {
-			var subtree, base cryptobyte.String
-			var form cbasn1.Tag
-			if !subtrees.ReadASN1(&subtree, cbasn1.SEQUENCE) || !subtree.ReadAnyASN1(&base, &form) {
-				return nil, nil, errors.New("not a GeneralSubtree")
-			}
-			if form != context(4) { // directoryName
-				continue
-			}
-			name, err := parseName(base)
-			if err != nil {
-				return nil, nil, err
-			}
-			*list = append(*list, name)
-		}
-	}
-	if !body.Empty() {
-		return nil, nil, errors.New("more than permitted and excluded subtrees")
-	}
-	return permitted, excluded, nil
-}
-
-// isBelow reports whether name begins with all parts of base (RFC 5280 §7.1), letter case and
-// repeated spaces aside.
-func isBelow(name, base dn) bool {
-	words := func(n dn) string { return strings.ToLower(strings.Join(strings.Fields(n.String()), " ")) }
-	return len(name) >= len(base) && words(name[:len(base)]) == words(base)
 }

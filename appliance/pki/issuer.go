@@ -28,10 +28,11 @@ var (
 // Issuer is one authority: its certificate and the key that signs for it. It is safe for concurrent
 // use where its signer is.
 type Issuer struct {
-	cert      *x509.Certificate
-	signer    crypto.Signer
-	algorithm signing
-	published Locations
+	cert        *x509.Certificate
+	signer      crypto.Signer
+	algorithm   signing
+	published   Locations
+	constraints []*constraintSet // of its certificate, and of those above that Under was told of
 }
 
 // NewIssuer binds a CA certificate to its key. The signer's public key has to be the certificate's.
@@ -47,7 +48,7 @@ func NewIssuer(cert *x509.Certificate, signer crypto.Signer) (*Issuer, error) {
 	if !cert.BasicConstraintsValid || !cert.IsCA || cert.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return nil, fmt.Errorf("authority %q: its certificate is not a CA's", FormatDN(cert.RawSubject))
 	}
-	return &Issuer{cert: cert, signer: signer, algorithm: algorithm}, nil
+	return (&Issuer{cert: cert, signer: signer, algorithm: algorithm}).Under([]*x509.Certificate{cert})
 }
 
 // ID names the issuer: the SHA-256 of its name and key, DER. It stays the same where the authority gets
@@ -85,7 +86,7 @@ func (p *Prepared) Template() []byte { return slices.Clone(p.tbs) }
 
 // Prepare holds a request against a profile and decides the certificate: a fresh random serial; the
 // subject, unless the profile has a template for it, and subjectAltName byte for byte as requested; the
-// profile's usages; where the authority publishes (see [Issuer.Publishing]); valid from ten minutes
+// profile's usages; where the authority publishes (see [Issuer.Publishing]); names within its name constraints (see [Issuer.Under]); valid from ten minutes
 // before now for the profile's validity, within the authority's own. Nothing is signed. Errors are a
 // [*PolicyError] or [ErrIssuerExpired].
 func (i *Issuer) Prepare(p *Profile, r *Request, now time.Time) (*Prepared, error) {
@@ -95,6 +96,9 @@ func (i *Issuer) Prepare(p *Profile, r *Request, now time.Time) (*Prepared, erro
 	}
 	if i.isOwnName(subject) {
 		return nil, &PolicyError{"subject.allow", printable(FormatDN(subject)) + " (the authority's own name)"}
+	}
+	if err := i.checkConstraints(subject, r.SAN); err != nil {
+		return nil, err
 	}
 	usages := usagesFor(r.PublicKey, p.usages)
 	if len(usages) == 0 {
