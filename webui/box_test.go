@@ -288,6 +288,19 @@ func TestCertificates(t *testing.T) {
 	if first.Next == "" || len(second.Certificates) != 1 || second.Certificates[0].Identity != "Lamp-1" {
 		t.Errorf("second page: %+v after %q", second, first.Next)
 	}
+	for q, want := range map[string]int{serials["door"][:6]: 1, "abcdef": 1, "lamp": 2} { // each to its end, which may be a page of its own
+		n, after := 0, ""
+		for range 4 {
+			page := list("limit=1&q=" + q + "&after=" + after)
+			n += len(page.Certificates)
+			if after = page.Next; after == "" {
+				break
+			}
+		}
+		if n != want || after != "" {
+			t.Errorf("%s: %d certificates page by page, want %d; next %q", q, n, want, after)
+		}
+	}
 	door := list("q=door").Certificates[0]
 	if door.State != "revoked" || door.Reason != "keyCompromise" || door.Revoked == nil || door.Serial != serials["door"] || door.Protocol != enroll.ProtocolSCEP {
 		t.Errorf("%+v", door)

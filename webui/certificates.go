@@ -83,8 +83,11 @@ func (c *console) search(text string, q enroll.Query) ([]enroll.CertInfo, string
 		bySerial := q
 		bySerial.Serial = serial
 		found, next, err := c.cfg.Enroll.Certificates(bySerial)
-		if err != nil && !(errors.Is(err, enroll.ErrQuery) && q.After != "") || len(found) > 0 || next != "" {
-			return found, next, err
+		switch isOther := q.After != "" && errors.Is(err, enroll.ErrQuery); {
+		case err != nil && !isOther:
+			return nil, "", err
+		case err == nil && (len(found) > 0 || next != "" || q.After != ""):
+			return found, next, nil
 		}
 	}
 	q.Identity = text
