@@ -55,6 +55,7 @@ type Config struct {
 	Reload      <-chan os.Signal // each value has trust/ read again; nil: never
 	ReadyFile   string           // "" writes none
 	Initialised func() error     // called in a provisioning boot before anybody is answered; nil: nobody wants to know
+	Microsoft   Microsoft        // for tests; zero: the public cloud
 }
 
 // Appliance is the running enrollment service.
@@ -64,6 +65,7 @@ type Appliance struct {
 	identity *identity
 	settings []*settings // of the profiles, in the site's order
 	proxies  *proxies
+	hinting  sync.Mutex                    // serialises changes of hints
 	hints    atomic.Pointer[x509.CertPool] // see askForCertificates
 	engine   *enroll.Engine
 	servers  []*server
@@ -105,7 +107,7 @@ func (a *Appliance) assemble() error {
 	if a.settings, err = a.newSettings(); err != nil {
 		return err
 	}
-	a.proxies = newProxies(c.Site.TrustedProxies, c.Now)
+	a.proxies = newProxies(c.Site, c.Now, func(cert *x509.Certificate) (bool, error) { return a.engine.IsRevoked(cert) })
 	a.refreshHints()
 	if a.engine, err = a.newEngine(); err != nil {
 		return err

@@ -1,7 +1,6 @@
 package appliance
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -19,6 +18,7 @@ func (a *Appliance) conditions() []handover.Condition {
 	for _, c := range a.identity.Conditions(now) {
 		all = append(all, handover.Condition(c))
 	}
+	all = append(all, a.proxies.conditions(now)...)
 	for _, s := range a.settings {
 		all = append(all, s.conditions(now)...)
 	}
@@ -30,21 +30,24 @@ func (s *settings) conditions(now time.Time) []handover.Condition {
 	add := func(mend, what string, args ...any) {
 		all = append(all, handover.Condition{What: "Profile " + s.profile.Name + " " + fmt.Sprintf(what, args...), Mend: mend})
 	}
-	if cert, b := s.expired(now); cert != nil {
-		mend := "Replace the certificate in the site and bake it again, or upload the bundle on the console; on a host replace the file and reload."
-		add(mend, "is off: certificate %s in %s expired on %s.", cert.Subject, b.file, cert.NotAfter.UTC().Format(time.DateOnly))
+	if stopped := s.stopped(now); stopped != nil {
+		all = append(all, *stopped)
 	}
 	if o := s.off.Load(); o != nil {
 		add("Switch it on again when the reason is gone.", "was switched off by %s: %s.", o.By, strings.TrimSuffix(string(o.Value), "."))
 	}
-	if s.hook != nil {
-		if _, err := s.hook.key(); err != nil {
-			add("Enter the webhook's key (PUT /api/v1/profiles/"+s.profile.Name+"/secrets/compliance).", "issues nothing: %v.", err)
-		}
+	if s.hook != nil && !s.hook.hasKey() {
+		add("Enter the webhook's key (PUT /api/v1/profiles/"+s.profile.Name+"/secrets/compliance).", "issues nothing: the compliance webhook's key was not entered yet.")
 	}
 	if s.intune != nil {
-		if _, err := s.intune.certificate(); errors.Is(err, errNoCredential) {
-			add("Fetch the certificate (GET /api/v1/profiles/"+s.profile.Name+"/intune/certificate) and register it with Entra.", "cannot ask Intune: the box has no credential for it yet.")
+		mend := "Fetch the certificate (GET /api/v1/profiles/" + s.profile.Name + "/intune/certificate) and register it with Entra."
+		switch last := s.intune.newest(); {
+		case last == nil:
+			add(mend, "cannot ask Intune: the box has no credential for it yet.")
+		case now.After(last.NotAfter):
+			add(mend, "cannot ask Intune: the credential expired on %s.", last.NotAfter.UTC().Format(time.DateOnly))
+		case isDue(last, now):
+			add(mend, "asks Intune with a credential that expires on %s.", last.NotAfter.UTC().Format(time.DateOnly))
 		}
 	}
 	return all

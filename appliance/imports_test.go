@@ -40,7 +40,7 @@ var allowed = map[string]string{
 	"image":                          "image/format provision tpm appliance/cms",
 	"image/mkbase":                   "image image/format",
 	"appliance/box":                  "image/format provision tpm appliance/keys appliance/handover appliance/confine",
-	"appliance": "appliance/cms appliance/keys appliance/pki appliance/challenge appliance/challenge/compliance appliance/challenge/intune " +
+	"appliance": "appliance/cms appliance/keys appliance/pki appliance/challenge appliance/challenge/phc appliance/challenge/compliance appliance/challenge/intune " +
 		"appliance/store appliance/audit appliance/authority appliance/enroll appliance/scep appliance/est appliance/validation " +
 		"appliance/handover appliance/confine webui provision",
 	"cmd/boxinit": "appliance/box",

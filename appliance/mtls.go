@@ -57,9 +57,14 @@ func (a *Appliance) askForCertificates(c *tls.Config) {
 	}
 }
 
-// refreshHints collects whose client certificates any profile takes now.
+// refreshHints collects whose client certificates any profile takes now, and of whom proxies have theirs.
 func (a *Appliance) refreshHints() {
+	a.hinting.Lock()
+	defer a.hinting.Unlock()
 	hints := x509.NewCertPool()
+	if b := a.proxies.bundle; b != nil {
+		addAll(hints, b.now().certificates)
+	}
 	for _, s := range a.settings {
 		for _, name := range []string{webui.BundleSCEPMTLS, webui.BundleEST, webui.BundleRenewFrom} {
 			if b := s.bundle(name); b != nil {

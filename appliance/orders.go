@@ -141,7 +141,7 @@ func (o orders) Settings(profile string) (webui.ProfileSettings, error) {
 	if err != nil {
 		return webui.ProfileSettings{}, err
 	}
-	return s.describe(o.a.config.Keys), nil
+	return s.describe(), nil
 }
 
 // SwitchProfile implements webui.Box.

@@ -4,13 +4,16 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/challenge"
-	"signet.internal/appliance/keys"
+	"signet.internal/appliance/challenge/phc"
+	"signet.internal/appliance/handover"
 	"signet.internal/appliance/store"
 	"signet.internal/provision"
 	"signet.internal/webui"
@@ -18,6 +21,9 @@ import (
 
 // settings is one profile as it is now: what the site says, and what an administrator put in place of
 // it while the box runs. nil fields are what the profile does not take.
+//
+// Every order is checked, then recorded, then taken into use: what is refused changes nothing, and what
+// is in use survives a restart.
 type settings struct {
 	profile   provision.Profile
 	set       *challenge.Set
@@ -29,15 +35,18 @@ type settings struct {
 	intune    *intuneService
 	bundles   []*bundle // in the site's order
 
-	off    atomic.Pointer[store.Override] // an administrator switched it off; nil: it is on
-	hashes hashes
+	switching sync.Mutex                     // taken by orders to switch the profile
+	off       atomic.Pointer[store.Override] // an administrator switched it off; nil: it is on
+	hashes    hashes
 }
 
-// hashes are the hashes of a profile's shared challenge and passwords. Orders change them one at a time.
+// hashes are the hashes of a profile's shared challenge and passwords. Orders and reloads take mu.
 type hashes struct {
-	mu   sync.Mutex
-	base provision.Hashes          // of the site
-	put  map[string]store.Override // in their place: by user, the challenge under ""
+	mu     sync.Mutex
+	base   provision.Hashes          // of the site
+	put    map[string]store.Override // in their place: by user, the challenge under ""
+	static string                    // the one in use
+	broken atomic.Pointer[string]    // says which of put cannot be used any more; nil: none
 }
 
 // Names of overrides: a kind and a profile, and what of it.
@@ -67,21 +76,19 @@ func (a *Appliance) newSettings() ([]*settings, error) {
 
 func (a *Appliance) newProfile(p provision.Profile, gate *challenge.Gate, overrides map[string]store.Override) (*settings, error) {
 	s := &settings{profile: p, hashes: hashes{base: p.Hashes(), put: map[string]store.Override{}}}
+	s.newBundles(a.config.Site, overrides)
 	if err := s.newChallenges(a.store, gate); err != nil {
 		return nil, err
 	}
 	if c := p.Compliance; c != nil {
-		s.hook = newComplianceHook(a.config.Keys, p.Name, c)
+		s.hook = newComplianceHook(a.config.Keys, p.Name, c, s.bundle(webui.BundleCompliance).now().pool)
 	}
 	kinds := challenge.Config{Static: s.static, OneTime: s.oneTime, Signed: s.signed}
 	if i := p.SCEP.Challenges.Intune; i != nil {
-		s.intune = a.newIntune(p.Name, i)
+		s.intune = a.newIntune(p.Name, i, s.bundle(webui.BundleIntune).now().pool, overrides)
 		kinds.Intune = s.intune.Validate
 	}
 	s.set = challenge.NewSet(kinds)
-	if err := s.newBundles(a.config.Site, a.config.Now); err != nil {
-		return nil, err
-	}
 	return s, s.restore(overrides)
 }
 
@@ -92,6 +99,7 @@ func (s *settings) newChallenges(st *store.Store, gate *challenge.Gate) (err err
 		if s.static, err = gate.NewStatic(c.StaticHash); err != nil {
 			return err
 		}
+		s.hashes.static = c.StaticHash
 	}
 	if c.OneTime != nil {
 		s.oneTime, err = challenge.NewOneTime(challenge.OneTimeConfig{Store: st, Profile: s.profile.Name, TTL: c.OneTime.TTL})
@@ -100,19 +108,27 @@ func (s *settings) newChallenges(st *store.Store, gate *challenge.Gate) (err err
 		}
 	}
 	if c.Signed != nil {
-		if s.signed, err = newSigned(&s.profile, st); err != nil {
+		certificates := s.bundle(webui.BundleSigned).now().certificates
+		if len(certificates) == 0 { // those in their place cannot be used, and the profile is off
+			certificates = c.Signed.Certificates
+		}
+		if s.signed, err = newSigned(&s.profile, st, certificates); err != nil {
 			return err
 		}
 	}
 	if e := s.profile.EST; e != nil && len(e.Basic) > 0 {
-		s.passwords, err = gate.NewPasswords(s.hashes.users())
+		var users []challenge.User
+		for _, u := range e.Basic {
+			users = append(users, challenge.User{Name: u.User, Hash: u.Hash, For: u.For})
+		}
+		s.passwords, err = gate.NewPasswords(users)
 	}
 	return err
 }
 
-func newSigned(p *provision.Profile, st *store.Store) (*challenge.Signed, error) {
+func newSigned(p *provision.Profile, st *store.Store, certificates []*x509.Certificate) (*challenge.Signed, error) {
 	s := p.SCEP.Challenges.Signed
-	signers, err := challenge.NewSigners(s.Certificates)
+	signers, err := challenge.NewSigners(certificates)
 	if err != nil {
 		return nil, err
 	}
@@ -123,85 +139,105 @@ func newSigned(p *provision.Profile, st *store.Store) (*challenge.Signed, error)
 	})
 }
 
-// restore puts back in force what administrators replaced in earlier runs. What is about something the
-// site does not have any more stays in the store and means nothing.
+// restore puts back in force what administrators switched off and which hashes they replaced in earlier
+// runs. What is about something the site does not have any more stays in the store and means nothing.
 func (s *settings) restore(overrides map[string]store.Override) error {
 	if o, ok := overrides[overrideOff(s.profile.Name)]; ok {
 		s.off.Store(&o)
 	}
-	for _, b := range s.bundles {
-		if o, ok := overrides[overrideBundle(s.profile.Name, b.name)]; ok {
-			certificates, err := parseCertificates(o.Value)
-			if err != nil {
-				return fmt.Errorf("replaced bundle %s: %w", b.name, err)
-			}
-			if err := b.replace(certificates, &webui.Change{By: o.By, At: o.At}); err != nil {
-				return fmt.Errorf("replaced bundle %s: %w", b.name, err)
-			}
-		}
-	}
-	if o, ok := overrides[overrideChallenge(s.profile.Name)]; ok && s.static != nil {
+	if o, ok := overrides[overrideChallenge(s.profile.Name)]; ok {
 		s.hashes.put[""] = o
 	}
-	for _, u := range s.hashes.base.Basic {
-		if o, ok := overrides[overridePassword(s.profile.Name, u.User)]; ok {
-			s.hashes.put[u.User] = o
+	for name, o := range overrides {
+		if user, ok := strings.CutPrefix(name, overridePassword(s.profile.Name, "")); ok && user != "" {
+			s.hashes.put[user] = o
 		}
 	}
+	s.hashes.mu.Lock()
+	defer s.hashes.mu.Unlock()
 	return s.useHashes()
 }
 
-// useHashes has the hashes verified against that are in force. The caller holds hashes.mu, or is alone.
+// useHashes has the hashes verified against that are in force. The caller holds hashes.mu.
+//
+// A replaced hash that cannot be used any more, because its bounds changed with the program, is no reason
+// to take the one it replaced again: the profile is off then.
 func (s *settings) useHashes() error {
-	if s.static != nil {
-		hash := s.hashes.base.Static
-		if o, ok := s.hashes.put[""]; ok {
-			hash = string(o.Value)
+	h := &s.hashes
+	var broken []string
+	hashOf := func(base, name, what string) string {
+		o, ok := h.put[name]
+		if !ok {
+			return base
 		}
-		if err := s.static.Replace(hash); err != nil {
+		if err := checkHash(string(o.Value)); err != nil {
+			broken = append(broken, fmt.Sprintf("the replaced %s cannot be used (%v)", what, err))
+			return base
+		}
+		return string(o.Value)
+	}
+	static := hashOf(h.base.Static, "", "challenge")
+	if s.static == nil {
+		static, broken = "", nil
+	}
+	var users []challenge.User
+	for _, u := range h.base.Basic {
+		users = append(users, challenge.User{Name: u.User, Hash: hashOf(u.Hash, u.User, fmt.Sprintf("password of %q", u.User)), For: u.For})
+	}
+	if s.passwords != nil {
+		if err := s.passwords.Replace(users); err != nil {
 			return err
 		}
 	}
-	if s.passwords != nil {
-		return s.passwords.Replace(s.hashes.users())
+	if s.static != nil && static != h.static { // else it would forget whom it knows
+		if err := s.static.Replace(static); err != nil {
+			return err
+		}
+		h.static = static
+	}
+	h.broken.Store(nil)
+	if len(broken) > 0 {
+		text := strings.Join(broken, ", ")
+		h.broken.Store(&text)
 	}
 	return nil
 }
 
-func (h *hashes) users() []challenge.User {
-	var users []challenge.User
-	for _, u := range h.base.Basic {
-		user := challenge.User{Name: u.User, Hash: u.Hash, For: u.For}
-		if o, ok := h.put[u.User]; ok {
-			user.Hash = string(o.Value)
-		}
-		users = append(users, user)
-	}
-	return users
+// checkHash refuses what no challenge or password can be verified against within the box's bounds.
+func checkHash(hash string) error {
+	_, err := phc.Parse(hash)
+	return err
 }
 
-// isOff says whether the profile issues nothing now: an administrator switched it off, or a certificate
-// it trusts has ended. Whoever signs with that one's successor would be refused anyway, and an operator
-// has to notice. Other profiles go on.
-func (s *settings) isOff(now time.Time) bool {
-	if s.off.Load() != nil {
-		return true
-	}
-	cert, _ := s.expired(now)
-	return cert != nil
-}
+// isOff says whether the profile issues nothing now: an administrator switched it off, or it has to be
+// stopped. Other profiles go on.
+func (s *settings) isOff(now time.Time) bool { return s.off.Load() != nil || s.stopped(now) != nil }
 
-// expired is the first certificate of the profile's bundles that has ended, and the bundle; nil while all
-// are good.
-func (s *settings) expired(now time.Time) (*x509.Certificate, *bundle) {
+// stopped says why the profile cannot issue: a certificate it trusts has ended (whoever signs with that
+// one's successor would be refused anyway, and an operator has to notice), or what replaces a value of
+// the site cannot be used any more. nil while it can.
+func (s *settings) stopped(now time.Time) *handover.Condition {
+	is := func(what, mend string) *handover.Condition {
+		return &handover.Condition{What: "Profile " + s.profile.Name + " is off: " + what + ".", Mend: mend}
+	}
 	for _, b := range s.bundles {
-		for _, cert := range b.now().certificates {
-			if now.After(cert.NotAfter) {
-				return cert, b
-			}
+		t := b.now()
+		if t.broken != nil {
+			return is(fmt.Sprintf("what replaces %s cannot be used (%v)", b.file, t.broken), "Upload the bundle again on the console, or go back to the baked one.")
+		}
+		cert := firstExpired(t.certificates, now)
+		switch {
+		case cert == nil:
+		case t.replaced != nil:
+			return is(expiredText(cert, "what replaces "+b.file), "Upload its successor on the console, or go back to the baked bundle.")
+		default:
+			return is(expiredText(cert, b.file), "Replace the certificate in the site and bake it again, or upload the bundle on the console; on a host replace the file and reload.")
 		}
 	}
-	return nil, nil
+	if broken := s.hashes.broken.Load(); broken != nil {
+		return is(*broken, "Replace it again on the console, or go back to the baked one.")
+	}
+	return nil
 }
 
 // settingsOf finds a profile's; "" means the default profile.
@@ -215,7 +251,7 @@ func (a *Appliance) settingsOf(profile string) (*settings, error) {
 }
 
 // describe is what an administrator is shown.
-func (s *settings) describe(holder *keys.Client) webui.ProfileSettings {
+func (s *settings) describe() webui.ProfileSettings {
 	out := webui.ProfileSettings{Profile: s.profile.Name, Authority: s.profile.Authority, Intune: s.intune != nil}
 	if o := s.off.Load(); o != nil {
 		out.Off = &webui.Switch{Reason: string(o.Value), Change: webui.Change{By: o.By, At: o.At}}
@@ -239,8 +275,7 @@ func (s *settings) describe(holder *keys.Client) webui.ProfileSettings {
 		out.Passwords = append(out.Passwords, webui.PasswordSetting{User: u.User, For: u.For, Replaced: replaced(u.User)})
 	}
 	if s.hook != nil {
-		_, err := s.hook.key()
-		out.Secrets = append(out.Secrets, webui.SecretSetting{Kind: webui.SecretCompliance, Set: err == nil})
+		out.Secrets = append(out.Secrets, webui.SecretSetting{Kind: webui.SecretCompliance, Set: s.hook.hasKey()})
 	}
 	return out
 }
@@ -267,18 +302,21 @@ func (a *Appliance) put(name string, value []byte, record audit.Record) (*store.
 
 // switchProfile has a profile issue nothing from now on, or issue again.
 func (a *Appliance) switchProfile(s *settings, off bool, reason, actor string) error {
-	if !off {
-		if _, err := a.put(overrideOff(s.profile.Name), nil, a.settingRecord(audit.ProfileSwitched, s, actor, "on")); err != nil {
-			return err
-		}
-		s.off.Store(nil)
-		return nil
+	s.switching.Lock()
+	defer s.switching.Unlock()
+	var value []byte
+	what := "on"
+	if off {
+		value, what = append([]byte{}, reason...), "off: "+reason
+	} else if s.off.Load() == nil {
+		return &webui.ConflictError{What: "the profile is on already", Mend: "Nothing has to be done; what else keeps it from issuing stands on the status page."}
 	}
-	o, err := a.put(overrideOff(s.profile.Name), []byte(reason), a.settingRecord(audit.ProfileSwitched, s, actor, "off: "+reason))
-	if err == nil {
-		s.off.Store(o)
+	o, err := a.put(overrideOff(s.profile.Name), value, a.settingRecord(audit.ProfileSwitched, s, actor, what))
+	if err != nil {
+		return err
 	}
-	return err
+	s.off.Store(o)
+	return nil
 }
 
 // replaceChallenge replaces the hash of the shared challenge; "" goes back to the baked one.
@@ -286,44 +324,38 @@ func (a *Appliance) replaceChallenge(s *settings, hash, actor string) error {
 	if s.static == nil {
 		return &webui.ConflictError{What: "the profile takes no challenge that all devices share", Mend: "Add challenges: {static: …} to the profile and bake the site again."}
 	}
+	s.hashes.mu.Lock()
+	defer s.hashes.mu.Unlock()
 	return a.replaceHash(s, "", overrideChallenge(s.profile.Name), hash, a.settingRecord(audit.TrustReplaced, s, actor, "challenge"))
 }
 
 // replacePassword replaces the hash of a user's password; "" goes back to the baked one.
 func (a *Appliance) replacePassword(s *settings, user, hash, actor string) error {
-	for _, u := range s.hashes.base.Basic {
-		if u.User == user {
-			return a.replaceHash(s, user, overridePassword(s.profile.Name, user), hash, a.settingRecord(audit.TrustReplaced, s, actor, "password of "+user))
-		}
-	}
-	return &webui.ConflictError{What: "the profile has no such user", Mend: "Add the user under est: in the profile and bake the site again."}
-}
-
-func (a *Appliance) replaceHash(s *settings, name, override, hash string, record audit.Record) error {
 	s.hashes.mu.Lock()
 	defer s.hashes.mu.Unlock()
-	before, had := s.hashes.put[name]
+	if !slices.ContainsFunc(s.hashes.base.Basic, func(u provision.BasicUser) bool { return u.User == user }) {
+		return &webui.ConflictError{What: "the profile has no such user", Mend: "Add the user under est: in the profile and bake the site again."}
+	}
+	return a.replaceHash(s, user, overridePassword(s.profile.Name, user), hash, a.settingRecord(audit.TrustReplaced, s, actor, "password of "+user))
+}
+
+// replaceHash replaces the hash under a name of hashes.put. The caller holds hashes.mu.
+func (a *Appliance) replaceHash(s *settings, name, override, hash string, record audit.Record) error {
 	var value []byte
 	if hash == "" {
 		record.Reason += ": the baked one again"
-		delete(s.hashes.put, name)
+	} else if err := checkHash(hash); err != nil {
+		return &webui.OrderError{Err: err}
 	} else {
 		value = []byte(hash)
-		s.hashes.put[name] = store.Override{Value: value, By: record.Actor, At: record.Time}
 	}
-	undo := func() {
-		delete(s.hashes.put, name)
-		if had {
-			s.hashes.put[name] = before
-		}
+	o, err := a.put(override, value, record)
+	if err != nil {
+		return err
 	}
-	if err := s.useHashes(); err != nil { // a hash that is none
-		undo()
-		return errors.Join(&webui.OrderError{Err: err}, s.useHashes())
+	delete(s.hashes.put, name)
+	if o != nil {
+		s.hashes.put[name] = *o
 	}
-	if _, err := a.put(override, value, record); err != nil {
-		undo()
-		return errors.Join(err, s.useHashes())
-	}
-	return nil
+	return s.useHashes()
 }

@@ -98,6 +98,12 @@ func story() []step {
 		step{"hold f", func(s *Store) error { return holdOne(s, expiring) }},
 		step{"f waited too long", func(s *Store) error { return expire(s, expiring.Until, "f") }},
 		step{"approve e", func(s *Store) error { return approve(s, heldOf("e", 1), intent("e", 0)) }},
+		step{"replace a bundle", func(s *Store) error { return override(s, "bundle/corp/est", "one") }},
+		step{"switch a profile off", func(s *Store) error { return override(s, "off/corp", "why") }},
+		step{"replace it again", func(s *Store) error { return override(s, "bundle/corp/est", "two") }},
+		step{"go back to the baked bundle", func(s *Store) error {
+			return s.RemoveOverride("bundle/corp/est", record(audit.TrustReplaced, audit.OutcomeSuccess, ""))
+		}},
 	)
 	for n := byte(1); n <= 4; n++ {
 		steps = append(steps, step{fmt.Sprintf("update %d", n), func(s *Store) error {

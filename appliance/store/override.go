@@ -11,15 +11,20 @@ import (
 
 // Override is what an administrator put in place of a value of the site while the box runs: a trust
 // bundle, the hash of a challenge, a profile switched off. It holds no secret in clear.
+//
+// Whoever can change overrides decides whom a profile believes, within what the site allows; the audit
+// log, which has a record of each, does not show it then. Who can read them can try short secrets
+// against the hashes.
 type Override struct {
 	Value []byte    `json:"value"` // what it means is the caller's to say
 	By    string    `json:"by"`    // user
 	At    time.Time `json:"at"`
 }
 
-// maxOverride bounds name and value: a bundle of certificates fits.
+// Bounds on names, which end in that of a user of up to 255 bytes, and values: a bundle of certificates
+// fits.
 const (
-	maxOverrideName = 256
+	maxOverrideName = 512
 	maxOverride     = 256 << 10
 )
 
