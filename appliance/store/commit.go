@@ -145,8 +145,12 @@ func (s *Store) commit(group []*transition) {
 		h = next
 		accepted = append(accepted, t)
 	}
-	var err error
-	if len(accepted) > 0 {
+	err := s.writeTreeHead(batch, h)
+	if err != nil {
+		s.fail(err)
+		err = s.Failure()
+	}
+	if err == nil && len(accepted) > 0 {
 		// An error of Apply leaves nobody knowing what is on the disk: the store has failed.
 		s.durable.Lock()
 		err = s.guard(func() error {
@@ -181,7 +185,9 @@ func (s *Store) applyOne(batch *pebble.Batch, h head, t *transition) (head, erro
 		if err := r.Check(); err != nil {
 			return h, err
 		}
-		c.addRecord(r)
+		if err := c.addRecord(r); err != nil {
+			return h, err
+		}
 	}
 	for _, o := range c.ops {
 		var err error
@@ -199,8 +205,21 @@ func (s *Store) applyOne(batch *pebble.Batch, h head, t *transition) (head, erro
 	return c.head, nil
 }
 
-// addRecord gives r its index and place in time and appends it to the change.
-func (c *change) addRecord(r audit.Record) {
+// writeTreeHead has the root of the tree after a group in its batch, once for all of them.
+func (s *Store) writeTreeHead(batch *pebble.Batch, h head) error {
+	if h.next == s.head.next {
+		return nil
+	}
+	root, err := h.root()
+	if err != nil {
+		return err
+	}
+	return batch.Set(keyTree, treeHead(h.next, root), nil)
+}
+
+// addRecord gives r its index and place in time, and appends it and the subtrees it completes to the
+// change.
+func (c *change) addRecord(r audit.Record) error {
 	r.Index = c.head.next
 	r.Time = inOrder(r.Time, c.head.last)
 	leaf := audit.Leaf(r)
@@ -210,12 +229,16 @@ func (c *change) addRecord(r audit.Record) {
 	v = append(v, h[:]...)
 	v = append(v, leaf...)
 	c.set(auditKey(r.Index), v)
+	if err := c.growTree(h); err != nil {
+		return fmt.Errorf("%w: tree of the audit log: %v", ErrDamaged, err)
+	}
 	c.head.next++
 	c.head.last = r.Time
 	if raisesFloor(r.TimeSource) && r.Time.After(c.head.floor) {
 		c.head.floor = r.Time
 		c.set(keyFloor, binary.BigEndian.AppendUint64(nil, uint64(r.Time.UnixMilli())))
 	}
+	return nil
 }
 
 // checkSpace returns ErrFull when the disk has less than the reserve. A filesystem that cannot tell

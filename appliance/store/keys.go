@@ -14,9 +14,12 @@ import (
 // Key layout. The first byte says what an entry is; the rest is its name.
 //
 //	m schema             layout version, one byte
+//	m tree               size and root hash of the audit log's tree: 8 bytes big-endian, 32 bytes
 //	m floor              clock floor: Unix milliseconds, 8 bytes big-endian
 //	m identity           the box's own certificates: valueVersion, JSON
 //	a <index, 8 bytes>   audit record: valueVersion, leaf hash (32 bytes), leaf
+//	s <level, 1 byte> <index, 8 bytes>  hash of a complete subtree of the log's tree, from level 1 on: 32 bytes
+//	e <size, 8 bytes>    checkpoint over the log's first records: valueVersion, JSON
 //	i <serial>           transaction: valueVersion, JSON
 //	t <key, 32 bytes>    serial of the newest transaction with that TransactionKey
 //	n <replay, 32 bytes> serial of the newest transaction begun by that very message
@@ -40,6 +43,8 @@ import (
 // Serials in keys are their lower-case hex.
 const (
 	prefixAudit       = 'a'
+	prefixTree        = 's'
+	prefixCheckpoint  = 'e'
 	prefixTransaction = 'i'
 	prefixNewest      = 't'
 	prefixReplay      = 'n'
@@ -63,6 +68,7 @@ const (
 
 var (
 	keySchema   = []byte("mschema")
+	keyTree     = []byte("mtree")
 	keyFloor    = []byte("mfloor")
 	keyIdentity = []byte("midentity")
 )

@@ -33,8 +33,10 @@
 // exchange what a held request asks for before somebody approves it, make themselves an
 // administrator, exchange the certificates the box hands out as its own (devices that pinned the
 // authority refuse them; signing is impossible with them, the keys being in the TPM), and lower the
-// clock's floor. They cannot sign. They cannot edit an audit record without changing its leaf hash,
-// which an exported log or tree head from before the change shows. Whoever can only read it learns
+// clock's floor. They cannot sign. They cannot change, drop, reorder or insert an audit record without
+// changing the root of the log's tree: unless they change the whole tree the store does not open, or an
+// export names the record; if they do, no checkpoint the box signed before fits any more, neither those
+// here nor those that were handed out. Whoever can only read it learns
 // who enrolled, from where, and the argon2id hashes of the administrators' passwords.
 package store
 
@@ -59,7 +61,7 @@ import (
 const formatVersion = pebble.FormatTableFormatV6
 
 // schemaVersion is the layout of keys and values below. A store with another one is refused.
-const schemaVersion = 3
+const schemaVersion = 4
 
 // Sizes for a box with little memory. A certificate with its records is about 4 KiB, so a memtable
 // holds a thousand enrollments.
@@ -129,6 +131,7 @@ type Store struct {
 // not be read back.
 type head struct {
 	next        uint64    // index of the next audit record
+	tree        [][]byte  // hashes of the complete subtrees that the log's tree is made of, largest first; never changed in place
 	last        time.Time // time of the newest audit record
 	floor       time.Time // see LastTime
 	initialised bool
@@ -240,6 +243,9 @@ func (s *Store) readHead() (head, error) {
 		return nil
 	})
 	if err != nil {
+		return head{}, err
+	}
+	if h.tree, err = s.readTree(h.next); err != nil {
 		return head{}, err
 	}
 	v, err := s.get(s.db, keyFloor)

@@ -14,13 +14,15 @@ import (
 
 // Layouts that Open brings to schemaVersion. In the first one burnt serials were not listed for the
 // CRL; up to the second there were no indexes by identity, time and key, requests waited for ever, and
-// an issuer was named by the SHA-256 of its certificate.
+// an issuer was named by the SHA-256 of its certificate. In the third the audit log had no tree.
 const (
-	schemaOldest   = 1
-	schemaUnlisted = 1
+	schemaOldest    = 1
+	schemaUnlisted  = 1
+	schemaUnindexed = 2
+	schemaTreeless  = 3
 )
 
-// upgradeChunk is how many transactions are brought over in one batch.
+// upgradeChunk is how many transactions or records are brought over in one batch.
 const upgradeChunk = 500
 
 // upgradeHeldFor is how long requests wait that were held before that had an end.
@@ -29,6 +31,16 @@ const upgradeHeldFor = 7 * 24 * time.Hour
 // upgrade brings a store of an older layout to this one, a chunk at a time and the version last: where
 // it is interrupted it begins anew, and what was brought over already comes out the same.
 func (s *Store) upgrade(from byte) error {
+	if from <= schemaUnindexed {
+		if err := s.index(from); err != nil {
+			return err
+		}
+	}
+	return s.buildTree()
+}
+
+// index brings a store of the first two layouts to the third.
+func (s *Store) index(from byte) error {
 	issuers, err := s.renamedIssuers()
 	if err != nil {
 		return err
@@ -50,7 +62,7 @@ func (s *Store) upgrade(from byte) error {
 		err = c.moveLists(issuers)
 	}
 	if err == nil {
-		c.set(keySchema, []byte{schemaVersion})
+		c.set(keySchema, []byte{schemaTreeless})
 		err = c.write()
 	}
 	return errors.Join(err, c.state.Close())
