@@ -1,0 +1,439 @@
+package audit
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/transparency-dev/merkle/compact"
+	"github.com/transparency-dev/merkle/rfc6962"
+	"golang.org/x/mod/sumdb/note"
+)
+
+// An export is text, one JSON object a line (NDJSON): first the leaves, exactly as they are stored and
+// in their order; then an "earlier_checkpoint" for each one the box still has; then "leaf_hashes",
+// HashesPerLine in a line; and last the "checkpoint" over all of the leaves.
+//
+// The leaf hashes are there to name a record. Nothing is believed because of them: with the root that
+// the checkpoint signs they are the box's own, and without it they are nobody's.
+
+// HashesPerLine is how many leaf hashes a line of an export has, but for the last. A power of two.
+const HashesPerLine = 256
+
+// maxLine bounds a line of an export: a leaf, or a note of MaxNote bytes in JSON.
+const maxLine = 4 * MaxNote
+
+// trailer is a line after the leaves.
+type trailer struct {
+	Earlier    string `json:"earlier_checkpoint,omitempty"`
+	Hashes     []byte `json:"leaf_hashes,omitempty"`
+	Checkpoint string `json:"checkpoint,omitempty"`
+}
+
+// trailers are what a line that is no leaf begins with.
+var trailers = [...]string{`{"earlier_checkpoint":`, `{"leaf_hashes":`, `{"checkpoint":`}
+
+func isTrailer(line []byte) bool {
+	for _, t := range trailers {
+		if bytes.HasPrefix(line, []byte(t)) {
+			return true
+		}
+	}
+	return false
+}
+
+// EarlierLine is the line of an export for a checkpoint over fewer records.
+func EarlierLine(signed []byte) []byte { return trailerLine(trailer{Earlier: string(signed)}) }
+
+// HashesLine is the line of an export for the next leaf hashes, HashesPerLine of them unless it is the
+// last.
+func HashesLine(hashes [][32]byte) []byte {
+	b := make([]byte, 0, 32*len(hashes))
+	for _, h := range hashes {
+		b = append(b, h[:]...)
+	}
+	return trailerLine(trailer{Hashes: b})
+}
+
+// CheckpointLine is the last line of an export.
+func CheckpointLine(signed []byte) []byte { return trailerLine(trailer{Checkpoint: string(signed)}) }
+
+func trailerLine(t trailer) []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(t); err != nil {
+		panic("audit: encoding strings: " + err.Error()) // cannot happen for these types
+	}
+	return b.Bytes()
+}
+
+// BadRecord says that an export is not what the box wrote, and which record is the first that is not.
+type BadRecord struct {
+	Index uint64
+	Last  uint64 // the first bad record is one from Index to Last; the same unless the leaf hashes are forged too
+	What  string
+}
+
+func (e *BadRecord) Error() string {
+	if e.Last > e.Index {
+		return fmt.Sprintf("one of the records %d to %d is the first bad one: %s", e.Index, e.Last, e.What)
+	}
+	return fmt.Sprintf("record %d is the first bad one: %s", e.Index, e.What)
+}
+
+// Errors of exports that name no record.
+var (
+	// ErrTruncated: the export has no checkpoint at its end.
+	ErrTruncated = errors.New("the export is cut off: it does not end with a checkpoint")
+	// ErrExport: the export is not in its format, or says something about itself that is not so.
+	ErrExport = errors.New("the export was changed")
+)
+
+// Report is what a verified export proves.
+type Report struct {
+	Origin      string    `json:"origin"`
+	Records     uint64    `json:"records"`
+	Root        [32]byte  `json:"-"`
+	RootText    string    `json:"root"`                // Root in base64, as the checkpoint has it
+	Checkpoints int       `json:"earlier_checkpoints"` // signed before, and continued by this one
+	First       time.Time `json:"first"`               // time of the first record; zero without records
+	Last        time.Time `json:"last"`                // time of the last
+}
+
+// Verify reads an export and holds it against the key: a *[BadRecord], ErrTruncated, ErrExport or
+// ErrSignature, or nil with what is proven. Memory grows by 40 bytes for HashesPerLine records.
+func Verify(export io.ReadSeeker, key note.Verifier) (Report, error) {
+	if _, err := export.Seek(0, io.SeekStart); err != nil {
+		return Report{}, fmt.Errorf("reading export: %w", err)
+	}
+	v := &verification{key: key, factory: &compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}}
+	v.leaves, v.hashes = v.factory.NewEmptyRange(0), v.factory.NewEmptyRange(0)
+	r := bufio.NewReaderSize(export, maxLine)
+	line, err := v.readLeaves(r)
+	if err == nil {
+		err = v.readTrailer(r, line)
+	}
+	if err != nil {
+		return Report{}, err
+	}
+	if err := v.judge(export); err != nil {
+		return Report{}, err
+	}
+	report := Report{Origin: v.signed.Origin, Records: v.signed.Size, Root: v.signed.Root,
+		RootText: base64.StdEncoding.EncodeToString(v.signed.Root[:]), Checkpoints: len(v.earlier), First: v.first, Last: v.last}
+	return report, nil
+}
+
+// verification is what is known of an export while it is read.
+type verification struct {
+	key     note.Verifier
+	factory *compact.RangeFactory
+
+	leaves *compact.Range // tree over the lines as they are
+	chunks []chunk        // of HashesPerLine leaves, the last maybe shorter
+	offset int64          // where the next line begins
+	odd    *BadRecord     // first line that is no record of its place by itself
+
+	hashes   *compact.Range // tree over the leaf hashes as the export has them
+	mismatch int            // first of chunks whose hashes are others; -1: none yet
+	claimed  []byte         // leaf hashes of that chunk
+
+	earlier     []earlier // by size
+	signed      Checkpoint
+	first, last time.Time
+}
+
+// earlier is a checkpoint over fewer records.
+type earlier struct {
+	Checkpoint
+	fits bool // the leaf hashes have its root
+}
+
+// chunk is a row of leaves.
+type chunk struct {
+	offset int64 // of its first line
+	root   [32]byte
+}
+
+// readLine returns a line without its end, io.EOF at the end, and ErrExport for one that is too long
+// or has no end.
+func (v *verification) readLine(r *bufio.Reader) ([]byte, error) {
+	line, err := r.ReadSlice('\n')
+	v.offset += int64(len(line))
+	switch {
+	case errors.Is(err, io.EOF) && len(line) > 0:
+		return nil, ErrTruncated
+	case errors.Is(err, bufio.ErrBufferFull):
+		return nil, fmt.Errorf("%w: a line at byte %d is longer than %d bytes", ErrExport, v.offset-int64(len(line)), maxLine)
+	case errors.Is(err, io.EOF):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("reading export: %w", err)
+	}
+	return line[:len(line)-1], nil
+}
+
+// readLeaves takes lines in up to the first that is no leaf, which it returns.
+func (v *verification) readLeaves(r *bufio.Reader) ([]byte, error) {
+	v.mismatch = -1
+	row := v.factory.NewEmptyRange(0)
+	begin := int64(0)
+	for {
+		at := v.offset
+		line, err := v.readLine(r)
+		if errors.Is(err, io.EOF) || errors.Is(err, ErrTruncated) {
+			err = fmt.Errorf("%w: it has %d whole records and nothing after them", ErrTruncated, row.End())
+		}
+		if err != nil {
+			return nil, err
+		}
+		end := isTrailer(line)
+		if row.End() > row.Begin() && (end || row.End()%HashesPerLine == 0) {
+			root, err := rangeRoot(row.Hashes())
+			if err != nil {
+				return nil, err
+			}
+			v.chunks = append(v.chunks, chunk{begin, root})
+			if err := v.leaves.AppendRange(row, nil); err != nil {
+				return nil, err
+			}
+			row, begin = v.factory.NewEmptyRange(row.End()), at
+		}
+		if end {
+			return line, nil
+		}
+		h := LeafHash(line)
+		v.look(line, row.End())
+		if err := row.Append(h[:], nil); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// look remembers the first line that cannot be the record of its place whatever was signed.
+func (v *verification) look(line []byte, index uint64) {
+	if v.odd != nil {
+		return
+	}
+	rec, err := Parse(line)
+	switch {
+	case err != nil:
+		v.odd = &BadRecord{index, index, err.Error()}
+	case rec.Index > index:
+		v.odd = &BadRecord{index, index, fmt.Sprintf("it is missing, record %d is in its place", rec.Index)}
+	case rec.Index < index:
+		v.odd = &BadRecord{index, index, fmt.Sprintf("record %d is in its place", rec.Index)}
+	}
+	if index == 0 {
+		v.first = rec.Time
+	}
+	v.last = rec.Time
+}
+
+// rangeRoot folds the hashes of a compact range into one, from the right.
+func rangeRoot(hashes [][]byte) ([32]byte, error) {
+	if len(hashes) == 0 {
+		return [32]byte(rfc6962.DefaultHasher.EmptyRoot()), nil
+	}
+	h := hashes[len(hashes)-1]
+	for i := len(hashes) - 2; i >= 0; i-- {
+		h = rfc6962.DefaultHasher.HashChildren(hashes[i], h)
+	}
+	return [32]byte(h), nil
+}
+
+// readTrailer takes in what follows the leaves, beginning with a line that was read already.
+func (v *verification) readTrailer(r *bufio.Reader, line []byte) error {
+	next := 0 // of earlier, to be compared when hashes gets there
+	for {
+		var t trailer
+		dec := json.NewDecoder(bytes.NewReader(line))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&t); err != nil || !bytes.Equal(bytes.TrimSuffix(trailerLine(t), []byte("\n")), line) {
+			return fmt.Errorf("%w: a line after the records is not in its format", ErrExport)
+		}
+		switch {
+		case t.Earlier != "" && v.hashes.End() == 0:
+			c, err := OpenCheckpoint([]byte(t.Earlier), v.key)
+			if err != nil {
+				return fmt.Errorf("earlier checkpoint: %w", err)
+			}
+			if n := len(v.earlier); c.Size == 0 || n > 0 && c.Size <= v.earlier[n-1].Size {
+				return fmt.Errorf("%w: earlier checkpoints are out of order at size %d", ErrExport, c.Size)
+			}
+			v.earlier = append(v.earlier, earlier{Checkpoint: c})
+		case len(t.Hashes) > 0:
+			var err error
+			if next, err = v.takeHashes(t.Hashes, next); err != nil {
+				return err
+			}
+		case t.Checkpoint != "":
+			var err error
+			if v.signed, err = OpenCheckpoint([]byte(t.Checkpoint), v.key); err != nil {
+				return err
+			}
+			if _, err := v.readLine(r); !errors.Is(err, io.EOF) {
+				return fmt.Errorf("%w: more follows the checkpoint", ErrExport)
+			}
+			if n := len(v.earlier); n > 0 && v.earlier[n-1].Size > v.signed.Size {
+				return fmt.Errorf("%w: it ends with a checkpoint over %d records, but has one over %d", ErrExport, v.signed.Size, v.earlier[n-1].Size)
+			}
+			return nil
+		default:
+			return fmt.Errorf("%w: a line after the records is out of place", ErrExport)
+		}
+		var err error
+		if line, err = v.readLine(r); errors.Is(err, io.EOF) {
+			return ErrTruncated
+		} else if err != nil {
+			return err
+		}
+	}
+}
+
+// takeHashes appends a line of leaf hashes, and holds it against its chunk of leaves. An earlier
+// checkpoint whose root does not come out ends the range in which all is well.
+func (v *verification) takeHashes(hashes []byte, next int) (int, error) {
+	begin := v.hashes.End()
+	if len(hashes)%32 != 0 || len(hashes) > 32*HashesPerLine || begin%HashesPerLine != 0 {
+		return 0, fmt.Errorf("%w: leaf hashes from record %d on are not in their format", ErrExport, begin)
+	}
+	row := v.factory.NewEmptyRange(begin)
+	for h := range slices.Chunk(bytes.Clone(hashes), 32) {
+		if err := row.Append(h, nil); err != nil {
+			return 0, err
+		}
+		if next < len(v.earlier) && row.End() == v.earlier[next].Size {
+			root, err := rangeRoot(append(append([][]byte{}, v.hashes.Hashes()...), row.Hashes()...))
+			if err != nil {
+				return 0, err
+			}
+			v.earlier[next].fits = root == v.earlier[next].Root
+			next++
+		}
+	}
+	root, err := rangeRoot(row.Hashes())
+	if err != nil {
+		return 0, err
+	}
+	n := int(begin / HashesPerLine)
+	if v.mismatch < 0 && (n >= len(v.chunks) || v.chunks[n].root != root) {
+		v.mismatch, v.claimed = n, bytes.Clone(hashes)
+	}
+	return next, v.hashes.AppendRange(row, nil)
+}
+
+// judge says what the checkpoint makes of all that was read.
+func (v *verification) judge(export io.ReadSeeker) error {
+	root, err := rangeRoot(v.leaves.Hashes())
+	if err != nil {
+		return err
+	}
+	claimed, err := rangeRoot(v.hashes.Hashes())
+	if err != nil {
+		return err
+	}
+	isWhole := v.leaves.End() == v.signed.Size && root == v.signed.Root
+	isNamed := v.hashes.End() == v.signed.Size && claimed == v.signed.Root
+	switch {
+	case isWhole && v.odd != nil:
+		return v.odd
+	case isWhole && !isNamed:
+		return fmt.Errorf("%w: its records are those the box signed, the leaf hashes after them are not theirs", ErrExport)
+	case isWhole:
+		return v.judgeEarlier()
+	case isNamed:
+		return v.name(export)
+	}
+	return v.narrow()
+}
+
+// judgeEarlier refuses records that the box signed, but not as the continuation of all it had signed.
+func (v *verification) judgeEarlier() error {
+	from := uint64(0)
+	for _, c := range v.earlier {
+		if !c.fits {
+			return &BadRecord{from, c.Size - 1, fmt.Sprintf("the box signed other records when it had %d; two logs were written", c.Size)}
+		}
+		from = c.Size
+	}
+	return nil
+}
+
+// name finds the first record that is not the one of its leaf hash.
+func (v *verification) name(export io.ReadSeeker) error {
+	n := v.leaves.End()
+	missing := &BadRecord{n, n, fmt.Sprintf("it is missing, the export has %d of the %d records that the checkpoint covers", n, v.signed.Size)}
+	surplus := &BadRecord{v.signed.Size, v.signed.Size, fmt.Sprintf("the checkpoint covers %d records, the export has %d", v.signed.Size, n)}
+	if v.mismatch < 0 {
+		return v.orOdd(surplus)
+	}
+	if v.mismatch >= len(v.chunks) {
+		return v.orOdd(missing)
+	}
+	if _, err := export.Seek(v.chunks[v.mismatch].offset, io.SeekStart); err != nil {
+		return fmt.Errorf("reading export: %w", err)
+	}
+	r := bufio.NewReaderSize(export, maxLine)
+	at := uint64(v.mismatch) * HashesPerLine
+	for want := range slices.Chunk(v.claimed, 32) {
+		line, err := v.readLine(r)
+		if err != nil {
+			return fmt.Errorf("reading export again: %w", err)
+		}
+		if isTrailer(line) {
+			return v.orOdd(missing)
+		}
+		if h := LeafHash(line); !bytes.Equal(h[:], want) {
+			return v.orOdd(&BadRecord{at, at, fmt.Sprintf("its bytes are not those the box signed: leaf hash %x, not %x", h, want)})
+		}
+		at++
+	}
+	return v.orOdd(surplus)
+}
+
+// orOdd prefers what a record says by itself: it is plainer.
+func (v *verification) orOdd(bad *BadRecord) error {
+	if v.odd != nil && v.odd.Index <= bad.Index {
+		return v.odd
+	}
+	return bad
+}
+
+// narrow says between which records the first bad one is, where the leaf hashes are not the box's
+// either: after the last earlier checkpoint that still fits.
+func (v *verification) narrow() error {
+	same := min(v.leaves.End(), v.hashes.End()) // up to here the leaves are those of the hashes
+	if v.mismatch >= 0 {
+		same = min(same, uint64(v.mismatch)*HashesPerLine)
+	}
+	bad := &BadRecord{0, max(v.signed.Size, 1) - 1, "the records do not have the root that the box signed"}
+	if n := v.leaves.End(); n != v.signed.Size {
+		bad.Last = min(bad.Last, n)
+		bad.What = fmt.Sprintf("the export has %d records, the checkpoint covers %d", n, v.signed.Size)
+	}
+	for _, c := range v.earlier {
+		switch {
+		case c.Size > same:
+		case c.fits:
+			bad.Index = c.Size
+		default:
+			bad.Last = min(bad.Last, c.Size-1)
+		}
+	}
+	if v.odd != nil && v.odd.Index <= bad.Last {
+		bad.Last = v.odd.Index
+	}
+	bad.Index = min(bad.Index, bad.Last)
+	if v.odd != nil && bad.Index == v.odd.Index {
+		return v.odd
+	}
+	return bad
+}
