@@ -60,15 +60,16 @@ type Config struct {
 
 // Appliance is the running enrollment service.
 type Appliance struct {
-	config   Config
-	store    *store.Store
-	identity *identity
-	settings []*settings // of the profiles, in the site's order
-	proxies  *proxies
-	hinting  sync.Mutex                    // serialises changes of hints
-	hints    atomic.Pointer[x509.CertPool] // see askForCertificates
-	engine   *enroll.Engine
-	servers  []*server
+	config    Config
+	store     *store.Store
+	logSigner *store.LogSigner // makes the audit log's checkpoints
+	identity  *identity
+	settings  []*settings // of the profiles, in the site's order
+	proxies   *proxies
+	hinting   sync.Mutex                    // serialises changes of hints
+	hints     atomic.Pointer[x509.CertPool] // see askForCertificates
+	engine    *enroll.Engine
+	servers   []*server
 
 	writing sync.Mutex // serialises writes of the ready file
 	written Ready      // as it is on disk
@@ -107,6 +108,9 @@ func (a *Appliance) assemble() error {
 	if a.settings, err = a.newSettings(); err != nil {
 		return err
 	}
+	if a.logSigner, err = a.newLogSigner(); err != nil {
+		return err
+	}
 	a.proxies = newProxies(c.Site, c.Now, func(cert *x509.Certificate) (bool, error) { return a.engine.IsRevoked(cert) })
 	a.refreshHints()
 	if a.engine, err = a.newEngine(); err != nil {
@@ -139,6 +143,7 @@ func (a *Appliance) newConsole() (http.Handler, error) {
 		OnClaimed:  a.onClaimed,
 		Source:     a.proxies.source,
 
+		Audit:       a.logSigner,
 		Enroll:      a.engine,
 		SCEP:        a.scepForConsole,
 		Metrics:     newMetrics(a.settings, a.engine),
@@ -194,6 +199,9 @@ func (a *Appliance) ready() error {
 	if err := a.store.Append(started); err != nil {
 		return fmt.Errorf("recording the start: %w", err)
 	}
+	if _, err := a.logSigner.Checkpoint(); err != nil {
+		a.config.Log.Error("signing the audit log", "err", err) // upkeep tries again
+	}
 	if err := a.writeReadyFile(); err != nil {
 		return err
 	}
@@ -248,6 +256,7 @@ func (a *Appliance) upkeep(ctx context.Context) error {
 		if err := a.writeReadyFile(); err != nil {
 			a.config.Log.Error("rewriting the ready file", "err", err)
 		}
+		a.signLog()
 	}
 }
 

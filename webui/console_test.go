@@ -121,6 +121,9 @@ func newBox(t *testing.T, change ...func(*Config)) *testBox {
 		},
 	}
 	cfg.Enroll = box.engine
+	if cfg.Audit, err = store.NewLogSigner(st, "plant-7", newAuditKey(t), box.clock.Now); err != nil {
+		t.Fatal(err)
+	}
 	box.fake = newFakeBox(authorities, box.clock.Now)
 	cfg.Box = box.fake
 	cfg.SCEP = func() []SCEPProfile { return demoSCEP(authorities[0]) }
@@ -165,6 +168,15 @@ func demoBoot() handover.Boot {
 		TPM: handover.TPM{Manufacturer: "IBM", Firmware: "20191023.00163636", LockoutCounter: 0,
 			SRKName: "000b5f0a3c6e1b7d8a9250f4c3e2d1b0a9f8e7d6c5b4a3928170f6e5d4c3b2a19088"},
 	}
+}
+
+func newAuditKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
 }
 
 // demoAuthorities are two roots, and a subordinate that waits for its chain.

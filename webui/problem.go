@@ -44,6 +44,7 @@ var (
 	errMediaTypePEM  = errors.New("media type is not PEM")
 	errTooLarge      = errors.New("body too large")
 	errUnreadable    = errors.New("body not understood")
+	errExports       = errors.New("too many exports at once")
 	errBusy          = errors.New("too many sign-ins at once")
 )
 
@@ -101,6 +102,10 @@ var problems = []struct {
 		"send the members that /openapi.json names for this route, and no others"},
 	{errBusy, http.StatusServiceUnavailable, "busy", "too many sign-ins at once",
 		"try again in a few seconds"},
+	{errExports, http.StatusServiceUnavailable, "busy-exports", "the audit log is being exported already",
+		"wait for the exports that are under way"},
+	{store.ErrOutsideTree, http.StatusNotFound, "no-record", "the audit log has no such record, or was never that long",
+		"ask for an index below the size, and for sizes up to that of GET /api/v1/audit/checkpoint"},
 	{ErrNoProfile, http.StatusNotFound, "no-profile", "the site has no such profile",
 		"write the name of a profile as the status page shows it"},
 	{ErrNoAuthority, http.StatusNotFound, "no-authority", "the site has no such authority",

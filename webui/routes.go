@@ -101,7 +101,7 @@ func routeTable() []route {
 			responses: []response{{http.StatusOK, "metrics", mediaMetrics, nil}},
 		}, (*console).apiMetrics},
 	}
-	return slices.Concat(routes, enrollmentRoutes(), authorityRoutes(), settingsRoutes(), orderRoutes(), []route{certificatesRoute(), jamfRoute()})
+	return slices.Concat(routes, enrollmentRoutes(), authorityRoutes(), settingsRoutes(), orderRoutes(), auditRoutes(), []route{certificatesRoute(), jamfRoute()})
 }
 
 // enrollmentRoutes are what operators decide and administrators see of enrollment.

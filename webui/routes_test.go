@@ -141,6 +141,12 @@ func TestRouteRoles(t *testing.T) {
 		"GET /api/v1/audit":     "auditor",
 		"GET /metrics":          "auditor",
 
+		"GET /api/v1/audit/checkpoint":        "auditor",
+		"GET /api/v1/audit/key":               "auditor",
+		"GET /api/v1/audit/export":            "auditor",
+		"GET /api/v1/audit/proof/inclusion":   "auditor",
+		"GET /api/v1/audit/proof/consistency": "auditor",
+
 		"GET /certsrv/mscep_admin":     "operator",
 		"GET /certsrv/mscep_admin/{$}": "operator",
 

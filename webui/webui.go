@@ -37,6 +37,7 @@ type Config struct {
 	OnClaimed  func() // called after the first administrator is stored; nil: nobody wants to know
 	Source     func(*http.Request) netip.Addr
 
+	Audit   *store.LogSigner     // signs the audit log
 	Enroll  *enroll.Engine       // decides what operators ask for
 	SCEP    func() []SCEPProfile // called for each answer, in the site's order
 	Box     Box                  // does what administrators order
@@ -93,11 +94,12 @@ type console struct {
 	pages    *template.Template
 	sessions *sessions
 	hasher   *hasher
-	codes    *limiter     // wrong claim codes, per source
-	allCodes *limiter     // wrong claim codes, all sources together
-	signIns  *limiter     // wrong passwords, per source
-	notes    *limiter     // refusals written to the audit log, all sources together
-	unnoted  atomic.Int64 // refusals since the last one written
+	codes    *limiter      // wrong claim codes, per source
+	allCodes *limiter      // wrong claim codes, all sources together
+	signIns  *limiter      // wrong passwords, per source
+	notes    *limiter      // refusals written to the audit log, all sources together
+	unnoted  atomic.Int64  // refusals since the last one written
+	exports  chan struct{} // one for each export of the audit log under way
 	claiming sync.Mutex
 }
 
@@ -112,7 +114,7 @@ func New(cfg Config) (http.Handler, error) {
 
 func newConsole(cfg Config) (*console, error) {
 	if cfg.Store == nil || cfg.Site == nil || cfg.CABundle == nil || cfg.Now == nil || cfg.Log == nil || cfg.Source == nil ||
-		cfg.Enroll == nil || cfg.SCEP == nil || cfg.Box == nil || cfg.Metrics == nil || cfg.Mint == nil || cfg.ReloadTrust == nil {
+		cfg.Audit == nil || cfg.Enroll == nil || cfg.SCEP == nil || cfg.Box == nil || cfg.Metrics == nil || cfg.Mint == nil || cfg.ReloadTrust == nil {
 		return nil, errors.New("console configuration: a required field is not set")
 	}
 	c := &console{
@@ -125,6 +127,7 @@ func newConsole(cfg Config) (*console, error) {
 		allCodes: newLimiter(codesPerMinute, time.Minute, cfg.Now),
 		signIns:  newLimiter(5, time.Minute, cfg.Now),
 		notes:    newLimiter(notesPerMinute, time.Minute, cfg.Now),
+		exports:  make(chan struct{}, maxExports),
 	}
 	var err error
 	if c.assets, err = loadAssets(staticFiles); err != nil {

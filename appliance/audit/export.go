@@ -157,8 +157,8 @@ type verification struct {
 	mismatch int            // first of chunks whose hashes are others; -1: none yet
 	claimed  []byte         // leaf hashes of that chunk
 
-	earlier     []earlier // by size
-	signed      Checkpoint
+	earlier        []earlier // by size
+	signed         Checkpoint
 	prefix         []byte // of the record looked at
 	oldest, newest []byte // first and last leaf
 }

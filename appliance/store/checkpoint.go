@@ -39,7 +39,7 @@ func (s *Store) SaveCheckpoint(c Checkpoint) error {
 		if err != nil {
 			return err
 		}
-		if head.Size == 0 || root != head.Root {
+		if root != head.Root {
 			return fmt.Errorf("%w: the audit log has another root over %d records", ErrConflict, head.Size)
 		}
 		newest, size, err := s.newestCheckpoint(ch.state)

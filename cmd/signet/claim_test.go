@@ -49,7 +49,7 @@ func newTestConsole(t *testing.T) testConsole {
 			t.Error(err)
 		}
 	})
-	handler, err := webui.New(consoleConfig(st, engine, newTestBox(t), nil))
+	handler, err := webui.New(consoleConfig(t, st, engine, newTestBox(t), nil))
 	if err != nil {
 		t.Fatal(err)
 	}

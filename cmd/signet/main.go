@@ -107,6 +107,7 @@ func commands(t *terminal) []*cobra.Command {
 		newAuthority(t),
 		newRotateRA(t),
 		newProfile(t),
+		newAudit(t),
 	}
 }
 

@@ -67,7 +67,7 @@ func newOperated(t *testing.T) *operated {
 			t.Error(err)
 		}
 	})
-	handler, err := webui.New(consoleConfig(st, o.engine, newTestBox(t), func(m webui.Mint) (string, time.Time, error) {
+	handler, err := webui.New(consoleConfig(t, st, o.engine, newTestBox(t), func(m webui.Mint) (string, time.Time, error) {
 		if m.Profile != "iot" {
 			return "", time.Time{}, webui.ErrNoOneTime
 		}
@@ -91,11 +91,16 @@ func (o *operated) mint(cn string, ttl time.Duration) (string, time.Time, error)
 }
 
 // consoleConfig is a console's configuration in a test; mint may be nil.
-func consoleConfig(st *store.Store, e *enroll.Engine, box webui.Box, mint func(webui.Mint) (string, time.Time, error)) webui.Config {
+func consoleConfig(t *testing.T, st *store.Store, e *enroll.Engine, box webui.Box, mint func(webui.Mint) (string, time.Time, error)) webui.Config {
 	if mint == nil {
 		mint = func(webui.Mint) (string, time.Time, error) { return "", time.Time{}, webui.ErrNoOneTime }
 	}
+	signer, err := store.NewLogSigner(st, "demo", newECKey(t), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return webui.Config{
+		Audit: signer,
 		Store: st, Boot: handover.Boot{Kind: handover.KindHost}, Site: func() webui.Site { return webui.Site{Name: "demo"} },
 		ClaimCode: testClaimCode, CABundle: func() []byte { return nil }, Now: time.Now, TimeSource: "host", Log: slog.New(slog.DiscardHandler),
 		Source: func(*http.Request) netip.Addr { return netip.MustParseAddr("127.0.0.1") },
