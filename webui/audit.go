@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"time"
 
 	"signet.internal/appliance/audit"
@@ -200,12 +201,13 @@ type export struct {
 // honest disk, so it is read in pages, and the box goes on writing meanwhile. What the disk has is sent
 // as it is: whoever verifies it has to see it.
 func (e *export) write(signed []byte) error {
-	err := e.pages(func(page []store.Leaf) error {
-		for _, l := range page {
-			e.w.Write(l.Bytes)
+	err := e.pages(func(from, to uint64) error {
+		leaves, err := e.store.Leaves(from, to)
+		for _, l := range leaves {
+			e.w.Write(l)
 			e.w.WriteByte('\n')
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return err
@@ -213,17 +215,12 @@ func (e *export) write(signed []byte) error {
 	if err := e.earlier(); err != nil {
 		return err
 	}
-	err = e.pages(func(page []store.Leaf) error {
-		for len(page) > 0 {
-			row := page[:min(len(page), audit.HashesPerLine)]
-			hashes := make([][32]byte, len(row))
-			for i, l := range row {
-				hashes[i] = l.Hash
-			}
-			e.w.Write(audit.HashesLine(hashes))
-			page = page[len(row):]
+	err = e.pages(func(from, to uint64) error {
+		hashes, err := e.store.LeafHashes(from, to)
+		for row := range slices.Chunk(hashes, audit.HashesPerLine) {
+			e.w.Write(audit.HashesLine(row))
 		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return err
@@ -233,13 +230,9 @@ func (e *export) write(signed []byte) error {
 }
 
 // pages calls f for all records of the export, exportPage of them at a time.
-func (e *export) pages(f func([]store.Leaf) error) error {
+func (e *export) pages(f func(from, to uint64) error) error {
 	for from := uint64(0); from < e.size; from += exportPage {
-		page, err := e.store.Leaves(from, min(from+exportPage, e.size))
-		if err != nil {
-			return err
-		}
-		if err := f(page); err != nil {
+		if err := f(from, min(from+exportPage, e.size)); err != nil {
 			return err
 		}
 		if err := e.flush(); err != nil {

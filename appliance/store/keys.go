@@ -18,7 +18,7 @@ import (
 //	m floor              clock floor: Unix milliseconds, 8 bytes big-endian
 //	m identity           the box's own certificates: valueVersion, JSON
 //	a <index, 8 bytes>   audit record: valueVersion, leaf hash (32 bytes), leaf
-//	s <level, 1 byte> <index, 8 bytes>  hash of a complete subtree of the log's tree, from level 1 on: 32 bytes
+//	s <level, 1 byte> <index, 8 bytes>  hash of a complete subtree of the log's tree, single records being level 0: 32 bytes
 //	e <size, 8 bytes>    checkpoint over the log's first records: valueVersion, JSON
 //	i <serial>           transaction: valueVersion, JSON
 //	t <key, 32 bytes>    serial of the newest transaction with that TransactionKey

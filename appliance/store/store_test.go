@@ -194,6 +194,7 @@ func checkStore(t testing.TB, s *Store) {
 			t.Errorf("%d transactions of one key are not in its chain", n-1)
 		}
 	}
+	checkTree(t, s)
 	checkHeld(t, s)
 	checkGuards(t, s)
 	checkRevoked(t, s, transactions)

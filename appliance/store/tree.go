@@ -17,7 +17,8 @@ import (
 // The audit log is the RFC 6962 tree over its records. Every subtree that is complete is stored as
 // soon as it is, in the batch of the record that completes it: a proof or the root of any size then
 // takes a number of reads that grows with the logarithm of the log. The hashes of single records are
-// those that the records are stored with.
+// among them, beside those the records are stored with: who changes a record changes neither, or shows
+// which it is.
 //
 // What is under keyTree was written with the newest record. Open holds it against the stored
 // subtrees, the newest records and the newest checkpoint: who changes records behind the box's back
@@ -50,9 +51,7 @@ func (c *change) growTree(leaf [32]byte) error {
 		return err
 	}
 	if err := r.Append(leaf[:], func(id compact.NodeID, hash []byte) {
-		if id.Level > 0 {
-			c.set(treeKey(id), hash)
-		}
+		c.set(treeKey(id), hash)
 	}); err != nil {
 		return err
 	}
@@ -83,19 +82,6 @@ func rootOf(size uint64, hashes [][]byte) ([32]byte, error) {
 
 // node reads the hash of a complete subtree.
 func (s *Store) node(from pebble.Reader, id compact.NodeID) ([]byte, error) {
-	if id.Level == 0 {
-		v, err := s.get(from, auditKey(id.Index))
-		if errors.Is(err, ErrNotFound) {
-			return nil, fmt.Errorf("%w: audit record %d is missing", ErrDamaged, id.Index)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if _, err := decodeAudit(auditKey(id.Index)[1:], v); err != nil {
-			return nil, err
-		}
-		return v[1:33], nil
-	}
 	h, err := s.get(from, treeKey(id))
 	switch begin, end := id.Coverage(); {
 	case errors.Is(err, ErrNotFound):
@@ -191,7 +177,7 @@ func (s *Store) replay(from, next uint64, left [][]byte) ([][]byte, error) {
 		}
 		var wrong error
 		err = r.Append(bytes.Clone(v[1:33]), func(id compact.NodeID, hash []byte) {
-			if id.Level == 0 || wrong != nil {
+			if wrong != nil {
 				return
 			}
 			stored, err := s.node(s.db, id)
@@ -224,9 +210,7 @@ func (s *Store) buildTree() error {
 				return fmt.Errorf("%w: audit record %d is missing", ErrDamaged, r.End())
 			}
 			return r.Append(bytes.Clone(v[1:33]), func(id compact.NodeID, hash []byte) {
-				if id.Level > 0 {
-					c.set(treeKey(id), hash)
-				}
+				c.set(treeKey(id), hash)
 			})
 		})
 		isLast := r.End() < begin+upgradeChunk
@@ -313,24 +297,14 @@ func (s *Store) prove(from pebble.Reader, ids proof.Nodes) ([][]byte, error) {
 	return ids.Rehash(hashes, rfc6962.DefaultHasher.HashChildren)
 }
 
-// Leaf is one record of the audit log as it is on the disk, checked by nobody.
-type Leaf struct {
-	Hash  [32]byte // leaf hash it was stored with
-	Bytes []byte   // its exact bytes
-}
-
-// Leaves returns the leaves under the indexes from from to before to, in order, as they are on the
-// disk: an export must show what was changed there, not stop at it. Where records are missing there are
-// fewer. What was read once never changes on an honest disk, so that a reader of many pages sees one
-// log, and nobody waits for it.
-func (s *Store) Leaves(from, to uint64) (leaves []Leaf, err error) {
+// Leaves returns what is under the indexes from from to before to, in order, as it is on the disk: an
+// export must show what was changed there, not stop at it. Where records are missing there are fewer.
+// What was read once never changes on an honest disk, so that a reader of many pages sees one log, and
+// nobody waits for it.
+func (s *Store) Leaves(from, to uint64) (leaves [][]byte, err error) {
 	err = s.read(func(db *pebble.DB) error {
 		return scanRange(db, auditKey(from), auditKey(to), func(_, v []byte) error {
-			var l Leaf
-			if len(v) >= 33 {
-				l = Leaf{Hash: [32]byte(v[1:33]), Bytes: bytes.Clone(v[33:min(len(v), 33+audit.MaxLeaf)])}
-			}
-			leaves = append(leaves, l)
+			leaves = append(leaves, bytes.Clone(v[min(len(v), 33):min(len(v), 33+audit.MaxLeaf)]))
 			return nil
 		})
 	})
@@ -338,4 +312,22 @@ func (s *Store) Leaves(from, to uint64) (leaves []Leaf, err error) {
 		return nil, fmt.Errorf("reading audit log: %w", err)
 	}
 	return leaves, nil
+}
+
+// LeafHashes returns the tree's leaf hashes from an index on to before another. One that is not on the
+// disk is zero, which is the hash of nothing.
+func (s *Store) LeafHashes(from, to uint64) ([][32]byte, error) {
+	hashes := make([][32]byte, to-from)
+	err := s.read(func(db *pebble.DB) error {
+		return scanRange(db, treeKey(compact.NewNodeID(0, from)), treeKey(compact.NewNodeID(0, to)), func(k, v []byte) error {
+			if len(k) == 10 && len(v) == 32 {
+				hashes[binary.BigEndian.Uint64(k[2:])-from] = [32]byte(v)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading audit log's tree: %w", err)
+	}
+	return hashes, nil
 }
