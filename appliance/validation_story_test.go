@@ -47,10 +47,10 @@ func TestRevocation(t *testing.T) {
 		})
 	}
 	t.Run("the box's own certificates are good", func(t *testing.T) {
-		x.says("openssl ocsp -issuer ca.crt -cert ra.crt -url $OCSP/devices -CAfile ca.crt -no_nonce 2>&1", "ra.crt: good")
+		x.in(t).says("openssl ocsp -issuer ca.crt -cert ra.crt -url $OCSP/devices -CAfile ca.crt -no_nonce 2>&1", "ra.crt: good")
 	})
-	t.Run("nothing is chunked", func(t *testing.T) { s.rawAnswers(t, x) })
-	t.Run("must-staple", func(t *testing.T) { s.mustStaple(t, x) })
+	t.Run("nothing is chunked", func(t *testing.T) { s.rawAnswers(t, x.in(t)) })
+	t.Run("must-staple", func(t *testing.T) { s.mustStaple(t, x.in(t)) })
 }
 
 // lifeOfCertificate asks about $X.crt of authority $CA in every way, revokes it, and asks again.
