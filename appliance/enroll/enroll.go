@@ -287,6 +287,9 @@ func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 // prepare decides what would be signed for x, or refuses. Nothing is recorded.
 func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.Prepared, error) {
 	if x.profile.Compliance != nil {
+		if err := x.checkOneName(); err != nil {
+			return nil, err
+		}
 		asked := x.Request
 		asked.CSRSum, asked.Renewal = x.csrSum, x.renews != nil
 		if err := x.profile.Compliance(ctx, asked); err != nil {
@@ -317,6 +320,22 @@ func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.P
 		}
 	}
 	return prepared, nil
+}
+
+// checkOneName refuses several common names where a compliance check decides: it is asked about one of
+// them, and software differs in which it believes.
+func (x *attempt) checkOneName() error {
+	first := ""
+	for _, name := range x.CSR.Names() {
+		switch {
+		case name.Kind != pki.CN:
+		case first == "":
+			first = name.Value
+		case first != name.Value:
+			return &pki.PolicyError{Rule: "compliance", Value: fmt.Sprintf("several common names, %q besides %q", name.Value, first)}
+		}
+	}
+	return nil
 }
 
 // intent is what the store records before anything is signed.

@@ -272,3 +272,21 @@ func TestLogOfESTAndCompliance(t *testing.T) {
 	}
 	b.close()
 }
+
+// The compliance check hears one name of a request; what has others is not asked about.
+func TestComplianceIsAskedAboutEveryName(t *testing.T) {
+	b := newBox(t)
+	cn := func(value string) pkix.AttributeTypeAndValue {
+		return pkix.AttributeTypeAndValue{Type: []int{2, 5, 4, 3}, Value: value}
+	}
+	for _, names := range [][]pkix.AttributeTypeAndValue{{cn("rooted-phone"), cn("phone")}, {cn("phone"), cn("rooted-phone")}} {
+		res, err := b.enroll(in("compliant", newDevice(t).request(pkix.Name{ExtraNames: names})))
+		policy := (*pki.PolicyError)(nil)
+		if !errors.As(err, &policy) || policy.Rule != "compliance" {
+			t.Errorf("%v: %+v, %v", names, res, err)
+		}
+	}
+	b.refused(in("compliant", newDevice(t).request(pkix.Name{CommonName: "rooted-phone"})), ErrCompliance)
+	b.issue(in("compliant", newDevice(t).request(pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{cn("phone"), cn("phone")}})))
+	b.close()
+}
