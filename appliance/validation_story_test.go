@@ -190,7 +190,7 @@ func (s *service) raw(t *testing.T, listener, request string) (head string, body
 // mustStaple: a certificate that has to be stapled, a web server that does and does not, and a client
 // that minds.
 func (s *service) mustStaple(t *testing.T, x *shell) {
-	nginx, client := needs(t, "nginx", "nginx-light"), needs(t, "gnutls-cli", "gnutls-bin")
+	nginx, client := needs(t, "/usr/sbin/nginx", "nginx-light"), needs(t, "gnutls-cli", "gnutls-bin")
 	x.run("request web localhost; openssl base64 -in web.der | post -u device:corp-demo-password $EST/staple/simpleenroll | read_certs > web.crt")
 	d := newDevice(t, s.ready.SCEPPlain+"/scep/staple")
 	if err := d.request("localhost", d.newKey("k.key"), "k.crt", "--password", "corp-demo-challenge"); err != nil {
