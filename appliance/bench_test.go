@@ -33,6 +33,7 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	casn1 "golang.org/x/crypto/cryptobyte/asn1"
 
+	"signet.internal/appliance/cms"
 	"signet.internal/tpm/tpmtest"
 )
 
@@ -109,13 +110,16 @@ func inParallel(b *testing.B, make func(cn string) ([]byte, error), send func([]
 
 func newQueue(n int) chan []byte { return make(chan []byte, n) }
 
-// untilEnrolled sends a request again, a little later, where it was refused: a server may be busy.
+// untilEnrolled sends a request again, later each time, where it was refused: a server may be busy.
 func untilEnrolled(request []byte, send func([]byte) error) (refused int64, err error) {
-	for ; refused < 200; refused++ {
+	pause := 10 * time.Millisecond
+	for range 300 {
 		if err = send(request); err == nil {
 			return refused, nil
 		}
-		time.Sleep(10 * time.Millisecond)
+		refused++
+		time.Sleep(pause)
+		pause = min(pause*5/4, 200*time.Millisecond)
 	}
 	return refused, err
 }
@@ -172,17 +176,22 @@ func (s *scepBench) run(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "device"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, s.key.Public(), s.key)
-	if err != nil {
-		b.Fatal(err)
-	}
-	self, err := x509.ParseCertificate(der)
+	self, err := s.selfSigned()
 	if err != nil {
 		b.Fatal(err)
 	}
 	pkcs7.ContentEncryptionAlgorithm = pkcs7.EncryptionAlgorithmAES128CBC
 	inParallel(b, func(cn string) ([]byte, error) { return s.message(cn, ra, self) }, s.send)
+}
+
+// selfSigned is the certificate a device without one signs messages by (RFC 8894 §2.3).
+func (s *scepBench) selfSigned() (*x509.Certificate, error) {
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "device"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, s.key.Public(), s.key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
 }
 
 // recipient is whom requests are encrypted to: the RA, or the CA where there is none.
@@ -340,4 +349,58 @@ func startMicromdm(b *testing.B) (url string) {
 	}
 	b.Fatal("scepserver does not answer")
 	return ""
+}
+
+// BenchmarkMessage opens a PKCSReq, as a service does before it looks at what is asked for.
+func BenchmarkMessage(b *testing.B) {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &scepBench{key: key, challenge: "bench"}
+	self, err := s.selfSigned()
+	if err != nil {
+		b.Fatal(err)
+	}
+	pkcs7.ContentEncryptionAlgorithm = pkcs7.EncryptionAlgorithmAES128CBC
+	message, err := s.message("device-1.example.com", self, self)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("signet", func(b *testing.B) {
+		for b.Loop() {
+			signed, err := cms.ParseSignedData(message)
+			if err == nil {
+				_, err = signed.Verify(cms.DefaultPolicy())
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			envelope, err := cms.ParseEnvelopedData(signed.Content)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := envelope.Decrypt(self, key, cms.DefaultPolicy()); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("smallstep", func(b *testing.B) {
+		for b.Loop() {
+			signed, err := pkcs7.Parse(message)
+			if err == nil {
+				err = signed.Verify()
+			}
+			if err != nil {
+				b.Fatal(err)
+			}
+			envelope, err := pkcs7.Parse(signed.Content)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if _, err := envelope.Decrypt(self, key); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
