@@ -290,3 +290,28 @@ func TestComplianceIsAskedAboutEveryName(t *testing.T) {
 	b.issue(in("compliant", newDevice(t).request(pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{cn("phone"), cn("phone")}})))
 	b.close()
 }
+
+// What Intune does not know of is not handed out to a poll either, should a profile ever hold such a request.
+func TestWithheldIsNotPolled(t *testing.T) {
+	b, c := newBox(t), &cloud{}
+	b.intune("corp", c)
+	p := b.engine.profiles["corp"]
+	p.Approval.Manual = true // which Profile.check refuses
+	b.engine.profiles["corp"] = p
+	r := withChallenge(newDevice(t).request(printer), "blob")
+	id := b.held(r)
+	c.fail(errors.New("503"))
+	if err := b.approve(id); !errors.Is(err, ErrWithheld) {
+		t.Fatalf("approving: %v", err)
+	}
+	if res, err := b.poll(r); !errors.Is(err, ErrNoRequest) || res != nil {
+		t.Errorf("the poll got %+v, %v", res, err)
+	}
+	c.fail(nil)
+	r.SenderNonce = nonce()
+	b.issue(r)
+	if res, err := b.poll(r); err != nil || res.Certificate == nil {
+		t.Errorf("once Intune knows: %+v, %v", res, err)
+	}
+	b.close()
+}
