@@ -7,8 +7,11 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -313,5 +316,30 @@ func TestWithheldIsNotPolled(t *testing.T) {
 	if res, err := b.poll(r); err != nil || res.Certificate == nil {
 		t.Errorf("once Intune knows: %+v, %v", res, err)
 	}
+	b.close()
+}
+
+// A bundle that is not there trusts nobody, and not whom the machine trusts.
+func TestNoBundleIsNotTheMachines(t *testing.T) {
+	other := newAuthority(t, "Public CA")
+	file := filepath.Join(t.TempDir(), "roots.pem")
+	must(t, os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.cert.Raw}), 0o600))
+	t.Setenv("SSL_CERT_FILE", file)
+	t.Setenv("SSL_CERT_DIR", t.TempDir())
+	d := newDevice(t)
+	cert, err := x509.ParseCertificate(other.certify(d, printer, nil))
+	must(t, err)
+	if _, err := cert.Verify(x509.VerifyOptions{CurrentTime: start, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		t.Fatalf("the machine does not trust it: %v", err)
+	}
+	b := newBox(t)
+	none := func() *x509.CertPool { return nil }
+	p := b.engine.profiles["corp"]
+	p.RenewFrom = none
+	b.engine.profiles["corp"] = p
+	b.setEST("corp", EST{On: true, Issued: true, Bundle: none})
+	b.refused(withPeer(t, d.est("corp", OpEnroll, printer), cert.Raw), ErrCredentials)
+	b.refused(withPeer(t, d.est("corp", OpReenroll, printer), cert.Raw), ErrCredentials)
+	b.refused(d.renewal(cert.Raw, d, printer), ErrSignerUnknown)
 	b.close()
 }
