@@ -391,6 +391,17 @@ func (s *service) curlEST(t *testing.T, token, root string) {
 		}
 	}
 
+	// What the README tells people to type.
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(readme), "\n## EST\n")
+	_, typed, _ := strings.Cut(section, "\n```\n")
+	typed, _, _ = strings.Cut(typed, "\n```\n")
+	x.run(strings.NewReplacer("ca-bundle.pem", "$BUNDLE", "https://BOX", s.ready.EST).Replace(typed))
+	x.says("openssl verify -x509_strict -CAfile ca.pem dev.crt; openssl x509 -in dev.crt -noout -subject", "dev.crt: OK", "CN = dev.example.com")
+
 	// A factory's certificate lets a device in at iot.
 	x.run(fmt.Sprintf("request boot factory.test; openssl req -inform DER -in boot.der -out boot.csr; openssl x509 -req -in boot.csr -CA %[1]s.crt -CAkey %[1]s.key -days 1 -out boot.crt 2>/dev/null",
 		absolute(t, demoSite+"/demo-keys/bootstrap-ca")))
