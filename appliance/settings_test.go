@@ -24,8 +24,10 @@ import (
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/challenge/phc"
 	"signet.internal/appliance/handover"
+	"signet.internal/appliance/keys"
 	"signet.internal/appliance/store"
 	"signet.internal/provision"
+	"signet.internal/tpm/tpmtest"
 	"signet.internal/webui"
 )
 
@@ -328,4 +330,85 @@ func TestTrustInTheLogIsWhole(t *testing.T) {
 	if text := trustedNow(all[:1], "trust/x.pem"); !strings.HasSuffix(text, sumOf0) {
 		t.Errorf("%q does not end in the certificate's own SHA-256", text)
 	}
+}
+
+// TestIntuneCredential: near its end the credential gets a successor over the same key, which is used once
+// the one before has ended, also after a restart; what is in the store and cannot be read counts as none.
+func TestIntuneCredential(t *testing.T) {
+	storage, err := os.Create(t.TempDir() + "/keys")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer storage.Close()
+	host, err := keys.OpenHost(tpmtest.Start(t), storage, "demo", []keys.Spec{{Name: "audit", Algorithm: "ecdsa-p256", Protection: keys.Resident}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	st, now := emptyStore(t), time.Now()
+	a := settingsOn(t, st, now)
+	a.config.Keys, a.config.Now = host.Client, func() time.Time { return now }
+	site := &provision.Intune{Tenant: "example.com", ClientID: "11111111-2222-4333-8444-555555555555", Algorithm: "RS256"}
+	start := func() *settings {
+		overrides, err := st.Overrides()
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &settings{profile: provision.Profile{Name: "managed"}}
+		s.intune = a.newIntune("managed", site, x509.NewCertPool(), overrides)
+		return s
+	}
+	s := start()
+	fetch := func() *x509.Certificate {
+		t.Helper()
+		text, err := a.intuneCertificate(s, "ada")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := parseCertificates(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all[0]
+	}
+	says := func(what string) {
+		t.Helper()
+		if told := s.conditions(now); (len(told) == 1) != (what != "") || what != "" && !strings.Contains(told[0].What, what) {
+			t.Errorf("says %v, want %q", told, what)
+		}
+	}
+	uses := func(want *x509.Certificate) {
+		t.Helper()
+		if _, err := s.intune.use(); err != nil || !s.intune.used.Equal(want) {
+			t.Errorf("uses %v, %v", s.intune.used, err)
+		}
+	}
+	says("cannot ask Intune: the box has no credential for it yet.")
+	if _, err := s.intune.use(); !errors.Is(err, errNoCredential) {
+		t.Error(err)
+	}
+	first := fetch()
+	says("")
+	uses(first)
+	now = first.NotAfter.Add(-credentialDue + time.Hour)
+	says("asks Intune with a credential that expires on " + first.NotAfter.UTC().Format(time.DateOnly))
+	next := fetch()
+	if next.Equal(first) || !fetch().Equal(next) || !next.PublicKey.(*rsa.PublicKey).Equal(first.PublicKey) {
+		t.Error("the successor is not one certificate over the same key")
+	}
+	says("")
+	uses(first)
+	s = start()
+	uses(first)
+	now = first.NotAfter.Add(time.Second)
+	uses(next)
+	now = next.NotAfter.Add(time.Second)
+	says("cannot ask Intune: the credential expired on " + next.NotAfter.UTC().Format(time.DateOnly))
+	record := audit.Record{Time: now, TimeSource: "host", Action: audit.SecretEntered, Outcome: audit.OutcomeSuccess}
+	if err := st.SetOverride("intune/managed", store.Override{Value: []byte("garbage")}, record); err != nil {
+		t.Fatal(err)
+	}
+	s = start()
+	says("cannot ask Intune: the box has no credential for it yet.")
+	uses(fetch())
 }
