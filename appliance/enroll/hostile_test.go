@@ -343,3 +343,17 @@ func TestNoBundleIsNotTheMachines(t *testing.T) {
 	b.refused(d.renewal(cert.Raw, d, printer), ErrSignerUnknown)
 	b.close()
 }
+
+// A minted challenge that is not good is no password: it is verified as nothing else, and costs its sender
+// none of the wrong ones.
+func TestMintedIsNoPassword(t *testing.T) {
+	b := newBox(t)
+	b.setEST("once", EST{On: true, Challenge: true, Basic: b.passwords(challenge.User{Name: "device"})})
+	d := newDevice(t)
+	other := b.mint("once", "printer-8")
+	for range challenge.MaxFailures + 1 {
+		b.refused(withPassword(d.est("once", OpEnroll, printer), "device", other), ErrCredentials)
+	}
+	b.issue(withPassword(d.est("once", OpEnroll, printer), "device", password))
+	b.close()
+}
