@@ -393,7 +393,7 @@ func useKeys(t *testing.T, s *story) {
 	}
 	s.mustSCEP(t, "corp", "ca2.crt", "ra2.crt", "after-3.example.com", "after-3.crt", "--password", "corp-demo-challenge")
 	s.mustSCEP(t, "corp", "ca2.crt", "ra2.crt", "rotated.example.com", "renewed.crt", "--cert", "rotated.crt", "--key", "device.key")
-	s.mustEST(t, "ca2.crt", "door2.crt", s.ready.EST, "iot/simplereenroll", "door", "--cert", "door.crt", "--key", "door.key")
+	s.mustEST(t, "ca2.crt", "meter3.crt", s.ready.EST, "corp/simplereenroll", "meter", "--cert", "meter.crt", "--key", "meter.key")
 	s.ca = []byte(s.get(t, "/api/v1/ca-bundle"))
 }
 
