@@ -293,13 +293,6 @@ func (a *Appliance) siteForConsole() webui.Site {
 		PublicHost: a.config.Site.PublicHost,
 		Demo:       a.config.Site.Demo(),
 	}
-	for _, s := range a.config.Site.Authorities {
-		if now := a.identity.Snapshot(s.Name); now.Active != nil {
-			site.Authorities = append(site.Authorities, webui.Authority{
-				Name: s.Name, Protection: s.Protection, CA: now.Active.Issuer.Certificate(), RA: now.RAs[0].Certificate,
-			})
-		}
-	}
 	for _, p := range a.config.Site.Profiles {
 		scep, est := a.urls(p)
 		site.Profiles = append(site.Profiles, webui.Profile{Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: scep, EST: est})
