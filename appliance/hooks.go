@@ -24,6 +24,7 @@ import (
 	"signet.internal/appliance/challenge/intune"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/keys"
+	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 	"signet.internal/provision"
 	"signet.internal/webui"
@@ -91,7 +92,7 @@ func (h *complianceHook) Check(ctx context.Context, r enroll.Request) error {
 		return notCompliant{errors.New("the compliance webhook's URL cannot be used, run signet check on the site")}
 	}
 	question := compliance.Request{
-		Profile: r.Profile, Protocol: r.Protocol, Transaction: r.TransactionID, Identity: r.CSR.Identity(), Source: r.Source,
+		Profile: r.Profile, Protocol: r.Protocol, Transaction: r.TransactionID, Identity: r.CSR.Identity(), Subject: pki.FormatDN(r.CSR.RawSubject), SID: r.CSR.SID, Source: r.Source,
 		Renewal: r.Renewal, CSR: r.CSRSum,
 	}
 	for _, n := range r.CSR.SAN {

@@ -120,6 +120,8 @@ func ordered(err error) error {
 		return webui.ErrNoAuthority
 	case errors.Is(err, authority.ErrPrepared):
 		return conflict("activate or cancel the generation that is there")
+	case errors.Is(err, authority.ErrOverlap):
+		return conflict("wait until the overlap of one is over")
 	case errors.Is(err, authority.ErrNotPrepared):
 		return conflict("prepare the next generation first")
 	case errors.Is(err, authority.ErrWaiting):

@@ -71,7 +71,7 @@ func (p *Profile) weaknesses(proxied bool) []string {
 		{anyDNS && anyUser, "whoever knows a password of est.auth.basic gets any DNS name (san: dns)"},
 		{anyDNS && est.Bundle != nil, "whoever has a certificate of " + est.File + " gets any DNS name (san: dns)"},
 		{anyAccount, "whoever may enroll can log in as any user (smartcardLogon, and san: upn that allows every name)"},
-		{p.config.ADSID, "ad_sid keeps the Windows account a request names: whoever may enroll can log in as it"},
+		{p.config.ADSID, "ad_sid keeps the Windows account a request names: whoever has a shared challenge or password without for can log in as any, one-time and signed challenges name theirs"},
 		{p.SCEP.Legacy.SHA1, "legacy.sha1 takes signatures that can be forged with effort"},
 		{p.SCEP.Legacy.DES3, "legacy.des3 answers in triple DES"},
 		{p.SCEP.Legacy.DESDecrypt, "legacy.des_decrypt takes challenges that whoever recorded them can read"},
