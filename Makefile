@@ -25,7 +25,8 @@ RUN_PARTS := qemu-system-x86_64:qemu-system-x86 swtpm:swtpm /usr/share/OVMF/OVMF
 TEST_PARTS := $(RUN_PARTS) pki:strongswan-pki \
 	/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins \
 	/usr/lib/ipsec/plugins/libstrongswan-curl.so:libstrongswan-extra-plugins \
-	scepclient:scep getcert:certmonger openssl:openssl curl:curl \
+	scepclient:scep getcert:certmonger openssl:openssl curl:curl ocsptool:gnutls-bin \
+	/usr/share/java/bcpkix.jar:libbcpkix-java javac:default-jdk-headless /usr/sbin/nginx:nginx-light /usr/sbin/haproxy:haproxy \
 	/usr/lib/systemd/boot/efi/linuxx64.efi.stub:systemd-boot-efi sbverify:sbsigntool mtype:mtools \
 	/sbin/fsck.vfat:dosfstools /sbin/mke2fs:e2fsprogs tpm2_getcap:tpm2-tools chromium:chromium \
 	/etc/ssl/certs/ca-certificates.crt:ca-certificates dbus-run-session:dbus git:git
@@ -33,7 +34,7 @@ TEST_PARTS := $(RUN_PARTS) pki:strongswan-pki \
 # Optional arguments of signet run; make run FRESH=1 is make run ARGS=--fresh.
 ARGS ?= $(if $(FRESH),--fresh)
 
-.PHONY: build image run test size clean run-parts test-parts lists help
+.PHONY: build image run test bench size clean run-parts test-parts lists help
 
 build: bin/signet bin/signetd $(BASE) $(KEYS) ## bin/signet, bin/signetd, build/base and the demo's signing keys
 
@@ -54,6 +55,38 @@ size: run-parts ## size of the image's parts, the guest's memory, signetd's, and
 	@du -k build/demo/signet.img | awk '{printf "%8sK  %s (written part)\n", $$1, $$2}'
 	@bin/signet bake configs/demo -o build/size --base build/base >/dev/null 2>&1
 	@bin/signet run build/size --fresh --detach --json 2>&1 >/dev/null | grep uptime; bin/signet stop build/size >/dev/null 2>&1
+
+# bench HEADING, PACKAGE, BENCHMARKS, TIME OR COUNT: a table of what go test measures.
+define bench
+	@printf '\n%s\n' "$(1)"
+	@$(GO) test -timeout 30m -run '^$$' -bench '$(3)' -benchtime $(4) $(2) 2>&1 | awk "$$BENCH_TABLE"
+endef
+
+# Name, time of one operation, and what else was counted; whatever failed as it stands.
+define BENCH_TABLE
+function span(ns) {
+	if (ns >= 1e9) return sprintf("%.2f s ", ns / 1e9)
+	if (ns >= 1e6) return sprintf("%.2f ms", ns / 1e6)
+	if (ns >= 1e3) return sprintf("%.1f us", ns / 1e3)
+	return sprintf("%.0f ns", ns)
+}
+/^Benchmark/ && $$4 == "ns/op" {
+	sub(/^Benchmark/, "", $$1); sub(/-[0-9]+$$/, "", $$1); more = ""
+	for (i = 5; i < NF; i += 2)
+		if ($$(i + 1) !~ /^(B|allocs)\/op$$/) more = more sprintf("  %9.4g %s", $$i, $$(i + 1))
+	printf "  %-46s %10s%s\n", $$1, span($$3), more
+}
+/^--- (FAIL|SKIP)|^FAIL|^panic|_test\.go:[0-9]+: /
+endef
+export BENCH_TABLE
+
+bench: test-parts ## what enrollment, lists, OCSP and signatures cost here, variants and peers side by side
+	$(call bench,Enrollment by the whole service over HTTP with CA keys in a software TPM; micromdm: scepserver with its key in a file.,./appliance,Enrollment,256x)
+	$(call bench,A SCEP message opened: signature verified and content decrypted.,./appliance,Message,1s)
+	$(call bench,Syncs of the disk: an enrollment without HTTP and TPM; a transaction of the store.,./appliance/enroll ./appliance/store,Enroll|Transaction,512x)
+	$(call bench,Published with 10000 of 100000 certificates revoked: the list signed anew and current; OCSP kept and signed live.,./appliance/validation,Published,1s)
+	$(call bench,Messages of SCEP and EST.,./appliance/cms,.,200ms)
+	$(call bench,Signatures of the TPM by its policy; of the key holder: authorities by the TPM and ra and tls in memory.,./tpm ./appliance/keys,Sign,1s)
 
 clean: ## remove what was built and the demo's machine; signing keys stay
 	rm -rf bin build

@@ -302,13 +302,6 @@ func (a *Appliance) siteForConsole() webui.Site {
 		PublicHost: a.config.Site.PublicHost,
 		Demo:       a.config.Site.Demo(),
 	}
-	for _, s := range a.config.Site.Authorities {
-		if now := a.identity.Snapshot(s.Name); now.Active != nil {
-			site.Authorities = append(site.Authorities, webui.Authority{
-				Name: s.Name, Protection: s.Protection, CA: now.Active.Issuer.Certificate(), RA: now.RAs[0].Certificate,
-			})
-		}
-	}
 	for _, p := range a.config.Site.Profiles {
 		scep, est := a.urls(p)
 		site.Profiles = append(site.Profiles, webui.Profile{Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: scep, EST: est})
@@ -356,9 +349,10 @@ func (a *Appliance) urls(p provision.Profile) (scep, est []string) {
 }
 
 // writeReadyFile writes the ready file and the bundle it names where they are wanted and not written as
-// they would be now, once every authority is active.
+// they would be now. A subordinate that waits for its certificate is not waited for: whoever fetches its
+// request and uploads the chain finds the console and the claim code in this file.
 func (a *Appliance) writeReadyFile() error {
-	if a.config.ReadyFile == "" || !a.identity.active() {
+	if a.config.ReadyFile == "" {
 		return nil
 	}
 	bundle, err := filepath.Abs(filepath.Join(a.config.StateDir, "ca-bundle.pem"))

@@ -153,8 +153,10 @@ func startConfined(t *testing.T, holder *keys.Holder, state string, first bool) 
 		done <- cmd.Wait()
 		notify.Close()
 	}()
-	s = &service{state: state, ready: appliance.Ready{ClaimCode: "KT2H-Z8RM",
-		SCEP: "https://" + urls[0], Console: "https://" + urls[1], SCEPPlain: "http://" + urls[2]}}
+	plain := "http://" + urls[2]
+	s = &service{state: state, ready: appliance.Ready{ClaimCode: "KT2H-Z8RM", CABundle: filepath.Join(t.TempDir(), "bundle.pem"),
+		SCEP: "https://" + urls[0], Console: "https://" + urls[1], SCEPPlain: plain, PKI: plain, OCSP: plain,
+		EST: "https://" + urls[3], Legacy: "https://" + urls[4], LegacySCEP: "https://" + urls[5]}}
 	stopped := false
 	s.stop = func() error {
 		if stopped {
@@ -183,6 +185,9 @@ func startConfined(t *testing.T, holder *keys.Holder, state string, first bool) 
 	pool := x509.NewCertPool()
 	if err != nil || !pool.AppendCertsFromPEM(bundle) {
 		t.Fatalf("CA bundle: %v", err)
+	}
+	if err := os.WriteFile(s.ready.CABundle, bundle, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	s.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
 	return s, log
@@ -220,6 +225,9 @@ func TestConfinedServiceEnrollsRealClients(t *testing.T) {
 		if out, err := enrollStrongSwan(t, t.TempDir(), s.ready.SCEPPlain+"/scep/corp", cn, "guess"); err == nil {
 			t.Errorf("a wrong challenge got %s", out)
 		}
+		if !first {
+			s.publishes(t, token)
+		}
 		var page auditPage
 		if code := s.api(t, "GET", "/api/v1/audit", token, nil, &page); code != http.StatusOK || len(page.Records) == 0 {
 			t.Errorf("audit: HTTP %d, %d records", code, len(page.Records))
@@ -233,4 +241,20 @@ func TestConfinedServiceEnrollsRealClients(t *testing.T) {
 			}
 		}
 	}
+}
+
+// publishes has devices enroll by EST over TLS 1.2 and 1.3, and asks for the state of a certificate.
+func (s *service) publishes(t *testing.T, token string) {
+	t.Helper()
+	root := tlsRoot(t, s)
+	s.strongSwanEST(t, s.ready.Legacy, root, "")
+	x := newShell(t, s, root)
+	x.run("request d d.example.com; openssl base64 -in d.der | post -u device:corp-demo-password $EST/simpleenroll | read_certs > d.crt; C $EST/cacerts | read_certs > ca.pem")
+	const ask = "openssl ocsp -issuer ca.pem -cert d.crt -url $OCSP/devices -CAfile ca.pem 2>&1"
+	x.says(ask, "Response verify OK", "d.crt: good")
+	if code := s.api(t, "POST", "/api/v1/certificates/"+x.serial("d.crt")+"/revoke", token, map[string]string{"reason": "superseded"}, nil); code != http.StatusOK {
+		t.Fatalf("revoking: HTTP %d", code)
+	}
+	x.says(ask, "Response verify OK", "d.crt: revoked")
+	x.says("C $PKI/devices.crl -o list; openssl crl -inform DER -in list -noout -CAfile ca.pem 2>&1", "verify OK")
 }

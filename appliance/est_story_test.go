@@ -7,13 +7,17 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
+
+	"golang.org/x/crypto/argon2"
 
 	"signet.internal/tpm/tpmtest"
 )
@@ -51,10 +55,26 @@ func demo(t *testing.T, path string, pairs ...string) string {
 	return text
 }
 
+// costly is a hash in the demo's profiles.
+var costly = regexp.MustCompile(`\$argon2id\$[^"]+`)
+
+// cheap replaces the hash in a profile's est by one of the same password that costs less: here a hundred
+// are wrong.
+func cheap(profile, password string) string {
+	i := strings.Index(profile, "\nest:")
+	salt := []byte("of the tests")
+	encode := base64.RawStdEncoding.EncodeToString
+	hash := "$argon2id$v=19$m=19456,t=2,p=1$" + encode(salt) + "$" + encode(argon2.IDKey([]byte(password), salt, 2, 19456, 1, 32))
+	return profile[:i] + costly.ReplaceAllLiteralString(profile[i:], hash)
+}
+
 // estSite is the demo with a profile for each thing it has none for.
 func estSite(t *testing.T) string {
 	corp := []string{"default: true", "default: false"}
-	return variant(t, map[string]string{
+	files := map[string]string{
+		"profiles/corp.yaml":   demo(t, "profiles/corp.yaml"),
+		"profiles/modern.yaml": demo(t, "profiles/modern.yaml"),
+		"profiles/legacy.yaml": demo(t, "profiles/legacy.yaml"),
 		// A key made by the box.
 		"profiles/keys.yaml": demo(t, "profiles/corp.yaml", append(corp, "name: corp", "name: keys", "est:\n", "est:\n  server_key: ecdsa-p256\n")...),
 		// Held requests for clients that know nothing but passwords.
@@ -64,7 +84,13 @@ func estSite(t *testing.T) string {
 		"profiles/ticket.yaml": demo(t, "profiles/iot.yaml", "name: iot", "name: ticket", "certificate: [issued, {bundle: trust/bootstrap.pem}]", "challenge: true"),
 		// Nothing for devices without TLS 1.3.
 		"profiles/strict.yaml": demo(t, "profiles/modern.yaml", "name: modern", "name: strict", "est:\n  legacy_tls: true", "est:\n  legacy_tls: false"),
-	})
+	}
+	for path, content := range files {
+		if password := everyProfile[strings.TrimSuffix(filepath.Base(path), ".yaml")].password; password != "" {
+			files[path] = cheap(content, password)
+		}
+	}
+	return variant(t, files)
 }
 
 // TestEST: strongSwan, Bouncy Castle, and curl with openssl, on both listeners; then every combination
@@ -154,6 +180,12 @@ read_certs() { openssl base64 -d | openssl pkcs7 -inform DER -print_certs; }
 request() { openssl req -new -newkey "${3:-rsa:2048}" ${4:-} ${5:-} -nodes -keyout $1.key -subj "/CN=$2" -addext "subjectAltName=DNS:$2" -outform DER -out $1.der 2>/dev/null; }
 EST=%s/.well-known/est LEGACY=%s/.well-known/est PKI=%s/pki OCSP=%s/ocsp BUNDLE=%s
 `, root, s.ready.EST, s.ready.Legacy, s.ready.PKI, s.ready.OCSP, s.ready.CABundle)}
+}
+
+// in is the shell for a part of its test.
+func (x shell) in(t *testing.T) *shell {
+	x.t = t
+	return &x
 }
 
 // try runs a script and returns what it printed.
@@ -358,6 +390,17 @@ func (s *service) curlEST(t *testing.T, token, root string) {
 			}
 		}
 	}
+
+	// What the README tells people to type.
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(readme), "\n## EST\n")
+	_, typed, _ := strings.Cut(section, "\n```\n")
+	typed, _, _ = strings.Cut(typed, "\n```\n")
+	x.run(strings.NewReplacer("ca-bundle.pem", "$BUNDLE", "https://BOX", s.ready.EST).Replace(typed))
+	x.says("openssl verify -x509_strict -CAfile ca.pem dev.crt; openssl x509 -in dev.crt -noout -subject", "dev.crt: OK", "CN = dev.example.com")
 
 	// A factory's certificate lets a device in at iot.
 	x.run(fmt.Sprintf("request boot factory.test; openssl req -inform DER -in boot.der -out boot.csr; openssl x509 -req -in boot.csr -CA %[1]s.crt -CAkey %[1]s.key -days 1 -out boot.crt 2>/dev/null",

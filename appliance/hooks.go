@@ -24,6 +24,7 @@ import (
 	"signet.internal/appliance/challenge/intune"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/keys"
+	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 	"signet.internal/provision"
 	"signet.internal/webui"
@@ -91,7 +92,7 @@ func (h *complianceHook) Check(ctx context.Context, r enroll.Request) error {
 		return notCompliant{errors.New("the compliance webhook's URL cannot be used, run signet check on the site")}
 	}
 	question := compliance.Request{
-		Profile: r.Profile, Protocol: r.Protocol, Transaction: r.TransactionID, Identity: r.CSR.Identity(), Source: r.Source,
+		Profile: r.Profile, Protocol: r.Protocol, Transaction: r.TransactionID, Identity: r.CSR.Identity(), Subject: pki.FormatDN(r.CSR.RawSubject), SID: r.CSR.SID, Source: r.Source,
 		Renewal: r.Renewal, CSR: r.CSRSum,
 	}
 	for _, n := range r.CSR.SAN {
@@ -111,7 +112,7 @@ func (a *Appliance) putSecret(name string, value []byte, actor string) error {
 		return webui.ErrNoProfile
 	}
 	if kind != webui.SecretCompliance || s.hook == nil {
-		return &webui.ConflictError{What: "the profile needs no such secret", Mend: "Enter those that the profile's settings show."}
+		return &webui.ConflictError{What: "the profile needs no such secret", Mend: "enter those that the profile's settings show"}
 	}
 	key, err := webhookKey(value)
 	if err != nil {
@@ -321,7 +322,7 @@ func (s *intuneService) Failed(ctx context.Context, transaction string, csr []by
 // the newest. Key and certificate are made the first time, and its successor when the end is near.
 func (a *Appliance) intuneCertificate(s *settings, actor string) ([]byte, error) {
 	if s.intune == nil {
-		return nil, &webui.ConflictError{What: "the profile does not ask Intune", Mend: "Add challenges: {intune: …} to the profile and bake the site again."}
+		return nil, &webui.ConflictError{What: "the profile does not ask Intune", Mend: "add challenges: {intune: …} to the profile and bake the site again"}
 	}
 	s.intune.mu.Lock()
 	defer s.intune.mu.Unlock()

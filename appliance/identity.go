@@ -137,16 +137,6 @@ func (v *view) signer() (*x509.Certificate, crypto.Signer) {
 	return v.snapshot.RAs[0].Certificate, v.snapshot.RAs[0].Key
 }
 
-// active says whether every authority of the site can issue.
-func (id *identity) active() bool {
-	for name := range id.views {
-		if id.Snapshot(name).Active == nil {
-			return false
-		}
-	}
-	return true
-}
-
 // record is the audit record of something the box did for itself.
 func (a *Appliance) record(action audit.Action) audit.Record {
 	return audit.Record{Action: action, Actor: audit.ActorBox, Outcome: audit.OutcomeSuccess, Time: a.config.Now(), TimeSource: a.config.Boot.TimeSource}

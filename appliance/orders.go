@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 
-	"signet.internal/appliance/audit"
 	"signet.internal/appliance/authority"
 	"signet.internal/appliance/keys"
 	"signet.internal/appliance/pki"
@@ -120,13 +119,15 @@ func ordered(err error) error {
 	case errors.Is(err, authority.ErrUnknown):
 		return webui.ErrNoAuthority
 	case errors.Is(err, authority.ErrPrepared):
-		return conflict("Activate or cancel the generation that is there.")
+		return conflict("activate or cancel the generation that is there")
+	case errors.Is(err, authority.ErrOverlap):
+		return conflict("wait until the overlap of one is over")
 	case errors.Is(err, authority.ErrNotPrepared):
-		return conflict("Prepare the next generation first.")
+		return conflict("prepare the next generation first")
 	case errors.Is(err, authority.ErrWaiting):
-		return conflict("Have the authority's request signed and upload the chain.")
+		return conflict("have the authority's request signed and upload the chain")
 	case errors.Is(err, authority.ErrRoot):
-		return conflict("This authority signs itself; only subordinates take a chain.")
+		return conflict("this authority signs itself; only subordinates take a chain")
 	case errors.Is(err, pki.ErrChain):
 		return &webui.OrderError{Err: err}
 	case errors.Is(err, keys.ErrBusy):
@@ -186,10 +187,10 @@ func (o orders) PutSecret(name string, value []byte, actor string) error {
 }
 
 // IntuneRequest implements webui.Box.
-func (o orders) IntuneRequest(profile string) ([]byte, error) {
+func (o orders) IntuneRequest(profile, actor string) ([]byte, error) {
 	s, err := o.a.settingsOf(profile)
 	if err != nil {
 		return nil, err
 	}
-	return o.a.intuneCertificate(s, audit.ActorBox)
+	return o.a.intuneCertificate(s, actor)
 }

@@ -52,7 +52,7 @@ type service struct {
 }
 
 // freeBase finds room for the six listeners.
-func freeBase(t *testing.T) string {
+func freeBase(t testing.TB) string {
 	t.Helper()
 	for range 50 {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -78,13 +78,13 @@ func freeBase(t *testing.T) string {
 }
 
 // start runs the demo site on the TPM at spec with the given state directory.
-func start(t *testing.T, spec, state string) *service {
+func start(t testing.TB, spec, state string) *service {
 	t.Helper()
 	return startSite(t, demoSite, spec, state, nil)
 }
 
 // startSite runs the site in a directory.
-func startSite(t *testing.T, site, spec, state string, reload <-chan os.Signal) *service {
+func startSite(t testing.TB, site, spec, state string, reload <-chan os.Signal) *service {
 	t.Helper()
 	o := appliance.Options{
 		ConfigDir:  site,

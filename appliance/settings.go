@@ -231,7 +231,7 @@ func (s *settings) stopped(now time.Time) *handover.Condition {
 		case t.replaced != nil:
 			return is(expiredText(cert, "what replaces "+b.file), "Upload its successor on the console, or go back to the baked bundle.")
 		default:
-			return is(expiredText(cert, b.file), "Replace the certificate in the site and bake it again, or upload the bundle on the console; on a host replace the file and reload.")
+			return is(expiredText(cert, b.file), "Replace the certificate in the site and bake it again, or put another in its place (PUT /api/v1/profiles/"+s.profile.Name+"/bundles/"+b.name+"); on a host replace the file and reload.")
 		}
 	}
 	if broken := s.hashes.broken.Load(); broken != nil {
@@ -292,7 +292,7 @@ func (a *Appliance) put(name string, value []byte, record audit.Record) (*store.
 	if value == nil {
 		err := a.store.RemoveOverride(name, record)
 		if errors.Is(err, store.ErrNotFound) {
-			return nil, &webui.ConflictError{What: "what was baked is in use already", Mend: "Nothing has to be done."}
+			return nil, &webui.ConflictError{What: "what was baked is in use already", Mend: "nothing has to be done"}
 		}
 		return nil, err
 	}
@@ -309,7 +309,7 @@ func (a *Appliance) switchProfile(s *settings, off bool, reason, actor string) e
 	if off {
 		value, what = append([]byte{}, reason...), "off: "+reason
 	} else if s.off.Load() == nil {
-		return &webui.ConflictError{What: "the profile is on already", Mend: "Nothing has to be done; what else keeps it from issuing stands on the status page."}
+		return &webui.ConflictError{What: "the profile is on already", Mend: "nothing has to be done; what else keeps it from issuing stands on the status page"}
 	}
 	o, err := a.put(overrideOff(s.profile.Name), value, a.settingRecord(audit.ProfileSwitched, s, actor, what))
 	if err != nil {
@@ -322,7 +322,7 @@ func (a *Appliance) switchProfile(s *settings, off bool, reason, actor string) e
 // replaceChallenge replaces the hash of the shared challenge; "" goes back to the baked one.
 func (a *Appliance) replaceChallenge(s *settings, hash, actor string) error {
 	if s.static == nil {
-		return &webui.ConflictError{What: "the profile takes no challenge that all devices share", Mend: "Add challenges: {static: …} to the profile and bake the site again."}
+		return &webui.ConflictError{What: "the profile takes no challenge that all devices share", Mend: "add challenges: {static: …} to the profile and bake the site again"}
 	}
 	s.hashes.mu.Lock()
 	defer s.hashes.mu.Unlock()
@@ -334,7 +334,7 @@ func (a *Appliance) replacePassword(s *settings, user, hash, actor string) error
 	s.hashes.mu.Lock()
 	defer s.hashes.mu.Unlock()
 	if !slices.ContainsFunc(s.hashes.base.Basic, func(u provision.BasicUser) bool { return u.User == user }) {
-		return &webui.ConflictError{What: "the profile has no such user", Mend: "Add the user under est: in the profile and bake the site again."}
+		return &webui.ConflictError{What: "the profile has no such user", Mend: "add the user under est: in the profile and bake the site again"}
 	}
 	return a.replaceHash(s, user, overridePassword(s.profile.Name, user), hash, a.settingRecord(audit.TrustReplaced, s, actor, "password of "+user))
 }

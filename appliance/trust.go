@@ -211,7 +211,7 @@ func parseCertificates(text []byte) ([]*x509.Certificate, error) {
 func (a *Appliance) replaceBundle(s *settings, name string, text []byte, actor string) error {
 	b := s.bundle(name)
 	if b == nil {
-		return &webui.ConflictError{What: "the profile has no such bundle", Mend: "Name one of those that the profile's settings show; others take a new bake."}
+		return &webui.ConflictError{What: "the profile has no such bundle", Mend: "name one of those that the profile's settings show; others take a new bake"}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -219,7 +219,7 @@ func (a *Appliance) replaceBundle(s *settings, name string, text []byte, actor s
 	next, in := b.base.Load(), (*trusted)(nil)
 	if text == nil {
 		if cert := firstExpired(next.certificates, record.Time); cert != nil {
-			return &webui.ConflictError{What: expiredText(cert, b.file), Mend: "Upload its successor; the baked one would switch the profile off."}
+			return &webui.ConflictError{What: expiredText(cert, b.file), Mend: "upload its successor; the baked one would switch the profile off"}
 		}
 		record.Reason = trustedNow(next.certificates, b.file)
 	} else {
@@ -293,7 +293,7 @@ func (a *Appliance) reloadTrust(profile, actor string) (name string, err error) 
 		return "", webui.ErrNoSigned
 	}
 	if b.put.Load() != nil {
-		return "", &webui.ConflictError{What: "an administrator replaced these certificates, and the file is not in use", Mend: "Go back to the baked bundle first."}
+		return "", &webui.ConflictError{What: "an administrator replaced these certificates, and the file is not in use", Mend: "go back to the baked bundle first"}
 	}
 	return s.profile.Name, a.reload(s.profile.Name, b, actor)
 }

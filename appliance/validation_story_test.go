@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -47,10 +48,11 @@ func TestRevocation(t *testing.T) {
 		})
 	}
 	t.Run("the box's own certificates are good", func(t *testing.T) {
-		x.says("openssl ocsp -issuer ca.crt -cert ra.crt -url $OCSP/devices -CAfile ca.crt -no_nonce 2>&1", "ra.crt: good")
+		x.in(t).says("openssl ocsp -issuer ca.crt -cert ra.crt -url $OCSP/devices -CAfile ca.crt -no_nonce 2>&1", "ra.crt: good")
 	})
-	t.Run("nothing is chunked", func(t *testing.T) { s.rawAnswers(t, x) })
-	t.Run("must-staple", func(t *testing.T) { s.mustStaple(t, x) })
+	t.Run("nothing is chunked", func(t *testing.T) { s.rawAnswers(t, x.in(t)) })
+	t.Run("zlint", func(t *testing.T) { s.zlint(t, x.in(t), token) })
+	t.Run("must-staple", func(t *testing.T) { s.mustStaple(t, x.in(t)) })
 }
 
 // lifeOfCertificate asks about $X.crt of authority $CA in every way, revokes it, and asks again.
@@ -81,9 +83,17 @@ func (s *service) lifeOfCertificate(t *testing.T, x *shell, token, crt, authorit
 		openssl ocsp -issuer $CA.pem -cert $X.crt -no_nonce -respin answer -CAfile $CA.pem 2>&1`
 	x.says(get, "Response verify OK", ": good")
 
-	if code := s.api(t, "POST", "/api/v1/certificates/"+x.serial(crt)+"/revoke", token, map[string]string{"reason": "keyCompromise"}, nil); code != 200 {
-		t.Fatalf("revoking: HTTP %d", code)
+	revoke := func(reason string) {
+		t.Helper()
+		if code := s.api(t, "POST", "/api/v1/certificates/"+x.serial(crt)+"/revoke", token, map[string]string{"reason": reason}, nil); code != 200 {
+			t.Fatalf("revoking for %s: HTTP %d", reason, code)
+		}
 	}
+	revoke("certificateHold")
+	x.says("openssl ocsp -issuer $CA.pem -cert $X.crt -url $OCSP/$CA -CAfile $CA.pem 2>&1", ": revoked", "Reason: certificateHold")
+	revoke("removeFromCRL")
+	x.says(get, "Response verify OK", ": good")
+	revoke("keyCompromise")
 	for _, digest := range []string{"-sha1", "-sha256"} {
 		x.says("openssl ocsp "+digest+" -issuer $CA.pem -cert $X.crt -url $OCSP/$CA -CAfile $CA.pem 2>&1", "Response verify OK", ": revoked", "Reason: keyCompromise")
 	}
@@ -187,10 +197,57 @@ func (s *service) raw(t *testing.T, listener, request string) (head string, body
 	return string(before), body
 }
 
+// zlint holds one certificate of each kind the box makes against the rules of the RFCs.
+func (s *service) zlint(t *testing.T, x *shell, token string) {
+	install := exec.Command("go", "install", "github.com/zmap/zlint/v3/cmd/zlint@v3.6.8")
+	install.Dir, install.Env = x.dir, append(os.Environ(), "GOBIN="+x.dir, "GOFLAGS=")
+	if out, err := install.CombinedOutput(); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("zlint cannot be built: %v\n%s", err, out)
+		}
+		t.Skipf("zlint cannot be built: %v\n%s", err, out)
+	}
+	// Roots and the links between two of them, registration and responder certificates, those of TLS; scep.crt and est.crt are devices'.
+	s.order(t, "POST", "/api/v1/authorities/modern/next", token, nil)
+	x.run("C $EST/modern/cacerts | read_certs > all.pem")
+	for i, cert := range certificatesIn(t, filepath.Join(x.dir, "all.pem")) {
+		writeFile(t, filepath.Join(x.dir, fmt.Sprintf("authority%d.lint", i)), pemOf("CERTIFICATE", cert.Raw))
+	}
+	s.order(t, "DELETE", "/api/v1/authorities/modern/next", token, nil)
+	for i, suite := range []uint16{tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256} {
+		conn, err := tls.Dial("tcp", strings.TrimPrefix(s.ready.Legacy, "https://"), &tls.Config{
+			RootCAs: s.client.Transport.(*http.Transport).TLSClientConfig.RootCAs, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{suite},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(x.dir, fmt.Sprintf("tls%d.lint", i)), pemOf("CERTIFICATE", conn.ConnectionState().VerifiedChains[0][0].Raw))
+		writeFile(t, filepath.Join(x.dir, "tls-root.lint"), pemOf("CERTIFICATE", conn.ConnectionState().VerifiedChains[0][1].Raw))
+		conn.Close()
+	}
+	x.run("openssl ocsp -issuer modern.pem -cert est.crt -url $OCSP/modern -CAfile modern.pem -resp_text 2>&1 | sed -n '/BEGIN CERT/,/END CERT/p' > responder.lint; " +
+		"for name in devices.pem ra.crt scep.crt est.crt; do cp $name $name.lint; done")
+	for _, name := range strings.Fields(x.run("ls *.lint")) {
+		out, err := exec.Command(filepath.Join(x.dir, "zlint"), "-includeSources", "RFC5280,RFC3279,RFC5480,RFC5891,RFC8813", filepath.Join(x.dir, name)).Output()
+		if err != nil {
+			t.Fatalf("zlint %s: %v", name, err)
+		}
+		var results map[string]struct{ Result string }
+		if err := json.Unmarshal(out, &results); err != nil || len(results) < 100 {
+			t.Fatalf("zlint %s: %d results, %v", name, len(results), err)
+		}
+		for rule, r := range results {
+			if r.Result != "pass" && r.Result != "NA" && r.Result != "NE" && r.Result != "info" {
+				t.Errorf("%s: zlint's %s says %s", name, rule, r.Result)
+			}
+		}
+	}
+}
+
 // mustStaple: a certificate that has to be stapled, a web server that does and does not, and a client
 // that minds.
 func (s *service) mustStaple(t *testing.T, x *shell) {
-	nginx, client := needs(t, "nginx", "nginx-light"), needs(t, "gnutls-cli", "gnutls-bin")
+	nginx, client := needs(t, "/usr/sbin/nginx", "nginx-light"), needs(t, "gnutls-cli", "gnutls-bin")
 	x.run("request web localhost; openssl base64 -in web.der | post -u device:corp-demo-password $EST/staple/simpleenroll | read_certs > web.crt")
 	d := newDevice(t, s.ready.SCEPPlain+"/scep/staple")
 	if err := d.request("localhost", d.newKey("k.key"), "k.crt", "--password", "corp-demo-challenge"); err != nil {

@@ -1,7 +1,7 @@
 package provision
 
 import (
-	"bytes"
+	"fmt"
 	"time"
 
 	"github.com/goccy/go-yaml/ast"
@@ -11,6 +11,7 @@ import (
 
 // What an authority and the RA mean where the site does not say.
 const (
+	maxAuthorities  = 16 // each with a key, and with more of them later on
 	rootValidity    = 3650 * 24 * time.Hour
 	minRootValidity = 30 * 24 * time.Hour
 	maxRootValidity = 36500 * 24 * time.Hour
@@ -27,6 +28,10 @@ func (l *loader) readAuthorities(o *object) {
 	nodes := o.list("authorities")
 	if list, ok := o.value("authorities").(*ast.SequenceNode); ok && len(list.Values) == 0 {
 		o.failf("authorities", "write at least one authority", "the list is empty")
+	}
+	if len(nodes) > maxAuthorities {
+		o.failf("authorities", fmt.Sprintf("write at most %d; profiles share one", maxAuthorities), "%d authorities", len(nodes))
+		return
 	}
 	seen := map[string]bool{}
 	for i, n := range nodes {
@@ -52,7 +57,7 @@ func (l *loader) readAuthorities(o *object) {
 			}
 			authority.Subject, authority.SubjectText = raw, text
 			for _, other := range l.site.Authorities {
-				if err == nil && bytes.Equal(other.Subject, raw) {
+				if err == nil && pki.SameDN(other.Subject, raw) {
 					a.failf("subject", "give each authority a subject of its own: devices tell them apart by it", "authorities %s and %s have the same", other.Name, authority.Name)
 				}
 			}

@@ -144,8 +144,11 @@ func (l *loader) readSite() {
 	epoch, _ := o.number("epoch", 1, 1<<20)
 	l.site.Epoch = uint32(epoch)
 	if host, ok := o.text("public_host"); ok {
-		if _, err := netip.ParseAddr(host); err != nil && pki.CheckDNSName(host) != nil {
-			o.failf("public_host", "write a DNS name or an IP address, without scheme or port", "%q is neither", host)
+		const mend = "write a DNS name or an IP address, without scheme or port"
+		if a, err := netip.ParseAddr(host); err != nil && pki.CheckDNSName(host) != nil {
+			o.failf("public_host", mend, "%q is neither", host)
+		} else if err == nil && (a.IsUnspecified() || a.IsMulticast() || a.Zone() != "") {
+			o.failf("public_host", mend, "%s is an address no device reaches the box by", host)
 		}
 		l.site.PublicHost = host
 	}

@@ -116,6 +116,14 @@ func (l *loader) readTrustedProxies(o *object) {
 	}
 }
 
+// proxyBits is the least length of a network of proxies: no private one is shorter (RFC 1918, RFC 4193).
+func proxyBits(a netip.Addr) int {
+	if a.Is4() {
+		return 8
+	}
+	return 7
+}
+
 // proxyNetwork reads one network of trusted proxies; text is "" where a problem was reported.
 func proxyNetwork(o *object, field, text string) (netip.Prefix, bool) {
 	if text == "" {
@@ -127,7 +135,7 @@ func proxyNetwork(o *object, field, text string) (netip.Prefix, bool) {
 		o.failf(field, "write a network such as 192.0.2.0/28, or 192.0.2.7/32 for one address", "%q is not a network", text)
 	case network != network.Masked():
 		o.failf(field, fmt.Sprintf("write %s, or /%d for the one address", network.Masked(), network.Addr().BitLen()), "%s has address bits outside its mask", text)
-	case network.Bits() == 0:
+	case network.Bits() < proxyBits(network.Addr()):
 		o.failf(field, "write the addresses your proxies have", "%s is everybody: any device could say it is another", text)
 	default:
 		return network, true

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"signet.internal/appliance/pki"
 )
 
 // Weaknesses says, in one sentence each, what a site allows that a careful one would not. None of
@@ -53,17 +55,23 @@ func (p *Profile) weaknesses(proxied bool) []string {
 	if est == nil {
 		est = &EST{}
 	}
-	anyDNS := slices.Contains(p.config.SAN.DNS, "*")
+	// However the patterns are written: two names with nothing in common.
+	allowsAny := func(kind pki.Kind, names ...string) bool {
+		return !slices.ContainsFunc(names, func(n string) bool { return !p.Policy.Allows(pki.Name{Kind: kind, Value: n}) })
+	}
+	anyDNS := allowsAny(pki.DNS, "qzx-71.example", "w4.j.test")
+	anyAccount := slices.Contains(p.config.Usage.Extended, "smartcardLogon") && allowsAny(pki.UPN, "qzx@corp.example", "w4j@a.test")
 	// A user without names of its own is as good as a challenge all devices share.
 	anyUser := slices.ContainsFunc(est.Basic, func(u BasicUser) bool { return len(u.For) == 0 })
 	var weak []string
 	for _, w := range []weakness{
 		{p.SCEP.PlainHTTP, "plain_http lets somebody on the path swap the CA certificates a device fetches"},
 		// Other kinds of challenge are made for certain names.
-		{anyDNS && p.SCEP.Challenges.StaticHash != "", "whoever knows its challenge gets any DNS name (san: dns: [\"*\"])"},
-		{anyDNS && anyUser, "whoever knows a password of est.auth.basic gets any DNS name (san: dns: [\"*\"])"},
-		{anyDNS && est.Bundle != nil, "whoever has a certificate of " + est.File + " gets any DNS name (san: dns: [\"*\"])"},
-		{p.config.ADSID, "ad_sid keeps the Windows account a request names: whoever may enroll can log in as it"},
+		{anyDNS && p.SCEP.Challenges.StaticHash != "", "whoever knows its challenge gets any DNS name (san: dns)"},
+		{anyDNS && anyUser, "whoever knows a password of est.auth.basic gets any DNS name (san: dns)"},
+		{anyDNS && est.Bundle != nil, "whoever has a certificate of " + est.File + " gets any DNS name (san: dns)"},
+		{anyAccount, "whoever may enroll can log in as any user (smartcardLogon, and san: upn that allows every name)"},
+		{p.config.ADSID, "ad_sid keeps the Windows account a request names: whoever has a shared challenge or password without for can log in as any, one-time and signed challenges name theirs"},
 		{p.SCEP.Legacy.SHA1, "legacy.sha1 takes signatures that can be forged with effort"},
 		{p.SCEP.Legacy.DES3, "legacy.des3 answers in triple DES"},
 		{p.SCEP.Legacy.DESDecrypt, "legacy.des_decrypt takes challenges that whoever recorded them can read"},

@@ -19,6 +19,24 @@ func TestWeaknesses(t *testing.T) {
 			t.Errorf("nothing about %q in\n%s", want, weak)
 		}
 	}
+	// Any DNS name in other words, and any account to log in as.
+	f["profiles/corp.yaml"] = strings.NewReplacer("\"*.example.com\"", "'regex:.+'", "clientAuth", "clientAuth, smartcardLogon", "san: {", `san: {upn: ["*"], `).Replace(goodProfile)
+	if site, err = Load(f.fs()); err != nil {
+		t.Fatal(err)
+	}
+	weak = strings.Join(site.Weaknesses(), "\n")
+	for _, want := range []string{"any DNS name", "can log in as any user"} {
+		if !strings.Contains(weak, want) {
+			t.Errorf("nothing about %q in\n%s", want, weak)
+		}
+	}
+	f["profiles/corp.yaml"] = strings.NewReplacer("\"*.example.com\"", "'regex:.+\\.example\\.com'", "clientAuth", "smartcardLogon", "san: {", `san: {upn: ["*@example.com"], `).Replace(goodProfile)
+	if site, err = Load(f.fs()); err != nil {
+		t.Fatal(err)
+	}
+	if weak = strings.Join(site.Weaknesses(), "\n"); strings.Contains(weak, "any DNS name") || strings.Contains(weak, "any user") {
+		t.Errorf("names of one domain are called weak:\n%s", weak)
+	}
 	if !site.Demo() {
 		t.Error("not taken for the demo site")
 	}

@@ -49,8 +49,9 @@ type Box interface {
 	// PutSecret keeps a secret the box needs in clear, sealed. Its name is a kind of secret and a profile
 	// with a slash between them: "compliance/corp".
 	PutSecret(name string, value []byte, actor string) error
-	// IntuneRequest is the certificate, PEM, to register with Entra for a profile that asks Intune.
-	IntuneRequest(profile string) ([]byte, error)
+	// IntuneRequest is the certificate, PEM, to register with Entra for a profile that asks Intune; the first
+	// time it is made.
+	IntuneRequest(profile, actor string) ([]byte, error)
 }
 
 // Bundles of a profile: whose certificates it believes, for what.

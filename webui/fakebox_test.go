@@ -220,6 +220,6 @@ func (b *fakeBox) PutSecret(name string, value []byte, actor string) error {
 	})
 }
 
-func (b *fakeBox) IntuneRequest(profile string) ([]byte, error) {
+func (b *fakeBox) IntuneRequest(profile, _ string) ([]byte, error) {
 	return []byte("-----BEGIN CERTIFICATE-----\n"), nil
 }

@@ -192,7 +192,7 @@ func TestRouteRoles(t *testing.T) {
 		"PUT /api/v1/profiles/{name}/passwords/{user}":    "administrator",
 		"DELETE /api/v1/profiles/{name}/passwords/{user}": "administrator",
 		"PUT /api/v1/profiles/{name}/secrets/{kind}":      "administrator",
-		"GET /api/v1/profiles/{name}/intune/certificate":  "auditor",
+		"GET /api/v1/profiles/{name}/intune/certificate":  "administrator",
 
 		"GET /api/v1/admin/scep/profiles":             "administrator",
 		"GET /api/v1/admin/scep/intune/stats":         "administrator",

@@ -146,7 +146,7 @@ func settingsRoutes() []route {
 			id: "putSecret", summary: "Give the box a secret it needs in clear; it never comes back",
 			request: SecretRequest{}, responses: shown, refusals: refusals,
 		}, (*console).apiPutSecret},
-		{get, one + "/intune/certificate", auditor, &operation{
+		{get, one + "/intune/certificate", administrator, &operation{
 			id: "intuneCertificate", summary: "The certificate to register with Entra for a profile that asks Intune",
 			responses: []response{{http.StatusOK, "a PEM certificate", mediaPEM, nil}},
 			refusals:  refusals,
@@ -428,7 +428,7 @@ func (c *console) apiPutSecret(w http.ResponseWriter, r *http.Request, who princ
 	return c.showProfile(w, r)
 }
 
-func (c *console) apiIntuneCertificate(w http.ResponseWriter, r *http.Request, _ principal) error {
+func (c *console) apiIntuneCertificate(w http.ResponseWriter, r *http.Request, who principal) error {
 	s, err := c.cfg.Box.Settings(r.PathValue("name"))
 	if err != nil {
 		return err
@@ -436,7 +436,7 @@ func (c *console) apiIntuneCertificate(w http.ResponseWriter, r *http.Request, _
 	if !s.Intune {
 		return missingPart("challenges that Intune is asked about", nil)
 	}
-	certificate, err := c.cfg.Box.IntuneRequest(s.Profile)
+	certificate, err := c.cfg.Box.IntuneRequest(s.Profile, who.user)
 	if err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ package webui
 import (
 	"context"
 	"crypto/rand"
-	"crypto/x509"
 	"embed"
 	"errors"
 	"fmt"
@@ -52,21 +51,13 @@ type Config struct {
 
 // Site is what the console shows of the baked site and of its certificates.
 type Site struct {
-	Name        string
-	Version     string
-	PublicHost  string
-	Demo        bool // its keys and challenges are public: every page says so
-	Authorities []Authority
-	Profiles    []Profile
-	Conditions  []handover.Condition // what needs a person now, beyond the boot report's
-	Stopped     bool                 // nothing is issued now; one of Conditions says why
-}
-
-// Authority is one CA of the box and its registration authority.
-type Authority struct {
 	Name       string
-	Protection string // of the CA key: "resident" or "sealed"
-	CA, RA     *x509.Certificate
+	Version    string
+	PublicHost string
+	Demo       bool // its keys and challenges are public: every page says so
+	Profiles   []Profile
+	Conditions []handover.Condition // what needs a person now, beyond the boot report's
+	Stopped    bool                 // nothing is issued now; one of Conditions says why
 }
 
 // Profile is one enrollment profile and where devices reach it.

@@ -70,6 +70,8 @@ var (
 	ErrNotPrepared = errors.New("no next generation was prepared; prepare one first")
 	// ErrWaiting: the generation has no certificate yet.
 	ErrWaiting = errors.New("the authority waits for its certificate; have its request signed and upload the chain")
+	// ErrOverlap: as many registration keys as there may be still decrypt.
+	ErrOverlap = fmt.Errorf("%d registration keys still decrypt, and no more are made by order; wait until the overlap of one is over", maxRAs)
 	// ErrRoot: the order is one for subordinates.
 	ErrRoot = errors.New("this authority is its own root; nobody signs a request for it")
 )

@@ -311,6 +311,25 @@ func TestRARotates(t *testing.T) {
 	}
 }
 
+// Orders to rotate do not use up the room for keys that the authorities' next generations need.
+func TestRotatingWithoutEnd(t *testing.T) {
+	b := newBox(t)
+	rotated := 0
+	for ; rotated < 20; rotated++ {
+		if err := b.RotateRA(admin); err != nil {
+			wantIs(t, "one more", err, authority.ErrOverlap)
+			break
+		}
+	}
+	if rotated != 7 {
+		t.Fatalf("rotated %d times", rotated)
+	}
+	b.now = b.now.Add(30 * day)
+	must(t, b.Upkeep(b.now))
+	must(t, b.RotateRA(admin))
+	b.check()
+}
+
 // What an authority near its end cuts short is made once and not every minute.
 func TestNothingIsRenewedForNothing(t *testing.T) {
 	b := newBox(t)

@@ -369,7 +369,10 @@ type offline struct {
 	key  *ecdsa.PrivateKey
 }
 
-func newOffline(t testing.TB) *offline {
+func newOffline(t testing.TB) *offline { return newOfflineFor(t) }
+
+// newOfflineFor is a root that lets those below it certify names in these DNS domains only; none: any.
+func newOfflineFor(t testing.TB, domains ...string) *offline {
 	t.Helper()
 	o := &offline{t: t}
 	o.key = newKey(t)
@@ -377,6 +380,7 @@ func newOffline(t testing.TB) *offline {
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "Works offline root"},
 		NotBefore: epoch.Add(-day), NotAfter: epoch.Add(20 * 365 * day),
 		BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		PermittedDNSDomainsCritical: true, PermittedDNSDomains: domains,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, o.key.Public(), o.key)
 	must(t, err)

@@ -4,6 +4,9 @@ import (
 	"crypto/x509"
 	"testing"
 	"time"
+
+	"signet.internal/appliance/keys"
+	"signet.internal/provision"
 )
 
 // A clock that shows a time years ahead for a while, and then the right one again, costs nothing that
@@ -56,4 +59,57 @@ func TestClockJumpsAheadAndBack(t *testing.T) {
 	if actions := b.lastActions(1000); len(actions) != before {
 		t.Errorf("a minute later came %v", actions[:len(actions)-before])
 	}
+}
+
+// A state that is older than the keys, as after a disk was put back, is no reason to remove a key: one whose
+// number it has not come to may be what a later state issues with.
+func TestOlderStateRemovesNoKey(t *testing.T) {
+	b := newBox(t)
+	must(t, b.PrepareNext("devices", admin))
+	must(t, b.ActivateNext("devices", admin))
+	later := []keys.Spec{
+		{Name: "authority/devices.9", Algorithm: "ecdsa-p256", Protection: keys.Sealed},
+		{Name: "authority/gone.2", Algorithm: "ecdsa-p256", Protection: keys.Sealed},
+		{Name: "intune/laptops", Algorithm: "ecdsa-p256", Protection: keys.Sealed},
+		{Name: "ra.2", Algorithm: "rsa-2048", Protection: keys.Sealed},
+	}
+	for _, s := range later {
+		if _, err := b.holder.Create(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.reopen()
+	must(t, b.PrepareNext("devices", admin)) // takes up the third, and looks for keys nobody needs
+	must(t, b.Upkeep(b.now))
+	for _, s := range later {
+		if _, err := b.holder.Key(s.Name); err != nil {
+			t.Errorf("%s: %v", s.Name, err)
+		}
+	}
+}
+
+// A generation goes after its last certificate can be renewed late no more, by a clock that has shown that
+// for three days on end.
+func TestRetiredOnceTheClockStands(t *testing.T) {
+	b := newBox(t)
+	b.site.Profiles = []provision.Profile{{}, {Renewal: provision.Renewal{Grace: 20 * day}}}
+	must(t, b.PrepareNext("devices", admin))
+	must(t, b.ActivateNext("devices", admin))
+	issued(t, b.store, epoch.Add(90*day), epoch)
+	for _, at := range []struct {
+		days time.Duration
+		what string
+		gone bool
+	}{
+		{91, "its certificate has ended", false}, {95, "and can be renewed late", false},
+		{111, "nor that any more", false}, {105, "by a clock that was wrong", false}, {115, "and shows it again", false}, {117, "for two days", false},
+		{118, "for three days", true},
+	} {
+		b.now = epoch.Add(at.days * day)
+		must(t, b.Upkeep(b.now))
+		if gone := len(b.Snapshot("devices").Earlier) == 0; gone != at.gone {
+			t.Errorf("after %d days, %s: gone %t", at.days, at.what, gone)
+		}
+	}
+	b.check()
 }

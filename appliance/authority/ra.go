@@ -11,11 +11,24 @@ import (
 	"signet.internal/appliance/store"
 )
 
+// maxRAs bounds the registration keys that orders make: they share the room in KEYS with the authorities'
+// next generations.
+const maxRAs = 8
+
 // RotateRA makes a new registration key, which every active authority certifies. The one before decrypts
-// what is still sent to it for the site's overlap, and is removed then.
+// what is still sent to it for the site's overlap, and is removed then. Error: ErrOverlap.
 func (s *Set) RotateRA(actor string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	decrypt := map[int]bool{}
+	for _, a := range s.saved.Authorities {
+		for _, r := range a.RAs {
+			decrypt[r.Number] = true
+		}
+	}
+	if len(decrypt) >= maxRAs {
+		return ErrOverlap
+	}
 	return s.rotateRA(actor, s.cfg.Now())
 }
 

@@ -2,6 +2,7 @@ package authority
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
@@ -19,6 +20,7 @@ import (
 const (
 	maxChain    = 10
 	maxChainPEM = 128 << 10
+	maxChainRSA = 8192 // bits, as crypto/tls has it
 )
 
 // Request asks for a subordinate's certificate.
@@ -156,6 +158,10 @@ func parseChain(text []byte) ([]*x509.Certificate, error) {
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("%w: certificate %d is not readable: %v", pki.ErrChain, len(certs)+1, err)
+		}
+		// One signature by a larger key is minutes of work.
+		if k, ok := cert.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxChainRSA {
+			return nil, fmt.Errorf("%w: certificate %d has an RSA key of %d bits, more than %d, which clients refuse", pki.ErrChain, len(certs)+1, k.N.BitLen(), maxChainRSA)
 		}
 		if certs = append(certs, cert); len(certs) > maxChain {
 			return nil, fmt.Errorf("%w: it has more than %d certificates; upload those above this key only", pki.ErrChain, maxChain)

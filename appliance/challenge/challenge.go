@@ -85,7 +85,15 @@ type Verdict struct {
 	Guards []store.Guard
 
 	Identity string // the device the challenge was made for, "" for KindStatic and KindIntune
+
+	// SID is the Active Directory account that a KindOneTime or KindSigned was made for, "" for none.
+	// The request may name another: whether its certificate would is the profile's to say, so who issues
+	// it compares the two.
+	SID string
 }
+
+// IsForDevice reports whether the challenge was made for one device, whose names it binds.
+func (v Verdict) IsForDevice() bool { return v.Kind == KindOneTime || v.Kind == KindSigned }
 
 // Config says which kinds of challenges a profile takes; nil: not that kind.
 type Config struct {

@@ -251,6 +251,33 @@ func TestOneTimeBinding(t *testing.T) {
 	}
 }
 
+// The account a challenge is for is no subjectAltName: alone it leaves those as they are without any.
+func TestOneTimeAccount(t *testing.T) {
+	s := newStore(t)
+	o := newOneTime(t, s, "iot")
+	const sid = "S-1-5-21-1-2-3-1104"
+	for _, tt := range []struct {
+		bound []string
+		sid   string
+		names []string
+	}{
+		{nil, "", []string{"dns:printer-17.example.test"}},
+		{[]string{"sid:" + sid}, sid, []string{"dns:printer-17.example.test"}},
+		{[]string{"dns:a.test", "sid:" + sid}, sid, []string{"dns:a.test"}},
+	} {
+		v, err := o.Verify(Request{Challenge: mint(t, s, o, "printer-17", tt.bound...), CSR: csrFor(t, named("printer-17"), tt.names...), Now: epoch})
+		must(t, err)
+		if v.SID != tt.sid || !v.IsForDevice() {
+			t.Errorf("%v: %+v", tt.bound, v)
+		}
+	}
+	for _, kind := range []Kind{KindStatic, KindIntune, ""} {
+		if (Verdict{Kind: kind}).IsForDevice() {
+			t.Errorf("%q is for one device", kind)
+		}
+	}
+}
+
 func TestMintRefuses(t *testing.T) {
 	s := newStore(t)
 	o := newOneTime(t, s, "iot")
@@ -267,6 +294,9 @@ func TestMintRefuses(t *testing.T) {
 		"an empty name":           {"a", []string{"dns:"}, 0},
 		"an unknown kind":         {"a", []string{"registeredID:1.2.3"}, 0},
 		"a bad address":           {"a", []string{"ip:192.0.2"}, 0},
+		"a bad account":           {"a", []string{"sid:S-1-5-21-1-2-3-"}, 0},
+		"an account's name":       {"a", []string{"sid:admin"}, 0},
+		"two accounts":            {"a", []string{"sid:S-1-5-21-1-2-3-500", "sid:S-1-5-21-1-2-3-501"}, 0},
 		"too many names":          {"a", make([]string, maxBoundSAN+1), 0},
 	} {
 		secret, _, err := o.Mint(tt.cn, tt.sans, tt.ttl, epoch, func(store.Guard) error { t.Errorf("%s: saved", what); return nil })

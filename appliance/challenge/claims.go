@@ -93,6 +93,7 @@ type claims struct {
 	IssuedAt, Expires      time.Time
 	NotBefore              time.Time // zero: absent
 	DeviceName             string    // "": absent
+	SID                    string    // of the device's account in Active Directory, "": absent
 	Names                  []pki.Name
 	Covers                 []pki.Kind // kinds of names that have a claim, be it an empty one
 }
@@ -141,7 +142,7 @@ func (c *claims) read(o object) error {
 	}
 	c.Issuer, c.Subject, c.Nonce = text("iss", true), text("sub", true), text("nonce", true)
 	c.IssuedAt, c.Expires, c.NotBefore = instant("iat", true), instant("exp", true), instant("nbf", false)
-	c.DeviceName = text("device_name", false)
+	c.DeviceName, c.SID = text("device_name", false), text("ad_sid", false)
 	names("san_dns", pki.DNS)
 	names("san_rfc822", pki.Email)
 	names("san_upn", pki.UPN)

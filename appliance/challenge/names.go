@@ -58,12 +58,19 @@ func parseSAN(s string) (pki.Name, error) {
 		}
 		name.Value = addr.Unmap().String()
 	default:
-		return pki.Name{}, fmt.Errorf("name %.100q is of no known kind, write it as dns:, email:, ip:, uri: or upn: and the name", s)
+		return pki.Name{}, fmt.Errorf("name %.100q is of no known kind, write it as dns:, email:, ip:, uri:, upn: or sid: and the name", s)
 	}
 	if value == "" || len(value) > maxBoundCN {
 		return pki.Name{}, fmt.Errorf("name %.100q is empty or longer than %d bytes", s, maxBoundCN)
 	}
 	return name, nil
+}
+
+// isSID reports whether s is written like a security identifier ([MS-DTYP] §2.4.2.1).
+func isSID(s string) bool {
+	numbers, ok := strings.CutPrefix(s, "S-1-")
+	return ok && len(s) <= maxBoundCN && strings.Trim(numbers, "-0123456789") == "" && strings.Contains(numbers, "-") &&
+		!strings.Contains("-"+numbers+"-", "--")
 }
 
 // commonNames returns every common name of a DER subject, of which software differs in which it

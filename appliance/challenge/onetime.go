@@ -54,6 +54,7 @@ func NewOneTime(c OneTimeConfig) (*OneTime, error) {
 type binding struct {
 	CN   string     `json:"cn"`
 	SANs []pki.Name `json:"sans"` // nil: not bound, see OneTime.Mint
+	SID  string     `json:"sid,omitempty"`
 }
 
 // Mint makes a challenge of 128 random bits for the device cn, good for ttl from now on (0: the
@@ -63,7 +64,8 @@ type binding struct {
 // sans are the exact subjectAltNames the device may and must ask for, each written "kind:value" with
 // kind dns, email, ip, uri or upn. Without any, the device may ask for cn itself as a name of any
 // kind and for DNS names whose first label is cn. E-mail addresses in the subject are bound likewise;
-// what else the subject may say is the profile's to allow.
+// what else the subject may say is the profile's to allow. "sid:S-1-…", once, is the Active Directory
+// account that the device may be; without it, none.
 func (o *OneTime) Mint(cn string, sans []string, ttl time.Duration, now time.Time, save func(store.Guard) error) (secret string, expires time.Time, err error) {
 	if ttl == 0 {
 		ttl = o.c.TTL
@@ -79,6 +81,13 @@ func (o *OneTime) Mint(cn string, sans []string, ttl time.Duration, now time.Tim
 		return "", time.Time{}, fmt.Errorf("one-time challenge: %d names, at most %d can be bound", len(sans), maxBoundSAN)
 	}
 	for _, san := range sans {
+		if sid, ok := strings.CutPrefix(san, "sid:"); ok {
+			if b.SID != "" || !isSID(sid) {
+				return "", time.Time{}, fmt.Errorf("one-time challenge: %.100q is no account or a second one, write one as sid:S-1-5-21-…", san)
+			}
+			b.SID = sid
+			continue
+		}
 		name, err := parseSAN(san)
 		if err != nil {
 			return "", time.Time{}, fmt.Errorf("one-time challenge: %w", err)
@@ -139,7 +148,7 @@ func (o *OneTime) Verify(r Request) (Verdict, error) {
 		return refuse(ClaimMismatch, what)
 	}
 	g.Until = state.Until
-	return Verdict{Kind: KindOneTime, Guards: []store.Guard{g}, Identity: b.CN}, nil
+	return Verdict{Kind: KindOneTime, Guards: []store.Guard{g}, Identity: b.CN, SID: b.SID}, nil
 }
 
 // mismatch says how a CSR differs from what the challenge is bound to, "" where it does not.

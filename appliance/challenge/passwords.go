@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"signet.internal/appliance/challenge/phc"
+	"signet.internal/appliance/pki"
 )
 
 // ErrTooMany means that a source sent too many wrong passwords lately; nothing was verified.
@@ -30,6 +31,38 @@ type User struct {
 	Name string   // without colon (RFC 7617 §2)
 	Hash string   // argon2id, as `signet hash` prints it
 	For  []string // names that a CSR may be for; empty: any that the profile allows
+}
+
+// Mismatch says what a request asks for that the user is not for, "" where there is nothing: a common name
+// or, without one, what names the device instead, an e-mail address in the subject, a subjectAltName or an
+// Active Directory account.
+func (u User) Mismatch(csr *pki.Request) string {
+	if len(u.For) == 0 {
+		return ""
+	}
+	names := csr.Names()
+	if len(names) == 0 {
+		return "a request without common name and subjectAltName"
+	}
+	if names[0].Kind != pki.CN {
+		names = append(names, pki.Name{Kind: "device", Value: csr.Identity()})
+	}
+	addresses, err := subjectValues(csr.RawSubject, oidEmailAddress)
+	if err != nil {
+		return err.Error()
+	}
+	for _, address := range addresses {
+		names = append(names, pki.Name{Kind: "subject emailAddress", Value: address})
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(u.For, func(f string) bool { return fold(f) == fold(name.Value) }) {
+			return fmt.Sprintf("%s %q", name.Kind, name.Value)
+		}
+	}
+	if csr.SID != "" && !slices.Contains(u.For, csr.SID) { // an account to log in by
+		return "SID " + csr.SID
+	}
+	return ""
 }
 
 // Passwords verifies the HTTP Basic users of a profile. Each password is verified as a [Static]

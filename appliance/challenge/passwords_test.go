@@ -2,6 +2,7 @@ package challenge
 
 import (
 	"context"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -282,4 +283,38 @@ func TestReplaceStatic(t *testing.T) {
 		t.Errorf("the replaced challenge, which was known: %v", err)
 	}
 	must(t, s.Verify(ctx, device(t), "tahini"))
+}
+
+// A user with names is for these alone, whatever in the request is a name.
+func TestUserFor(t *testing.T) {
+	u := User{Name: "device", For: []string{"Kiosk", "k.example.test", "k@example.test", "192.0.2.7"}}
+	mailed := pkix.AttributeTypeAndValue{Type: oidEmailAddress, Value: "K@example.test"}
+	other := pkix.AttributeTypeAndValue{Type: oidEmailAddress, Value: "root@example.test"}
+	second := pkix.AttributeTypeAndValue{Type: oidCommonName, Value: "kiosk"}
+	for _, c := range []struct {
+		subject pkix.Name
+		sans    []string
+		ok      bool
+	}{
+		{named("kiosk"), nil, true},
+		{named("KIOSK"), []string{"dns:K.example.test", "ip:192.0.2.7"}, true},
+		{pkix.Name{}, []string{"dns:k.example.test"}, true},
+		{pkix.Name{CommonName: "kiosk", ExtraNames: []pkix.AttributeTypeAndValue{mailed, second}}, nil, true},
+		{pkix.Name{}, nil, false},
+		{named("\u212aiosk"), nil, false},
+		{named("kio\u017fk"), nil, false},
+		{pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{{Type: oidCommonName, Value: "root"}, second}}, nil, false},
+		{pkix.Name{ExtraNames: []pkix.AttributeTypeAndValue{second, other}}, nil, false},
+		{pkix.Name{SerialNumber: "root"}, []string{"dns:k.example.test"}, false},
+		{named("kiosk"), []string{"dns:root.example.test"}, false},
+		{named("kiosk"), []string{"upn:root@example.test"}, false},
+		{named("kiosk"), []string{"uri:tag:microsoft.com,2022-09-14:sid:S-1-5-21-1-2-3-500"}, false},
+	} {
+		if what := u.Mismatch(csrFor(t, c.subject, c.sans...)); (what == "") != c.ok {
+			t.Errorf("%v %v: %q", c.subject, c.sans, what)
+		}
+		if what := (User{}).Mismatch(csrFor(t, c.subject, c.sans...)); what != "" {
+			t.Errorf("a user for any name: %q", what)
+		}
+	}
 }

@@ -134,7 +134,7 @@ func (s *Signed) verify(r Request) (Verdict, error) {
 			return Verdict{}, err
 		}
 	}
-	return Verdict{Kind: KindSigned, Guards: guards, Identity: c.Subject}, nil
+	return Verdict{Kind: KindSigned, Guards: guards, Identity: c.Subject, SID: c.SID}, nil
 }
 
 // deadline is when a challenge ends by the signer's clock.

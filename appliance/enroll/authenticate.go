@@ -94,16 +94,29 @@ func (e *Engine) challenge(ctx context.Context, x *attempt, now time.Time) error
 	v, err := x.profile.Challenges.Verify(ctx, challenge.Request{
 		Challenge: x.Proof.Challenge, CSR: x.CSR, Transaction: x.key, TransactionID: x.TransactionID, Source: x.Source, Now: now,
 	})
-	switch {
-	case errors.Is(err, challenge.ErrWrong):
-		return fmt.Errorf("%w: %w", ErrChallenge, err)
-	case errors.Is(err, challenge.ErrBusy):
-		return fmt.Errorf("%w: %w", ErrBusy, err)
-	case err != nil:
-		return err
+	if err != nil {
+		return challengeError(err, ErrChallenge)
 	}
 	x.verdict = v
 	return nil
+}
+
+// challengeError says what it means to the sender that a challenge or password was not found good; wrong
+// is what a wrong one is. What says nothing about it is the box's own trouble.
+func challengeError(err, wrong error) error {
+	means := ErrUnavailable
+	switch {
+	case errors.Is(err, challenge.ErrWrong):
+		means = wrong
+	case errors.Is(err, challenge.ErrTooMany):
+		means = ErrTooManyFailures
+	case errors.Is(err, challenge.ErrBusy):
+		means = ErrBusy
+	case errors.Is(err, challenge.ErrNoVerdict): // whatever kept it from one, its time limit among others
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	}
+	return fmt.Errorf("%w: %w", means, err)
 }
 
 // origin is a certificate that is renewed.
@@ -148,8 +161,11 @@ func (e *Engine) renewed(x *attempt, chain []*x509.Certificate, now time.Time) (
 		return nil, err
 	}
 	isReplaced := t.Revoked() && t.Reason == reasonSuperseded && t.SupersededBy != ""
+	isCompromised, err := e.isCompromised(cert.RawSubjectPublicKeyInfo)
 	switch {
-	case t.Revoked() && !isReplaced:
+	case err != nil:
+		return nil, err
+	case isCompromised, t.Revoked() && !isReplaced:
 		return nil, ErrSignerRevoked
 	case now.After(cert.NotAfter.Add(p.Renewal.Grace)):
 		return nil, ErrSignerExpired
@@ -204,7 +220,8 @@ func verifyClient(chain []*x509.Certificate, roots *x509.CertPool, now time.Time
 }
 
 // lookUp returns what the store knows of a certificate, nil if it did not issue exactly that one or
-// holds it back.
+// holds it back. One it issued with its signature written in another way is refused: where some bundle
+// has the authority of it, it would be taken there for one of which nothing is known.
 func (e *Engine) lookUp(cert *x509.Certificate) (*store.Transaction, error) {
 	t, err := e.store.Transaction(serialText(cert.SerialNumber))
 	if errors.Is(err, store.ErrNotFound) {
@@ -212,6 +229,9 @@ func (e *Engine) lookUp(cert *x509.Certificate) (*store.Transaction, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if bytes.Equal(t.Template, cert.RawTBSCertificate) && !bytes.Equal(t.Certificate, cert.Raw) {
+		return nil, fmt.Errorf("%w: its signature is not the one that was made", ErrSignerUnknown)
 	}
 	if t.State != store.Issued || t.Withheld || !bytes.Equal(t.Certificate, cert.Raw) {
 		return nil, nil
@@ -271,6 +291,9 @@ func (x *attempt) reason() string {
 		parts = append(parts, "renews "+x.supersedes)
 	} else if x.renews != nil {
 		parts = append(parts, "renews "+serialText(x.renews.SerialNumber)+" of "+pki.FormatDN(x.renews.RawIssuer))
+	}
+	if x.user != nil {
+		parts = append(parts, "user "+x.user.Name)
 	}
 	if text := x.CSR.OtherNames(); text != "" {
 		parts = append(parts, text)

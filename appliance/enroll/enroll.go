@@ -203,7 +203,7 @@ func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 	x, err := e.authenticate(ctx, r)
 	if err != nil {
 		e.refuseUnauthenticated(r, err)
-		return nil, err
+		return nil, &unproven{err}
 	}
 
 	// From here on the sender is known, and each refusal has its own record, within a bound.
@@ -220,6 +220,15 @@ func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 	}
 	return res, nil
 }
+
+// unproven is why a request was refused before anything but its proof was looked at.
+type unproven struct{ error }
+
+func (u *unproven) Unwrap() error { return u.error }
+
+// IsUnproven reports whether an error of Enroll came before anything of the request but its proof was
+// looked at: its key was used for nothing.
+func IsUnproven(err error) bool { return errors.As(err, new(*unproven)) }
 
 // decide answers an authenticated request.
 func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
@@ -253,6 +262,9 @@ func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := x.checkAccount(prepared); err != nil {
+		return nil, err
+	}
 	if err := ctx.Err(); err != nil { // the caller's patience counts up to here and no further
 		return nil, err
 	}
@@ -275,6 +287,9 @@ func (e *Engine) decide(ctx context.Context, x *attempt) (*Result, error) {
 // prepare decides what would be signed for x, or refuses. Nothing is recorded.
 func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.Prepared, error) {
 	if x.profile.Compliance != nil {
+		if err := x.checkOneName(); err != nil {
+			return nil, err
+		}
 		asked := x.Request
 		asked.CSRSum, asked.Renewal = x.csrSum, x.renews != nil
 		if err := x.profile.Compliance(ctx, asked); err != nil {
@@ -307,6 +322,22 @@ func (e *Engine) prepare(ctx context.Context, x *attempt, now time.Time) (*pki.P
 	return prepared, nil
 }
 
+// checkOneName refuses several common names where a compliance check decides: it is asked about one of
+// them, and software differs in which it believes.
+func (x *attempt) checkOneName() error {
+	first := ""
+	for _, name := range x.CSR.Names() {
+		switch {
+		case name.Kind != pki.CN:
+		case first == "":
+			first = name.Value
+		case first != name.Value:
+			return &pki.PolicyError{Rule: "compliance", Value: fmt.Sprintf("several common names, %q besides %q", name.Value, first)}
+		}
+	}
+	return nil
+}
+
 // intent is what the store records before anything is signed.
 func (e *Engine) intent(x *attempt, prepared *pki.Prepared, now time.Time) store.Intent {
 	signerKey, publicKey, issuer := sha256.Sum256(x.Proof.SignerSPKI), sha256.Sum256(x.CSR.RawSPKI), x.issuer.ID()
@@ -331,14 +362,21 @@ var errCompromised = &pki.PolicyError{Rule: "keys", Value: "a key whose certific
 // checkKey refuses a compromised key. The store does so again where it counts; here the refusal comes
 // before anything is held or answered from before.
 func (e *Engine) checkKey(x *attempt) error {
-	isCompromised, err := e.store.IsCompromised(sha256.Sum256(x.CSR.RawSPKI))
+	isCompromised, err := e.isCompromised(x.CSR.RawSPKI)
+	if err == nil && isCompromised {
+		err = errCompromised
+	}
+	return err
+}
+
+// isCompromised reports whether a certificate of a key (SubjectPublicKeyInfo, DER) was revoked because
+// others have the key.
+func (e *Engine) isCompromised(spki []byte) (bool, error) {
+	isCompromised, err := e.store.IsCompromised(sha256.Sum256(spki))
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return false, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if isCompromised {
-		return errCompromised
-	}
-	return nil
+	return isCompromised, nil
 }
 
 // storeError says what a refused Begin or Hold means to the sender.

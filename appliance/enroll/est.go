@@ -5,8 +5,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	"signet.internal/appliance/challenge"
@@ -107,48 +105,24 @@ func (e *Engine) credentials(ctx context.Context, x *attempt, now time.Time) err
 		case errors.As(err, &refused), errors.Is(err, challenge.ErrWrong) && takes.Basic == nil:
 			return fmt.Errorf("%w: %w", ErrCredentials, err)
 		case !errors.Is(err, challenge.ErrWrong):
-			return credentialsError(err)
+			return challengeError(err, ErrCredentials)
 		}
 	}
 	user, err := takes.Basic.Verify(ctx, x.Source, c.User, c.Password)
 	if err != nil {
-		return credentialsError(err)
+		return challengeError(err, ErrCredentials)
 	}
 	x.key, x.user = keyEST(x, "user", user.Name), &user
 	return nil
 }
 
-func credentialsError(err error) error {
-	for is, means := range map[error]error{
-		challenge.ErrWrong:       ErrCredentials,
-		challenge.ErrTooMany:     ErrTooManyFailures,
-		challenge.ErrBusy:        ErrBusy,
-		context.Canceled:         context.Canceled,
-		context.DeadlineExceeded: context.DeadlineExceeded,
-	} {
-		if errors.Is(err, is) {
-			return fmt.Errorf("%w: %w", means, err)
-		}
-	}
-	return fmt.Errorf("%w: %w", ErrUnavailable, err)
-}
-
 // checkUser refuses a request that names something else than its user is for.
 func (x *attempt) checkUser() error {
-	if x.user == nil || len(x.user.For) == 0 {
+	if x.user == nil {
 		return nil
 	}
-	names := x.CSR.Names()
-	if len(names) == 0 {
-		return &pki.PolicyError{Rule: "est.auth.basic.for", Value: "a request without common name and subjectAltName"}
-	}
-	for _, name := range names {
-		if !slices.ContainsFunc(x.user.For, func(f string) bool { return strings.EqualFold(f, name.Value) }) {
-			return &pki.PolicyError{Rule: "est.auth.basic.for", Value: fmt.Sprintf("%s %q", name.Kind, name.Value)}
-		}
-	}
-	if sid := x.CSR.SID; sid != "" && !slices.Contains(x.user.For, sid) { // an account to log in by
-		return &pki.PolicyError{Rule: "est.auth.basic.for", Value: "SID " + sid}
+	if what := x.user.Mismatch(x.CSR); what != "" {
+		return &pki.PolicyError{Rule: "est.auth.basic.for", Value: what}
 	}
 	return nil
 }

@@ -249,13 +249,19 @@ func (e *Engine) resume(h store.Held) (*attempt, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	if t.Revoked() {
-		return nil, ErrSignerRevoked
-	}
 	if x.renews, err = x509.ParseCertificate(t.Certificate); err != nil {
 		return nil, fmt.Errorf("reading certificate to be renewed: %w", err)
 	}
-	return x, nil
+	return x, e.checkRenewed(x.renews)
+}
+
+// checkRenewed refuses to renew a certificate that was revoked, or whose key was, while a request waited.
+func (e *Engine) checkRenewed(cert *x509.Certificate) error {
+	isRevoked, err := e.IsRevoked(cert)
+	if err == nil && isRevoked {
+		err = ErrSignerRevoked
+	}
+	return err
 }
 
 // resumeFromOther makes x a renewal again of another authority's certificate, where h is one.
@@ -266,11 +272,7 @@ func (e *Engine) resumeFromOther(x *attempt, h store.Held) (err error) {
 	if x.renews, err = x509.ParseCertificate(h.Renews); err != nil {
 		return fmt.Errorf("reading certificate to be renewed: %w", err)
 	}
-	isRevoked, err := e.IsRevoked(x.renews)
-	if err == nil && isRevoked {
-		err = ErrSignerRevoked
-	}
-	return err
+	return e.checkRenewed(x.renews)
 }
 
 // expireHeld denies what waited for a person for too long.

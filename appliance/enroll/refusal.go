@@ -118,8 +118,10 @@ func (e *Engine) refuse(x *attempt, cause error) error {
 			TransactionID: x.TransactionID, Identity: x.CSR.Identity(), Reason: "too many certificates within an hour",
 		})
 		return cause
-	case errors.Is(cause, ErrBusy), errors.Is(cause, ErrUnavailable),
-		errors.Is(cause, context.Canceled), errors.Is(cause, context.DeadlineExceeded):
+	case errors.Is(cause, ErrBusy), errors.Is(cause, ErrUnavailable):
+		return cause
+	case errors.Is(cause, ErrCompliance): // also where the hook's time was over
+	case errors.Is(cause, context.Canceled), errors.Is(cause, context.DeadlineExceeded):
 		return cause
 	}
 	if !e.refusals.addKnown(x.Source) {

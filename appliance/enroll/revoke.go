@@ -158,10 +158,18 @@ func (e *Engine) Certificate(profile string, issuer []byte, serial *big.Int) ([]
 	return t.Certificate, nil
 }
 
-// IsRevoked reports whether this box had that certificate signed and it is revoked, on hold, or of a
-// serial that was burnt. What was signed decides and not the signature under it: whoever holds a
+// IsRevoked reports whether a certificate proves nothing any more: whether this box had it signed and it
+// is revoked, on hold, or of a serial that was burnt, or whether any certificate of its key was revoked
+// because others have the key. What was signed decides and not the signature under it: whoever holds a
 // certificate can write an ECDSA signature in a second way that verifies as well.
 func (e *Engine) IsRevoked(cert *x509.Certificate) (bool, error) {
+	spki := cert.RawSubjectPublicKeyInfo
+	if canonical, err := x509.MarshalPKIXPublicKey(cert.PublicKey); err == nil { // as in requests, see pki.ParseRequest
+		spki = canonical
+	}
+	if isCompromised, err := e.isCompromised(spki); err != nil || isCompromised {
+		return isCompromised, err
+	}
 	t, err := e.store.Transaction(serialText(cert.SerialNumber))
 	if errors.Is(err, store.ErrNotFound) {
 		return false, nil

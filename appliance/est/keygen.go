@@ -1,13 +1,13 @@
 package est
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"math/big"
 	"net/http"
@@ -37,12 +37,12 @@ func (s *Server) serverKeyGen(x *exchange, req enroll.Request) {
 		s.failCounted(x, refuse(http.StatusBadRequest, "this profile hands out no encrypted keys: ask for none to be encrypted, or make the key on the device"))
 		return
 	}
-	key, err := x.profile.keys.take()
+	key, err := x.profile.keys.take(x.r.Context())
 	if err != nil {
 		s.fail(x, err)
 		return
 	}
-	isUnused := false
+	isUnused := true
 	defer func() {
 		if isUnused {
 			x.profile.keys.putBack(key)
@@ -61,9 +61,10 @@ func (s *Server) serverKeyGen(x *exchange, req enroll.Request) {
 		return
 	}
 	req.AnswerNow = true
+	isUnused = false // whatever becomes of the engine
 	res, err := s.engine.Enroll(x.r.Context(), req)
+	isUnused = enroll.IsUnproven(err)
 	if err != nil {
-		isUnused = isUnproven(err)
 		s.fail(x, err)
 		return
 	}
@@ -76,16 +77,6 @@ func (s *Server) serverKeyGen(x *exchange, req enroll.Request) {
 	contentType, body := multipart(linesFor(x.r), part, mimePart{contentTypeCertsOnly, certificate})
 	defer clear(body)
 	x.reply(http.StatusOK, contentType, body)
-}
-
-// isUnproven tells whether the engine refused a request before it looked at what is asked for, its key included.
-func isUnproven(err error) bool {
-	for _, e := range []error{enroll.ErrUnauthenticated, enroll.ErrCredentials, enroll.ErrTooManyFailures, enroll.ErrNotOffered, enroll.ErrProfileOff} {
-		if errors.Is(err, e) {
-			return true
-		}
-	}
-	return false
 }
 
 // keyPart is the private key as it is handed out (RFC 7030 §4.4.2): for a recipient in CMS, else as it is, for TLS to protect.
@@ -139,23 +130,30 @@ func multipart(l lines, parts ...mimePart) (contentType string, body []byte) {
 }
 
 // keyMaker makes keys of one kind. RSA keys take long enough to make that whoever asks for them without a proof could keep a
-// processor busy. They are therefore made one at a time, and the key made for a request that proved nothing is used for the next:
-// nobody has seen it.
+// processor busy. They are therefore made one at a time, few requests wait for one, so that others are answered meanwhile, and the key
+// made for a request that proved nothing is used for the next: nobody has seen it.
 type keyMaker struct {
 	generate func() (crypto.Signer, error)
 	isCheap  bool // no key is worth keeping
 
-	making sync.Mutex // held while a key is made
-	mu     sync.Mutex // guards unused
-	unused []crypto.Signer
+	waiting chan struct{} // one element per request that waits for a key, the one it is made for among them
+	making  chan struct{} // one element while a key is made
+	mu      sync.Mutex    // guards unused
+	unused  []crypto.Signer
 }
+
+// maxMaking is how many requests wait for a key to be made.
+const maxMaking = 4
 
 func newKeyMaker(algorithm string) (*keyMaker, error) {
 	onCurve := func(c elliptic.Curve) *keyMaker {
 		return &keyMaker{isCheap: true, generate: func() (crypto.Signer, error) { return ecdsa.GenerateKey(c, rand.Reader) }}
 	}
 	ofBits := func(n int) *keyMaker {
-		return &keyMaker{generate: func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, n) }}
+		return &keyMaker{
+			generate: func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, n) },
+			waiting:  make(chan struct{}, maxMaking), making: make(chan struct{}, 1),
+		}
 	}
 	switch algorithm {
 	case "ecdsa-p256":
@@ -172,12 +170,25 @@ func newKeyMaker(algorithm string) (*keyMaker, error) {
 	return nil, fmt.Errorf("serverkeygen cannot make a key of kind %q: use rsa-2048, rsa-3072, rsa-4096, ecdsa-p256 or ecdsa-p384", algorithm)
 }
 
-// take returns a key that nobody has.
-func (m *keyMaker) take() (crypto.Signer, error) {
+// take returns a key that nobody has. The error is enroll.ErrBusy where too many wait for one, or ctx's.
+func (m *keyMaker) take(ctx context.Context) (crypto.Signer, error) {
 	if !m.isCheap {
-		m.making.Lock() // whoever waits here may find a key that was put back meanwhile
-		defer m.making.Unlock()
 		if key := m.kept(); key != nil {
+			return key, nil
+		}
+		select {
+		case m.waiting <- struct{}{}:
+			defer func() { <-m.waiting }()
+		default:
+			return nil, fmt.Errorf("making a key: %w", enroll.ErrBusy)
+		}
+		select {
+		case m.making <- struct{}{}:
+			defer func() { <-m.making }()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if key := m.kept(); key != nil { // put back meanwhile
 			return key, nil
 		}
 	}

@@ -9,15 +9,19 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"io"
 	"math/big"
 	"mime"
 	mimemultipart "mime/multipart"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/enroll"
@@ -188,10 +192,79 @@ func TestKeysAreMadeOnce(t *testing.T) {
 	if made != 1 || len(maker.unused) != 0 {
 		t.Errorf("%d keys made, %d kept after one was handed out", made, len(maker.unused))
 	}
-	for _, e := range []error{enroll.ErrUnavailable, enroll.ErrBusy, enroll.ErrHold, enroll.ErrDuplicateKey, errors.New("unknown"), context.Canceled} {
-		if isUnproven(e) {
-			t.Errorf("%v: the key would be used again", e)
+	ou := must(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "dev", PostalCode: []string{"1"}}}, d.key))
+	s.refused(d.do("POST", "keys/serverkeygen", ou), 400, "not allowed")
+	if made != 2 || len(maker.unused) != 0 {
+		t.Errorf("%d keys made, %d kept after a sender with a good password was refused", made, len(maker.unused))
+	}
+}
+
+// Who leaves before the password is verified, or cannot be encrypted to, costs no key either.
+func TestKeysOfThoseWhoLeave(t *testing.T) {
+	s := newService(t, nil)
+	maker := s.server.profiles["keys"].keys
+	made := 0
+	generate := maker.generate
+	maker.generate = func() (crypto.Signer, error) { made++; return generate() }
+	d := s.device("dev")
+	key, err := maker.take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	maker.putBack(key)
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	for range 8 {
+		r := httptest.NewRequestWithContext(ctx, http.MethodPost, "https://box/.well-known/est/keys/serverkeygen", bytes.NewReader(d.csr()))
+		r.Header.Set("Content-Type", "application/pkcs10")
+		r.SetBasicAuth(user, "wrong-password")
+		s.server.Handler(false).ServeHTTP(httptest.NewRecorder(), r)
+	}
+	p224 := must(ecdsa.GenerateKey(elliptic.P224(), rand.Reader))
+	cert := parse(t, s.bootstrap.device(t, "dev", p224, x509.KeyUsageKeyAgreement).Certificate[0])
+	r := httptest.NewRequest(http.MethodPost, "https://box/.well-known/est/keys/serverkeygen",
+		bytes.NewReader(d.csr(attribute(oidAsymmDecryptKeyID, octets("key of dev")))))
+	r.Header.Set("Content-Type", "application/pkcs10")
+	r.TLS.PeerCertificates = []*x509.Certificate{cert}
+	w := httptest.NewRecorder()
+	if s.server.Handler(false).ServeHTTP(w, r); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "P-256") {
+		t.Errorf("to a key on P-224: %d %s", w.Code, w.Body)
+	}
+	if made != 1 || len(maker.unused) != 1 {
+		t.Errorf("%d keys made, %d kept", made, len(maker.unused))
+	}
+}
+
+// Few requests wait for a key; those beyond are told to come again.
+func TestFewWaitForKeys(t *testing.T) {
+	m, err := newKeyMaker("rsa-2048")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.making <- struct{}{}
+	ctx, leave := context.WithCancel(t.Context())
+	ended := make(chan error)
+	for range maxMaking {
+		go func() {
+			_, err := m.take(ctx)
+			ended <- err
+		}()
+	}
+	for len(m.waiting) < maxMaking {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := m.take(ctx); !errors.Is(err, enroll.ErrBusy) {
+		t.Errorf("one more: %v", err)
+	}
+	leave()
+	for range maxMaking {
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("who left: %v", err)
 		}
+	}
+	<-m.making
+	if key, err := m.take(t.Context()); err != nil || key == nil {
+		t.Errorf("afterwards: %v", err)
 	}
 }
 
@@ -231,7 +304,7 @@ func TestKeyMakers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key, err := m.take()
+	key, err := m.take(t.Context())
 	if err != nil || key.Public().(*ecdsa.PublicKey).Curve != elliptic.P384() {
 		t.Errorf("%v, %v", key, err)
 	}

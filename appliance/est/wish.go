@@ -84,6 +84,14 @@ func readCapabilities(values cryptobyte.String) ([]asn1.ObjectIdentifier, bool) 
 	return all, true
 }
 
+// Bounds of an RSA key to encrypt to, in bits: crypto/rsa takes no smaller one, and no device shows a larger one in TLS.
+const (
+	minRSABits = 1024
+	maxRSABits = 8192
+)
+
+var errRecipientKey = refuse(http.StatusBadRequest, "nothing is encrypted to a key like that of the client certificate: connect with one over RSA of 2048 bits or more, P-256 or P-384")
+
 // recipient returns whom to encrypt the new key to, nil where the device does not ask for that. A wish that cannot be met is an error:
 // no key leaves the box less protected than was asked for.
 //
@@ -97,14 +105,20 @@ func (w wish) recipient(peer []*x509.Certificate) (*recipient, error) {
 	}
 	r := &recipient{certificate: peer[0]}
 	var usage x509.KeyUsage
-	switch peer[0].PublicKey.(type) {
+	switch key := peer[0].PublicKey.(type) {
 	case *rsa.PublicKey:
+		if bits := key.N.BitLen(); bits < minRSABits || bits > maxRSABits {
+			return nil, errRecipientKey
+		}
 		usage = x509.KeyUsageKeyEncipherment
 		r.cipher = pick(w.capabilities, contentCiphers)
 		if !w.allows(oidRSAEncryption, oidRSAESOAEP) {
 			r.cipher = nil
 		}
 	case *ecdsa.PublicKey:
+		if _, err := key.ECDH(); err != nil {
+			return nil, errRecipientKey
+		}
 		usage = x509.KeyUsageKeyAgreement
 		r.cipher = pick(w.capabilities, contentCiphers)
 		if r.wrap = pick(w.capabilities, keyWraps); r.wrap == nil { // many name ciphers alone

@@ -104,6 +104,7 @@ func TestWish(t *testing.T) {
 		"secret key besides":     {attributes: [][]byte{id, attribute(oidDecryptKeyID, octets("secret"))}, peer: withRSA, refused: "shares no secret keys"},
 		"no certificate":         {attributes: [][]byte{id}, refused: "no key of this identifier"},
 		"another key":            {attributes: [][]byte{attribute(oidAsymmDecryptKeyID, octets("key of other"))}, peer: withRSA, refused: "no key of this identifier"},
+		"P-224":                  {attributes: [][]byte{id}, peer: certificate(must(ecdsa.GenerateKey(elliptic.P224(), rand.Reader)), 0), refused: "P-256 or P-384"},
 		"for signatures":         {attributes: [][]byte{id}, peer: certificate(rsaKeys()[3], x509.KeyUsageDigitalSignature), refused: "not for encryption"},
 		"EC for key transport":   {attributes: [][]byte{id}, peer: certificate(ec, x509.KeyUsageKeyEncipherment), refused: "not for encryption"},
 		"only 3DES":              {attributes: [][]byte{id, capabilities(asn1.ObjectIdentifier{1, 2, 840, 113549, 3, 7})}, peer: withRSA, refused: "no algorithm of SMIMECapabilities"},

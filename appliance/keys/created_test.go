@@ -288,6 +288,13 @@ func TestLargestContentsFit(t *testing.T) {
 		}
 		v.values[s.Name] = make([]byte, MaxSecret)
 	}
+	// The vault counts for itself: a holder may not.
+	if err := c.addKey(record{Name: "ra.2", Algorithm: "rsa-2048", Protection: Sealed, Created: true, Wrapped: make([]byte, maxWrapped)}); !errors.Is(err, errTooManyKeys) {
+		t.Errorf("one more key: %v", err)
+	}
+	if err := c.putSecret(secret{Name: "secret/a", Wrapped: make([]byte, sealing+1)}); !errors.Is(err, errTooManySecrets) {
+		t.Errorf("one more secret: %v", err)
+	}
 	payload, err := c.encode(nil)
 	if err != nil || len(payload) > maxPayload {
 		t.Errorf("%d bytes of %d, %v", len(payload), maxPayload, err)
@@ -511,5 +518,111 @@ func TestOneKeyAtATime(t *testing.T) {
 	close(release)
 	if err := <-made; err != nil {
 		t.Error(err)
+	}
+}
+
+// Whoever takes the holder over has one boot: what it leaves in KEYS keeps no provisioned key closed in
+// the next, and its names can be used again.
+func TestRecordsThatDoNotOpen(t *testing.T) {
+	m, site, st := tpmtest.New(t), newSite(t), newMemory()
+	dev := boot(t, m.Spec())
+	v := provision(t, dev, st, fewKeys, site.binding)
+	noKey, err := createdFrom(v.creation).seal(keyContext(Spec{Name: "ra.4", Algorithm: "rsa-2048"}), []byte("no PKCS #8"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := hold(t, dev, v)
+	if _, err := good.Create(nextRA); err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	go v.ServeRecords(theirs)
+	link := recorder{conn: ours}
+	for _, r := range []record{
+		{Name: "ra.3", Algorithm: "rsa-2048", Protection: Sealed, Created: true, Wrapped: make([]byte, 100)},
+		{Name: "ra.4", Algorithm: "rsa-2048", Protection: Sealed, Created: true, Wrapped: noKey},
+		{Name: "authority/modern.2", Algorithm: "rsa-2048", Protection: Resident, Created: true, Blob: tpm.Blob{Public: v.contents.Root.Public, Private: []byte("x")}},
+	} {
+		if err := link.askJSON(recordKey, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := link.askJSON(recordSecret, secret{Name: "secret/a", Wrapped: make([]byte, 100)}); err != nil {
+		t.Fatal(err)
+	}
+	dev, v = rebooted(t, m, dev, st, fewKeys, site)
+	client := hold(t, dev, v)
+	checkServed(t, client, "tls")
+	checkServed(t, client, nextRA.Name)
+	for _, name := range []string{"ra.3", "ra.4", "authority/modern.2"} {
+		if _, err := client.Key(name); !errors.Is(err, ErrNoKey) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := client.Delete(name); err != nil {
+			t.Errorf("removing %s: %v", name, err)
+		}
+	}
+	if err := client.Delete("tls"); err == nil {
+		t.Error("a provisioned key was removed")
+	}
+	if _, err := client.Secret("secret/a"); !errors.Is(err, ErrNoKey) {
+		t.Errorf("secret: %v", err)
+	}
+	if err := client.DeleteSecret("secret/a"); err != nil {
+		t.Errorf("removing the secret: %v", err)
+	}
+	spec := nextRA
+	spec.Name = "ra.3"
+	if _, err := client.Create(spec); err != nil {
+		t.Errorf("making it: %v", err)
+	}
+}
+
+// A sealed key opens as what it was sealed as: under no other name, as no other kind, and a secret as no key.
+func TestSealedAsWhatItIs(t *testing.T) {
+	m := createdFrom(make([]byte, 32))
+	spec := Spec{Name: "ra.2", Algorithm: "rsa-2048", Protection: Sealed}
+	sealed, err := m.seal(keyContext(spec), []byte("key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if opened, err := m.unseal(keyContext(spec), sealed); err != nil || string(opened) != "key" {
+		t.Fatalf("%q, %v", opened, err)
+	}
+	for name, context := range map[string][]byte{
+		"another name":      keyContext(Spec{Name: "authority/modern.2", Algorithm: "rsa-2048"}),
+		"another algorithm": keyContext(Spec{Name: "ra.2", Algorithm: "rsa-3072"}),
+		"a secret":          secretContext("ra.2"),
+	} {
+		if _, err := m.unseal(context, sealed); err == nil {
+			t.Errorf("it opens as %s", name)
+		}
+	}
+	if _, err := provisionedFrom(make([]byte, 32)).unseal(keyContext(spec), sealed); err == nil {
+		t.Error("a key of run time opens as one of the site's")
+	}
+}
+
+// What boxinit keeps for the boot opens nothing: Forget wipes the bytes, not only what points to them.
+func TestForgetWipes(t *testing.T) {
+	m, site, st := tpmtest.New(t), newSite(t), newMemory()
+	dev := boot(t, m.Spec())
+	v := provision(t, dev, st, fewKeys, site.binding)
+	v.values["secret/a"] = []byte("value")
+	secrets := map[string][]byte{"disk key": v.diskKey, "creation secret": v.creation, "secret": v.values["secret/a"]}
+	for name, opening := range v.openings {
+		secrets[name] = opening
+	}
+	v.Forget()
+	for name, b := range secrets {
+		if len(b) == 0 || !bytes.Equal(b, make([]byte, len(b))) {
+			t.Errorf("%s: %d bytes, not all of them wiped", name, len(b))
+		}
+	}
+	macKey := v.macKey
+	v.Close()
+	if !bytes.Equal(macKey, make([]byte, len(macKey))) {
+		t.Error("Close leaves the key of the MAC")
 	}
 }

@@ -51,8 +51,12 @@ func (v *Vault) Handover() ([]byte, error) {
 		addBytes(b, s.Signature)
 	}
 	addBytes(b, v.creation)
-	b.AddUint16(uint16(len(v.contents.Keys)))
+	b.AddUint16(uint16(len(v.openings)))
 	for _, r := range v.contents.Keys {
+		opening, opened := v.openings[r.Name]
+		if !opened {
+			continue
+		}
 		addString(b, r.Name)
 		addString(b, r.Algorithm)
 		addString(b, r.Protection)
@@ -63,12 +67,14 @@ func (v *Vault) Handover() ([]byte, error) {
 		b.AddUint8(created)
 		addBytes(b, r.Blob.Public)
 		addBytes(b, r.Blob.Private)
-		addBytes(b, v.openings[r.Name])
+		addBytes(b, opening)
 	}
-	b.AddUint16(uint16(len(v.contents.Secrets)))
+	b.AddUint16(uint16(len(v.values)))
 	for _, s := range v.contents.Secrets {
-		addString(b, s.Name)
-		addBytes(b, v.values[s.Name])
+		if value, opened := v.values[s.Name]; opened {
+			addString(b, s.Name)
+			addBytes(b, value)
+		}
 	}
 	out, err := b.Bytes()
 	if err != nil {

@@ -65,7 +65,11 @@ func NewHolder(dev *tpm.Device, handover []byte, vault net.Conn) (*Holder, error
 		srk: srk, policy: h.binding.usePolicy(), creation: h.creation, recorder: recorder{conn: vault},
 	}
 	for _, k := range h.keys {
-		if holder.keys[k.spec.Name], err = holder.open(k); err != nil {
+		opened, err := holder.open(k)
+		switch {
+		case err == nil:
+			holder.keys[k.spec.Name] = opened
+		case !k.created: // what an earlier holder recorded keeps nothing else closed: see Vault.open
 			return nil, fmt.Errorf("key %q: %w", k.spec.Name, err)
 		}
 	}

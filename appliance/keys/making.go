@@ -93,15 +93,11 @@ func (h *Holder) createdKeys() (n int) {
 }
 
 // remove has KEYS forget a key that was made at run time, and then forgets it. What is in flight with it
-// goes on.
+// goes on. One that is in KEYS and did not open is removed too.
 func (h *Holder) remove(name string) error {
 	h.changing.Lock()
 	defer h.changing.Unlock()
-	k, err := h.key(name)
-	if err != nil {
-		return err
-	}
-	if !k.created {
+	if k, err := h.key(name); err == nil && !k.created {
 		return errProvisioned
 	}
 	if err := h.recorder.ask(removeKey, []byte(name)); err != nil {
@@ -149,9 +145,6 @@ func (h *Holder) secret(name string) ([]byte, error) {
 func (h *Holder) removeSecret(name string) error {
 	h.changing.Lock()
 	defer h.changing.Unlock()
-	if _, err := h.secret(name); err != nil {
-		return err
-	}
 	if err := h.recorder.ask(removeSecret, []byte(name)); err != nil {
 		return err
 	}

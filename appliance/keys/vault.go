@@ -209,7 +209,9 @@ func Open(dev *tpm.Device, st Storage, site string, specs []Spec, b Binding) (*V
 	return v, nil
 }
 
-// open unseals the root secret, checks KEYS by it and opens the sealed keys.
+// open unseals the root secret, checks KEYS by it and opens the sealed keys. What a holder has recorded at
+// run time and does not open is passed over: it is of no use to anybody, and no reason to keep what was
+// provisioned closed.
 func (v *Vault) open(srk *tpm.SRK, payload []byte) error {
 	root, err := srk.Unseal(v.contents.Root, v.binding.rootPolicy(v.contents.Epoch))
 	if err != nil {
@@ -234,19 +236,20 @@ func (v *Vault) open(srk *tpm.SRK, payload []byte) error {
 		if r.Created {
 			m = createdFrom(v.creation)
 		}
-		if v.openings[r.Name], err = m.open(r); err != nil {
-			return err
+		opening, err := m.open(r)
+		if err == nil && r.Protection == Resident {
+			_, err = srk.Key(r.Blob, r.Algorithm, r.spec().usage(), v.binding.usePolicy(), opening)
 		}
-		if r.Protection == Sealed {
-			continue
-		}
-		if _, err := srk.Key(r.Blob, r.Algorithm, r.spec().usage(), v.binding.usePolicy(), v.openings[r.Name]); err != nil {
+		switch {
+		case err == nil:
+			v.openings[r.Name] = opening
+		case !r.Created:
 			return fmt.Errorf("key %q: %w", r.Name, err)
 		}
 	}
 	for _, s := range v.contents.Secrets {
-		if v.values[s.Name], err = createdFrom(v.creation).unseal(secretContext(s.Name), s.Wrapped); err != nil {
-			return fmt.Errorf("opening %q: %w", s.Name, err)
+		if value, err := createdFrom(v.creation).unseal(secretContext(s.Name), s.Wrapped); err == nil {
+			v.values[s.Name] = value
 		}
 	}
 	return nil

@@ -186,7 +186,10 @@ func TestCheckChain(t *testing.T) {
 		"intermediate no CA": {change: func(c *templates, _ *signers) { c[1].IsCA = false }, want: []string{`"O=Signet,CN=Policy CA"`, "basicConstraints"}},
 		"no keyCertSign":     {change: func(c *templates, _ *signers) { c[1].KeyUsage = x509.KeyUsageCRLSign }, want: []string{`"O=Signet,CN=Policy CA"`, "keyCertSign"}},
 		"no cRLSign":         {change: func(c *templates, _ *signers) { c[0].KeyUsage = x509.KeyUsageCertSign }, want: []string{"cRLSign", "have the request signed with keyUsage"}},
-		"limited usage":      {change: func(c *templates, _ *signers) { c[0].ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }, want: []string{"without extKeyUsage"}},
+		"usage of its own": {change: func(c *templates, _ *signers) {
+			c[0].UnknownExtKeyUsage = []asn1.ObjectIdentifier{{1, 3, 6, 1, 4, 1, 311, 20, 2, 2}}
+		}, want: []string{"without extKeyUsage"}},
+		"limited usage": {change: func(c *templates, _ *signers) { c[0].ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }, want: []string{"without extKeyUsage"}},
 		"critical extension": {change: func(c *templates, _ *signers) {
 			c[1].ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}}}
 		}, want: []string{"critical extension 1.2.3"}},

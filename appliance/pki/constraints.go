@@ -207,6 +207,11 @@ func (i *Issuer) checkConstraints(subject []byte, names []Name) error {
 		return &PolicyError{"subject.allow", "a subject that cannot be read"}
 	}
 	all := slices.Clone(names)
+	for _, n := range names { // an IPv4 address written as an IPv6 one is the same address
+		if addr, err := netip.ParseAddr(n.Value); err == nil && n.Kind == IP && addr.Is4In6() {
+			all = append(all, Name{IP, addr.Unmap().String()})
+		}
+	}
 	hasDNS := slices.ContainsFunc(names, func(n Name) bool { return n.Kind == DNS })
 	for _, rdn := range parsed {
 		for _, a := range rdn {

@@ -139,11 +139,13 @@ func TestNameConstraints(t *testing.T) {
 		request     x509.CertificateRequest
 		allowed     bool
 	}{
-		"subject within":             {directory, x509.CertificateRequest{RawSubject: mustDN(t, "O=works,CN=pump")}, true},
-		"subject outside":            {directory, x509.CertificateRequest{RawSubject: mustDN(t, "CN=pump,O=Works")}, false},
-		"no subject":                 {directory, dnsOnly("a.example.com"), true},
-		"a UPN that is constrained":  {otherName, x509.CertificateRequest{Subject: cn, ExtraExtensions: upn}, false},
-		"a UPN that is not":          {permittedDNS, x509.CertificateRequest{Subject: cn, ExtraExtensions: upn}, true},
+		"subject within":            {directory, x509.CertificateRequest{RawSubject: mustDN(t, "O=works,CN=pump")}, true},
+		"subject outside":           {directory, x509.CertificateRequest{RawSubject: mustDN(t, "CN=pump,O=Works")}, false},
+		"no subject":                {directory, dnsOnly("a.example.com"), true},
+		"a UPN that is constrained": {otherName, x509.CertificateRequest{Subject: cn, ExtraExtensions: upn}, false},
+		"a UPN that is not":         {permittedDNS, x509.CertificateRequest{Subject: cn, ExtraExtensions: upn}, true},
+		"an address in the other form": {x509.Certificate{ExcludedIPRanges: []*net.IPNet{network("10.0.0.0/8")}},
+			x509.CertificateRequest{Subject: cn, ExtraExtensions: asn1Extension(t, "\x30\x12\x87\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x0a\x01\x02\x03")}, false},
 		"a host's common name":       {permittedDNS, x509.CertificateRequest{Subject: pkix.Name{CommonName: "bank.com"}}, false},
 		"the same beside a dns name": {permittedDNS, x509.CertificateRequest{Subject: pkix.Name{CommonName: "bank.com"}, DNSNames: []string{"a.plant.example.com"}}, true},
 		"mail below a host":          {x509.Certificate{PermittedEmailAddresses: []string{"example.com"}}, email("me@x.example.com"), false},

@@ -144,17 +144,24 @@ func mustStaple() pkix.Extension {
 	return pkix.Extension{Id: oidTLSFeature, Value: []byte{0x30, 0x03, 0x02, 0x01, 0x05}}
 }
 
-// isOwnName reports whether a subject reads like the authority's or its registration authority's,
+// isOwnName reports whether a subject reads like the authority's, its registration authority's or its responder's,
 // in whatever string types, letter case and spaces, none of which software compares. A device of that name could pass for them: clients take the subject of a
 // certificate from GetCACert for granted, and a subject equal to the issuer for self-issued.
 func (i *Issuer) isOwnName(subject []byte) bool {
-	text := comparedDN(subject)
-	if strings.EqualFold(text, comparedDN(i.cert.RawSubject)) {
+	if SameDN(subject, i.cert.RawSubject) {
 		return true
 	}
-	ra, err := raSubject(i.cert.RawSubject)
-	return err == nil && strings.EqualFold(text, comparedDN(ra))
+	for _, own := range []func([]byte) ([]byte, error){raSubject, responderSubject} {
+		if name, err := own(i.cert.RawSubject); err == nil && SameDN(subject, name) {
+			return true
+		}
+	}
+	return false
 }
+
+// SameDN reports whether two DER Names are the same to software that compares names (RFC 5280 §7.1): string
+// types, letter case and repeated spaces aside.
+func SameDN(a, b []byte) bool { return strings.EqualFold(comparedDN(a), comparedDN(b)) }
 
 // comparedDN is FormatDN without the spaces that do not count when names are compared (RFC 4518 §2.6.1).
 func comparedDN(raw []byte) string {

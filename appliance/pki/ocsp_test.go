@@ -483,3 +483,39 @@ func FuzzParseOCSPRequest(f *testing.F) {
 		}
 	})
 }
+
+// A CertID is of an issuer by its name and its key: another name over the same key is another issuer.
+func TestAnswersForNameAndKey(t *testing.T) {
+	issuer := newAuthority(t, newKey(t, "ecdsa-p256"))
+	key := newKey(t, "ecdsa-p256")
+	der, err := issuer.IssueResponder(key.Public(), now, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	responder, err := NewResponder(issuer.Certificate(), parse(t, der), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, err := ocsp.CreateRequest(parse(t, der), issuer.Certificate(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(der []byte) bool {
+		r, err := ParseOCSPRequest(der)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return responder.AnswersFor(r.IDs[0])
+	}
+	if !ask(request) {
+		t.Error("not for its own issuer")
+	}
+	hashes := responder.issuer[crypto.SHA1]
+	for what, hash := range map[string][]byte{"name": hashes.name, "key": hashes.key} {
+		changed := bytes.Clone(request)
+		changed[bytes.Index(changed, hash)] ^= 1
+		if ask(changed) {
+			t.Errorf("for an issuer of another %s", what)
+		}
+	}
+}

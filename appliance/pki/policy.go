@@ -52,6 +52,9 @@ func (p *Profile) check(r *Request) ([]byte, error) {
 	return subject, nil
 }
 
+// Allows reports whether the profile's patterns accept a subjectAltName.
+func (p *Profile) Allows(n Name) bool { return p.checkName(n) == nil }
+
 func (p *Profile) checkName(n Name) error {
 	refused := &PolicyError{"san." + string(n.Kind), printable(n.Value)}
 	switch n.Kind {

@@ -371,13 +371,14 @@ func TestAmbiguousUPN(t *testing.T) {
 	}
 }
 
-// TestAuthoritysOwnName: no device gets a name it could pass for the authority or its RA with.
+// TestAuthoritysOwnName: no device gets a name it could pass for the authority, its RA or its responder with.
 func TestAuthoritysOwnName(t *testing.T) {
 	issuer := newAuthority(t, newKey(t, "ecdsa-p256"))
 	device, profile := newKey(t, "ecdsa-p256"), newProfile(t, permissive())
 	for name, allowed := range map[string]bool{
 		"CN=Test CA,O=Signet": false, "CN=TEST ca RA,O=signet": false, "CN=Test CA device,O=Signet": true,
 		`CN=Test  CA\ ,O=Signet`: false, `CN=\ Test CA   RA,O=Signet\ `: false,
+		"CN=Test CA,O=Signet,CN=ocsp": false, "CN=Test CA,O=Signet,CN=OCSP,OU=7": true,
 	} {
 		_, err := issuer.Prepare(profile, goRequest(t, device, x509.CertificateRequest{RawSubject: mustDN(t, name)}), now)
 		var refused *PolicyError

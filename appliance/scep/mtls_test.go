@@ -8,10 +8,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"io"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -164,4 +167,34 @@ func TestMTLSRoute(t *testing.T) {
 		}
 	}
 	s.checkLog()
+}
+
+// A bundle that is not there lets nobody in, not even whom the machine trusts.
+func TestNoBundleIsNotTheMachines(t *testing.T) {
+	public := newAuthority(t, "public")
+	file := filepath.Join(t.TempDir(), "roots.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: public.cert.Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SSL_CERT_FILE", file)
+	t.Setenv("SSL_CERT_DIR", t.TempDir())
+	client := parse(t, public.issue(x509.ExtKeyUsageClientAuth, time.Minute).Certificate[0])
+	if _, err := client.Verify(x509.VerifyOptions{KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
+		t.Skipf("another test read the machine's authorities first: %v", err)
+	}
+	s := newService(t, func(c *Config) {
+		c.Profiles[0].MTLS = MTLS{Mode: "optional", Pool: fixed(nil)}
+		c.ClientCertificates = func(*http.Request) []*x509.Certificate { return []*x509.Certificate{client} }
+	})
+	var name string
+	for _, p := range s.server.profiles {
+		if p.MTLS.Mode == mtlsOptional {
+			name = p.Name
+		}
+	}
+	w := httptest.NewRecorder()
+	s.server.HandlerMTLS().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "https://box/scep-mtls/"+name+"?operation=GetCACaps", nil))
+	if w.Code != http.StatusUnauthorized || !strings.Contains(w.Body.String(), "does not trust") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
 }

@@ -258,6 +258,28 @@ func TestSeveralApprovalsLost(t *testing.T) {
 	}
 }
 
+// From its end on a request is not approved, whether or not it was denied for that yet.
+func TestNothingIsApprovedAfterItsEnd(t *testing.T) {
+	s := recovered(t, vfs.NewMem())
+	defer closeStore(t, s)
+	for n, name := range []string{"late", "in time"} {
+		h := heldOf(name, 0)
+		must(t, holdOne(s, h))
+		i := intent(name, 0)
+		if i.Begun = h.Until; n == 1 {
+			i.Begun = h.Until.Add(-1)
+		}
+		err := approve(s, h, i)
+		if n == 0 {
+			wantIs(t, name, err, ErrNotWaiting)
+		} else {
+			must(t, err)
+		}
+	}
+	must(t, finish(s, serialOf("in time", 0)))
+	checkStore(t, s)
+}
+
 // A request that waits is never forgotten, a decided one after a while, with all that leads to it.
 func TestHeldExpires(t *testing.T) {
 	s := recovered(t, vfs.NewMem())

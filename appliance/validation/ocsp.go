@@ -157,29 +157,22 @@ var errUnauthorized = errors.New("the request is for another issuer")
 // respond answers a request in one of two ways. A request for one certificate that was issued, without a
 // nonce, gets a response that serves everyone for half its time, or until the certificate's status
 // changes. Any other has one signed for itself, within a limit: the sender chooses nonces and serials that
-// nobody has, so keeping those would only push out what others ask for.
+// nobody has, so keeping those would only push out what others ask for. Beyond the limit a nonce is not
+// repeated (clients go by the response's times then, RFC 5019 §4): nobody who floods the box keeps others from
+// learning about certificates that were issued.
 func (s *Server) respond(ctx context.Context, a Authority, r *pki.OCSPRequest) (response, error) {
 	g, first, err := s.find(a, r.IDs[0])
 	if err != nil {
 		return response{}, err
 	}
-	if r.Nonce == nil && len(r.IDs) == 1 && first.state != pki.OCSPUnknown {
-		key := string(r.IDs[0].Raw())
-		if kept, ok := s.cache.get(key); ok && kept.status == first && kept.responder == g.Responder &&
-			!s.now().Before(kept.thisUpdate) && s.now().Before(kept.renew) {
-			kept.cached = true
-			return kept, nil
-		}
-		made, err := s.sign(ctx, g, r, []status{first})
-		if err != nil {
-			return response{}, err
-		}
-		made.etag, made.status, made.responder = etagOf(made.der), first, g.Responder
-		made.renew = made.thisUpdate.Add(made.nextUpdate.Sub(made.thisUpdate) / 2)
-		s.cache.put(key, made)
-		return made, nil
+	isShared := len(r.IDs) == 1 && first.state != pki.OCSPUnknown
+	if r.Nonce == nil && isShared {
+		return s.shared(ctx, g, r.IDs[0], first)
 	}
 	if !s.live.take(time.Now()) {
+		if isShared {
+			return s.shared(ctx, g, r.IDs[0], first)
+		}
 		return response{}, errLimit
 	}
 	known := []status{first}
@@ -194,6 +187,24 @@ func (s *Server) respond(ctx context.Context, a Authority, r *pki.OCSPRequest) (
 		known = append(known, st)
 	}
 	return s.sign(ctx, g, r, known)
+}
+
+// shared is the response about one certificate that everybody gets.
+func (s *Server) shared(ctx context.Context, g Generation, id pki.CertID, st status) (response, error) {
+	key := string(id.Raw())
+	if kept, ok := s.cache.get(key); ok && kept.status == st && kept.responder == g.Responder &&
+		!s.now().Before(kept.thisUpdate) && s.now().Before(kept.renew) {
+		kept.cached = true
+		return kept, nil
+	}
+	made, err := s.sign(ctx, g, &pki.OCSPRequest{IDs: []pki.CertID{id}}, []status{st})
+	if err != nil {
+		return response{}, err
+	}
+	made.etag, made.status, made.responder = etagOf(made.der), st, g.Responder
+	made.renew = made.thisUpdate.Add(made.nextUpdate.Sub(made.thisUpdate) / 2)
+	s.cache.put(key, made)
+	return made, nil
 }
 
 // find returns the generation that id is of, and what it knows of it.

@@ -73,7 +73,7 @@ type Config struct {
 
 	// LivePerSecond bounds the responses signed for one request alone: those with a nonce, for several
 	// certificates, or for one that was never issued. Twice as many may come at once; one more is
-	// answered tryLater. 0: 50.
+	// answered tryLater, or without its nonce where that is all it asks for. 0: 50.
 	LivePerSecond int
 }
 

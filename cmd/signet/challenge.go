@@ -44,7 +44,7 @@ exactly those names.`,
 	api.register(cmd)
 	cmd.Flags().StringVar(&in.Profile, "profile", "", "`name` of a profile that takes one-time challenges")
 	cmd.Flags().StringVar(&in.CN, "cn", "", "common `name` the device will ask for")
-	cmd.Flags().StringArrayVar(&in.SANs, "san", nil, "a `name` the device will ask for, as dns:…, email:…, ip:…, uri:… or upn:…; may be given several times")
+	cmd.Flags().StringArrayVar(&in.SANs, "san", nil, "a `name` the device will ask for, as dns:…, email:…, ip:…, uri:…, upn:… or sid:… (the Windows account, where the profile keeps it); may be given several times")
 	cmd.Flags().StringVar(&in.TTL, "ttl", "", "how long it is good, such as 30m; at most the profile's `time`, which is meant otherwise")
 	return cmd
 }

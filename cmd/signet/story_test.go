@@ -25,21 +25,15 @@ import (
 
 // story is the box under test: its site, the folder baked from it, and what later chapters compare.
 type story struct {
-	site  string
-	out   string
-	token string
-	ready readyObject
-	ca    []byte // the CA bundle of the first boot
-	leaf  string // SHA-256 of its TLS certificate
-}
-
-type readyObject struct {
-	SCEP      string `json:"scep"`
-	Console   string `json:"console"`
-	SCEPPlain string `json:"scep_plain"`
-	ClaimCode string `json:"claim_code"`
-	TLSSHA256 string `json:"tls_sha256"`
-	CABundle  string `json:"ca_bundle"`
+	site      string
+	out       string
+	dir       string // where the clients keep their files
+	token     string
+	ready     endpoints
+	ca        []byte // the CA bundle, as it is to be in the next boot
+	leaf      string // SHA-256 of the TLS certificate of the first boot
+	hook      *webhook
+	challenge string // of profile modern, in place of the baked one
 }
 
 func TestBoxStory(t *testing.T) {
@@ -48,7 +42,7 @@ func TestBoxStory(t *testing.T) {
 	}
 	for program, pkg := range map[string]string{
 		"qemu-system-x86_64": "qemu-system-x86", "swtpm": "swtpm", "pki": "strongswan-pki",
-		"openssl": "openssl", "mcopy": "mtools", "sbverify": "sbsigntool",
+		"openssl": "openssl", "curl": "curl", "mcopy": "mtools", "sbverify": "sbsigntool",
 	} {
 		needs(t, program, pkg)
 	}
@@ -59,8 +53,9 @@ func TestBoxStory(t *testing.T) {
 		}
 		t.Skip("the image's base is missing: run `make build`")
 	}
-	s := &story{site: filepath.Join(t.TempDir(), "site"), out: filepath.Join(t.TempDir(), "out")}
+	s := &story{site: filepath.Join(t.TempDir(), "site"), out: filepath.Join(t.TempDir(), "out"), dir: t.TempDir()}
 	copyTree(t, filepath.Join("..", "..", "configs", "demo"), s.site)
+	s.startWebhook(t)
 	mustSignet(t, "init", "--keys-only", s.site)
 	mustSignet(t, "bake", s.site, "-o", s.out, "--base", base)
 	t.Cleanup(func() { run(quiet(t), []string{"stop", s.out}) })
@@ -70,6 +65,10 @@ func TestBoxStory(t *testing.T) {
 		tell func(*testing.T, *story)
 	}{
 		{"the first boot makes keys and enrolls a real client", firstBoot},
+		{"devices enroll by EST, and a person decides", enrollByEST},
+		{"a webhook is asked", askOthers},
+		{"what is revoked is published", revokeAndPublish},
+		{"keys are made while the box runs", makeKeys},
 		{"a power cut and a rebuilt image find the same box", powerCutAndRebuild},
 		{"another TPM opens nothing and changes nothing", otherTPM},
 		{"a changed overlay opens no keys", changedOverlay},
@@ -97,29 +96,28 @@ func firstBoot(t *testing.T, s *story) {
 	decode(t, mustSignet(t, "--json", "claim", s.ready.Console, "--ca-bundle", s.ready.CABundle, "--code", s.ready.ClaimCode, "--user", "ada"), &claimed)
 	s.token = claimed.Token
 
-	dir := t.TempDir()
-	mustRun(t, dir, "sh", "-c", "pki --gen --type rsa --size 2048 --outform pem > device.key")
-	url := s.ready.SCEPPlain + "/scep/corp"
-	mustRun(t, dir, "pki", "--scepca", "--url", url, "--caout", "ca.crt", "--raout", "ra.crt", "--outform", "pem", "--force")
-	enroll := "pki --scep --url " + url + " --in device.key --dn 'C=CH, CN=device.example.com' --san device.example.com" +
-		" --cacert-enc ra.crt --cacert-sig ra.crt --cacert ca.crt --outform pem --password "
-	mustRun(t, dir, "sh", "-c", enroll+"corp-demo-challenge > device.crt")
-	mustRun(t, dir, "openssl", "verify", "-x509_strict", "-CAfile", "ca.crt", "device.crt")
-	serial := strings.ToLower(strings.TrimPrefix(strings.TrimSpace(mustRun(t, dir, "openssl", "x509", "-in", "device.crt", "-noout", "-serial")), "serial="))
+	for name, url := range map[string]string{"est": s.ready.EST, "scep": s.ready.SCEP, "scep_plain": s.ready.SCEPPlain, "pki": s.ready.PKI,
+		"ocsp": s.ready.OCSP, "legacy": s.ready.Legacy, "legacy_scep": s.ready.LegacySCEP} {
+		if url == "" {
+			t.Errorf("%s is on, and nowhere", name)
+		}
+	}
 
+	mustRun(t, s.dir, "sh", "-c", "pki --gen --type rsa --size 2048 --outform pem > device.key")
+	s.getCA(t, "corp", "ca.crt", "ra.crt")
+	s.mustSCEP(t, "corp", "ca.crt", "ra.crt", "device.example.com", "device.crt", "--password", "corp-demo-challenge")
+	serial := s.serial(t, "device.crt")
 	page := s.get(t, "/")
 	if !strings.Contains(page, "device.example.com") || !strings.Contains(page, strings.TrimLeft(serial, "0")) {
 		t.Errorf("the status page does not show the enrollment of serial %s:\n%s", serial, page)
 	}
 
-	out, err := exec.Command("sh", "-c", "cd "+dir+" && "+enroll+"guess").CombinedOutput()
-	if err == nil {
+	if err := s.scep("corp", "ca.crt", "ra.crt", "device.example.com", "guessed.crt", "--password", "guess"); err == nil {
 		t.Error("a wrong challenge got a certificate")
+	} else if !strings.Contains(strings.ToLower(err.Error()), "fail") {
+		t.Errorf("a wrong challenge is not a clean failure: %s", err)
 	}
-	if !strings.Contains(strings.ToLower(string(out)), "fail") {
-		t.Errorf("a wrong challenge is not a clean failure: %s", out)
-	}
-	if records := s.get(t, "/api/v1/audit"); !strings.Contains(records, "challenge") {
+	if records := s.get(t, "/api/v1/audit?limit=500"); !strings.Contains(records, "challenge") {
 		t.Errorf("no audit record of the wrong challenge: %s", records)
 	}
 
@@ -135,7 +133,7 @@ func firstBoot(t *testing.T, s *story) {
 }
 
 func powerCutAndRebuild(t *testing.T, s *story) {
-	before := s.get(t, "/api/v1/audit")
+	before := s.get(t, "/api/v1/audit?limit=500")
 	s.powerCut(t)
 
 	siteFile := filepath.Join(s.site, "site.yaml")
@@ -143,7 +141,7 @@ func powerCutAndRebuild(t *testing.T, s *story) {
 	mustSignet(t, "bake", s.site, "-o", s.out, "--base", filepath.Join("..", "..", "build", "base"))
 	s.boot(t)
 	s.checkSameBox(t)
-	if after := s.get(t, "/api/v1/audit"); !strings.Contains(before, "device.example.com") || !strings.Contains(after, "device.example.com") {
+	if after := s.get(t, "/api/v1/audit?limit=500"); !strings.Contains(before, "device.example.com") || !strings.Contains(after, "device.example.com") {
 		t.Errorf("the enrollment's record is gone after a power cut:\n%s", after)
 	}
 	var status webui.Status
@@ -154,6 +152,7 @@ func powerCutAndRebuild(t *testing.T, s *story) {
 	if status.TPM.LockoutCounter != 0 {
 		t.Errorf("the TPM's lockout counter is %d after a power cut", status.TPM.LockoutCounter)
 	}
+	useKeys(t, s)
 	s.shutDown(t)
 }
 
@@ -208,15 +207,17 @@ func noTPM(t *testing.T, s *story) {
 func backTogether(t *testing.T, s *story) {
 	s.boot(t)
 	s.checkSameBox(t)
-	if records := s.get(t, "/api/v1/audit"); !strings.Contains(records, "device.example.com") {
+	if records := s.get(t, "/api/v1/audit?limit=500"); !strings.Contains(records, "device.example.com") {
 		t.Errorf("the first enrollment's record is gone: %s", records)
 	}
+	useKeysAgain(t, s)
 	s.shutDown(t)
 }
 
 // boot starts the box detached and waits until it is ready.
 func (s *story) boot(t *testing.T) {
 	t.Helper()
+	s.ready = endpoints{}
 	decode(t, mustSignet(t, "--json", "run", s.out, "--detach"), &s.ready)
 }
 

@@ -8,10 +8,12 @@
 //
 // POST with Content-Type application/json and a body like
 //
-//	{"profile":"corp","protocol":"scep","transaction":"4F2C","identity":"printer-7","sans":["DNS:printer-7.example.com"],
+//	{"profile":"corp","protocol":"scep","transaction":"4F2C","identity":"printer-7","subject":"CN=printer-7,O=Example",
+//	 "sans":["DNS:printer-7.example.com"],"sid":"",
 //	 "csr_sha256":"<64 hex digits>","source":"192.0.2.7","renewal":false}
 //
-// identity, sans and transaction are the device's own words; source is where the request came from.
+// identity, subject, sans, sid (the Windows account it asks for, "" if none) and transaction are the
+// device's own words; source is where the request came from.
 //
 // It is signed as Standard Webhooks 1.0 says (https://www.standardwebhooks.com), so that receivers can
 // verify it with a library of their language:
@@ -179,7 +181,9 @@ type Request struct {
 	Protocol    string // "scep", "est"
 	Transaction string
 	Identity    string     // [pki.Request.Identity]
+	Subject     string     // the whole, [pki.FormatDN]
 	SANs        []string   // in the order of the certificate that would be issued
+	SID         string     // the Windows account it asks for, "" if none
 	CSR         [32]byte   // SHA-256 of the request's DER
 	Source      netip.Addr // the zero Addr is sent as an empty string
 	Renewal     bool
@@ -191,7 +195,9 @@ type question struct {
 	Protocol    string   `json:"protocol"`
 	Transaction string   `json:"transaction"`
 	Identity    string   `json:"identity"`
+	Subject     string   `json:"subject"`
 	SANs        []string `json:"sans"`
+	SID         string   `json:"sid"`
 	CSRSHA256   string   `json:"csr_sha256"`
 	Source      string   `json:"source"`
 	Renewal     bool     `json:"renewal"`
@@ -200,7 +206,7 @@ type question struct {
 // Check asks. Nil is a yes, [*Denied] the webhook's no, [*Unavailable] everything else.
 func (h *Hook) Check(ctx context.Context, r Request) error {
 	q := question{
-		Profile: r.Profile, Protocol: r.Protocol, Transaction: r.Transaction, Identity: r.Identity,
+		Profile: r.Profile, Protocol: r.Protocol, Transaction: r.Transaction, Identity: r.Identity, Subject: r.Subject, SID: r.SID,
 		SANs: append([]string{}, r.SANs...), CSRSHA256: hex.EncodeToString(r.CSR[:]), Renewal: r.Renewal,
 	}
 	if r.Source.IsValid() {

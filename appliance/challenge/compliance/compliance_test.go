@@ -102,7 +102,7 @@ func (r *receiver) hook(change func(*Config)) *Hook {
 }
 
 var request = Request{
-	Profile: "corp", Protocol: "scep", Transaction: "4F2C", Identity: "printer-7",
+	Profile: "corp", Protocol: "scep", Transaction: "4F2C", Identity: "printer-7", Subject: "CN=printer-7", SID: "S-1-5-21-1-2-3-4",
 	SANs: []string{"DNS:printer-7.example.com", "IP:192.0.2.7"}, CSR: sha256.Sum256([]byte("request")),
 	Source: netip.MustParseAddr("::ffff:192.0.2.7"), Renewal: true,
 }
@@ -133,9 +133,9 @@ func TestQuestion(t *testing.T) {
 		}
 	}
 	for i, want := range []string{
-		`{"profile":"corp","protocol":"scep","transaction":"4F2C","identity":"printer-7","sans":["DNS:printer-7.example.com","IP:192.0.2.7"],` +
+		`{"profile":"corp","protocol":"scep","transaction":"4F2C","identity":"printer-7","subject":"CN=printer-7","sans":["DNS:printer-7.example.com","IP:192.0.2.7"],"sid":"S-1-5-21-1-2-3-4",` +
 			`"csr_sha256":"1f58b9145b24d108d7ac38887338b3ea3229833b9c1e418250343f907bfd1047","source":"192.0.2.7","renewal":true}`,
-		`{"profile":"","protocol":"","transaction":"","identity":"","sans":[],` +
+		`{"profile":"","protocol":"","transaction":"","identity":"","subject":"","sans":[],"sid":"",` +
 			`"csr_sha256":"` + strings.Repeat("0", 64) + `","source":"","renewal":false}`,
 	} {
 		if diff := cmp.Diff(want, string(r.bodies[i])); diff != "" {
