@@ -20,7 +20,7 @@ import (
 var epoch = time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
 
 // smallMemTable has a memtable flushed after a few large values.
-const smallMemTable = 64 << 10
+const smallMemTable = 96 << 10
 
 func open(t testing.TB, fs vfs.FS) *Store {
 	t.Helper()
