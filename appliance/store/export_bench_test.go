@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"runtime"
 	"testing"
 
 	"signet.internal/appliance/audit"
@@ -33,10 +32,6 @@ func BenchmarkExport(b *testing.B) {
 			}
 		}
 		perSecond(b)
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		b.ReportMetric(float64(int(m.HeapAlloc)-len(export))/(1<<20), "MiB-held")
 	})
 	b.Run("verify", func(b *testing.B) {
 		for b.Loop() {
