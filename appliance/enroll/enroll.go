@@ -38,7 +38,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"signet.internal/appliance/audit"
@@ -79,7 +78,6 @@ type Engine struct {
 	ownNames   func() []string
 	isBusy     func(error) bool
 	refusals   refusals
-	revisions  atomic.Uint64
 
 	crlValidity func(*pki.Issuer) time.Duration
 
@@ -448,13 +446,12 @@ func (e *Engine) issue(ctx context.Context, x *attempt, prepared *pki.Prepared) 
 	return &Result{Certificate: der, Serial: serial}, nil
 }
 
-// changed has everybody look again who remembers the status of certificates, because x has one or
-// replaced one.
+// changed has the revocation lists made anew where the certificate of x revoked the one it
+// replaces.
 func (e *Engine) changed(x *attempt) {
 	if x.supersedes != "" && x.profile.RevokeOnReplace {
 		x.issuers.find(func(i *pki.Issuer) bool { e.crlOf(i.ID()).stale.Store(true); return false })
 	}
-	e.revisions.Add(1)
 }
 
 // undone records that a begun transaction has no certificate, and returns the error for the client.
@@ -470,7 +467,6 @@ func (e *Engine) undone(x *attempt, serial string, cause error) error {
 	rec.Serial, rec.Reason = serial, "signing: "+cause.Error()
 	err := errors.Join(cause, e.store.Lose(serial, now, rec))
 	e.crlOf(x.issuer.ID()).stale.Store(true)
-	e.revisions.Add(1)
 	e.log.Error("transaction lost", "serial", serial, "profile", x.Profile, "error", err)
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

@@ -54,16 +54,11 @@ func TestRevocationsShareASignature(t *testing.T) {
 	b := newBox(t)
 	b.wantCRL(1, map[string]int{})
 	want := map[string]int{}
-	revision := b.engine.Revisions()
 	for range 3 {
 		res := b.issue(newDevice(t).request(printer))
 		must(t, b.engine.Revoke(context.Background(), res.Serial, "superseded", "olga"))
 		want[res.Serial] = 4
 		b.wantCRL(1, map[string]int{})
-		if before := revision; b.engine.Revisions() == before {
-			t.Error("no new revision")
-		}
-		revision = b.engine.Revisions()
 		b.clock.advance(crlRest / 4)
 	}
 	b.clock.advance(crlRest / 4)

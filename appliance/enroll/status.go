@@ -53,9 +53,6 @@ func (e *Engine) CertificateStatus(issuer [32]byte, serial string) (CertStatus, 
 	return status, nil
 }
 
-// Revisions changes whenever the status of a certificate did: what was read before may be out of date.
-func (e *Engine) Revisions() uint64 { return e.revisions.Load() }
-
 // Query asks for certificates. The zero value asks for the newest ones.
 type Query struct {
 	Identity string // its beginning, in any case; "" for any

@@ -316,6 +316,9 @@ func revokeAndPublish(t *testing.T, s *story) {
 	if status := s.est(t, s.ready.EST, "simplereenroll", "meter", "--cert", "meter2.crt", "--key", "meter.key"); status != "401" {
 		t.Errorf("re-enrollment with a revoked certificate: HTTP %s", status)
 	}
+	if status := s.est(t, s.ready.EST, "simplereenroll", "meter", "--cert", "meter.crt", "--key", "meter.key"); status != "401" {
+		t.Errorf("re-enrollment with an older certificate of a compromised key: HTTP %s", status)
+	}
 }
 
 // checkStatus asks OCSP about a serial of generation 1 of the authority in ca, from what is kept and signed live.
@@ -393,7 +396,7 @@ func useKeys(t *testing.T, s *story) {
 	}
 	s.mustSCEP(t, "corp", "ca2.crt", "ra2.crt", "after-3.example.com", "after-3.crt", "--password", "corp-demo-challenge")
 	s.mustSCEP(t, "corp", "ca2.crt", "ra2.crt", "rotated.example.com", "renewed.crt", "--cert", "rotated.crt", "--key", "device.key")
-	s.mustEST(t, "ca2.crt", "meter3.crt", s.ready.EST, "corp/simplereenroll", "meter", "--cert", "meter.crt", "--key", "meter.key")
+	s.mustEST(t, "ca2.crt", "swan3.crt", s.ready.EST, "corp/simplereenroll", "swan", "--cert", "swan2.crt", "--key", "swan.key")
 	s.ca = []byte(s.get(t, "/api/v1/ca-bundle"))
 }
 
