@@ -48,7 +48,7 @@ func auditRoutes() []route {
 	}
 	return []route{
 		{get, apiPrefix + "audit/checkpoint", auditor, &operation{
-			id: "auditCheckpoint", summary: "Length and root hash of the audit log, signed by the box's audit key (C2SP tlog-checkpoint); made anew at most every ten seconds",
+			id: "auditCheckpoint", summary: "Length and root hash of the audit log, signed by the box's audit key (C2SP tlog-checkpoint); made anew at most every second",
 			responses: []response{{http.StatusOK, "a signed note", mediaText, nil}},
 			refusals:  []int{http.StatusServiceUnavailable},
 		}, (*console).apiAuditCheckpoint},

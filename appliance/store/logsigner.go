@@ -15,7 +15,7 @@ import (
 // The audit key signs so often: at most once in signGap whoever asks, and once in signDue where
 // nobody does. A hardware TPM makes two to five signatures a second, which devices wait for.
 const (
-	signGap = 10 * time.Second
+	signGap = time.Second
 	signDue = time.Hour
 )
 
@@ -64,8 +64,8 @@ func NewLogSigner(s *Store, site string, key crypto.Signer, now func() time.Time
 // Key is the text of the key that verifies the checkpoints, see audit.VerifierKey.
 func (l *LogSigner) Key() string { return l.key }
 
-// Checkpoint returns a checkpoint over all records, or the newest one if that was signed less than ten
-// seconds ago.
+// Checkpoint returns a checkpoint over all records, or the newest one if that was signed less than a second
+// ago.
 func (l *LogSigner) Checkpoint() ([]byte, error) {
 	c, err := l.sign(signGap)
 	return c.Note, err

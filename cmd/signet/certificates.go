@@ -52,7 +52,7 @@ serial begins so (at least 6 hex digits), or else those whose identity does.`,
 				t.notef("there are more: name what to look for with --q, --profile or --state")
 			}
 			if len(all.Certificates) == 0 {
-				t.notef("no certificate is so")
+				t.notef("no certificate matches")
 			}
 			text := ""
 			for _, c := range all.Certificates {
