@@ -39,6 +39,10 @@ import (
 // only make clients time out. Senders of wrong challenges, who wait for a hash, can hold half of them.
 const inFlight = 2 * challenge.MaxWaiting
 
+// patience is how long a request waits for its turn: a burst of devices is worked off, while none waits
+// so long that it gives up and comes again.
+const patience = 3 * time.Second
+
 // upkeepInterval is how often certificates and addresses are looked after, and the watchdog at least.
 const upkeepInterval = time.Minute
 

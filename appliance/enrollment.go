@@ -118,6 +118,7 @@ func (a *Appliance) newSCEP() (*scep.Server, error) {
 		Source:             a.proxies.source,
 		ClientCertificates: a.proxies.clientCertificates,
 		InFlight:           inFlight,
+		Patience:           patience,
 		Now:                a.config.Now,
 		IsBusy:             isBusy,
 	})
@@ -155,6 +156,7 @@ func (a *Appliance) newEST() (*est.Server, error) {
 		Source:             a.proxies.source,
 		ClientCertificates: a.proxies.clientCertificates,
 		InFlight:           inFlight,
+		Patience:           patience,
 		IsBusy:             isBusy,
 	})
 }

@@ -24,13 +24,11 @@ func (s *Server) enroll(x *exchange) {
 	if !ok {
 		return
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
+	if !s.enter(x.r.Context()) {
 		x.retryLater("the box is busy: try again later")
 		return
 	}
+	defer s.leave()
 	csr, err := readRequest(body)
 	if err != nil {
 		s.failCounted(x, err)

@@ -3,6 +3,7 @@ package est
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -14,6 +15,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"signet.internal/appliance/audit"
 )
@@ -405,4 +408,32 @@ func TestRemoteAddr(t *testing.T) {
 			t.Errorf("%s: %s", address, got)
 		}
 	}
+}
+
+// A burst is worked off: who comes while all slots are taken waits for one, and not for ever.
+func TestBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{slots: make(chan struct{}, 1), patience: 3 * time.Second}
+		if !s.enter(t.Context()) {
+			t.Fatal("an idle server has no slot")
+		}
+		entered := make(chan bool)
+		try := func(ctx context.Context) { entered <- s.enter(ctx) }
+		go try(t.Context())
+		synctest.Wait()
+		s.leave()
+		if !<-entered {
+			t.Error("refused although a slot came free")
+		}
+		go try(t.Context()) // nobody leaves
+		if <-entered {
+			t.Error("more requests than slots")
+		}
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		go try(gone)
+		if <-entered {
+			t.Error("a client that is gone got a slot")
+		}
+	})
 }

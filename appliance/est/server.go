@@ -7,6 +7,7 @@
 package est
 
 import (
+	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
@@ -35,6 +36,9 @@ type Config struct {
 	// InFlight bounds the requests with a body being worked on at a time, on all listeners together; one more is answered 503 before a
 	// byte of it is parsed. 0: 32, which a hardware TPM works off within a client's patience.
 	InFlight int
+
+	// Patience is how long a request waits for its turn before it is answered so. 0: not at all.
+	Patience time.Duration
 
 	// IsBusy reports whether an error of a key says that its holder has too much to do, so that the same request may succeed later.
 	// Nil: only errors that wrap enroll.ErrBusy say so.
@@ -78,6 +82,7 @@ type Server struct {
 	profiles map[string]*profile // by name
 	fallback *profile            // the default one; nil if there is none
 	slots    chan struct{}       // one element per request in flight
+	patience time.Duration
 }
 
 // profile is a Profile that passed the checks.
@@ -120,6 +125,7 @@ func New(c Config) (*Server, error) {
 		isBusy:   c.IsBusy,
 		profiles: make(map[string]*profile),
 		slots:    make(chan struct{}, c.InFlight),
+		patience: c.Patience,
 	}
 	for _, p := range c.Profiles {
 		checked, err := newProfile(p)
@@ -209,3 +215,23 @@ func peerCertificates(r *http.Request) []*x509.Certificate {
 	}
 	return r.TLS.PeerCertificates
 }
+
+// enter takes one of the slots, which leave gives back: false where none came free in time.
+func (s *Server) enter(ctx context.Context) bool {
+	select {
+	case s.slots <- struct{}{}:
+		return true
+	default:
+	}
+	patience := time.NewTimer(s.patience)
+	defer patience.Stop()
+	select {
+	case s.slots <- struct{}{}:
+		return true
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func (s *Server) leave() { <-s.slots }

@@ -153,13 +153,11 @@ func (s *Server) inform(x *exchange) {
 		x.refuse(http.StatusNotFound, "there is no next CA certificate: go on with the one of GetCACert")
 		return
 	default:
-		select { // the first one has the RA sign
-		case s.slots <- struct{}{}:
-			defer func() { <-s.slots }()
-		default:
+		if !s.enter(x.r.Context()) { // the first one has the RA sign
 			x.retryLater("the box is busy: try again later")
 			return
 		}
+		defer s.leave()
 		b, err := o.nextCACert()
 		if err != nil {
 			s.unable(x, err)

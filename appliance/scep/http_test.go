@@ -3,6 +3,7 @@ package scep
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/smallstep/pkcs7"
 
@@ -347,4 +350,32 @@ func TestConcurrentDevices(t *testing.T) {
 	if len(serials) != devices || s.outcomes(audit.OutcomeSuccess) != devices || len(s.server.slots) != 0 {
 		t.Errorf("%d serials, %d records, %d slots taken", len(serials), s.outcomes(audit.OutcomeSuccess), len(s.server.slots))
 	}
+}
+
+// A burst is worked off: who comes while all slots are taken waits for one, and not for ever.
+func TestBurst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{slots: make(chan struct{}, 1), patience: 3 * time.Second}
+		if !s.enter(t.Context()) {
+			t.Fatal("an idle server has no slot")
+		}
+		entered := make(chan bool)
+		try := func(ctx context.Context) { entered <- s.enter(ctx) }
+		go try(t.Context())
+		synctest.Wait()
+		s.leave()
+		if !<-entered {
+			t.Error("refused although a slot came free")
+		}
+		go try(t.Context()) // nobody leaves
+		if <-entered {
+			t.Error("more requests than slots")
+		}
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		go try(gone)
+		if <-entered {
+			t.Error("a client that is gone got a slot")
+		}
+	})
 }

@@ -36,13 +36,11 @@ func (s *Server) pkiOperation(x *exchange, message string) {
 		}
 		return
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	default:
+	if !s.enter(x.r.Context()) {
 		x.retryLater("the box is busy: try again later")
 		return
 	}
+	defer s.leave()
 	signed, err := cms.ParseSignedData(raw)
 	if err == nil && x.profile.RawCSR && isBareRequest(signed.Content) {
 		s.bareRequest(x, signed)

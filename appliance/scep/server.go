@@ -6,6 +6,7 @@
 package scep
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -35,6 +36,9 @@ type Config struct {
 	// InFlight bounds the PKIOperations being worked on at a time, on all listeners together; one more is answered
 	// 503 before a byte of it is parsed. 0: 32, which a hardware TPM works off within a client's patience.
 	InFlight int
+
+	// Patience is how long a request waits for its turn before it is answered so. 0: not at all.
+	Patience time.Duration
 
 	// Now tells the time to judge client certificates by. Nil: time.Now.
 	Now func() time.Time
@@ -105,7 +109,8 @@ type Server struct {
 	profiles     map[string]*profile // by name
 	fallback     *profile            // the default one; nil if there is none
 	slots        chan struct{}       // one element per PKIOperation in flight
-	large        chan struct{}       // one element per large body coming in
+	patience     time.Duration
+	large        chan struct{} // one element per large body coming in
 }
 
 // profile is a Profile that passed the checks.
@@ -149,6 +154,7 @@ func New(c Config) (*Server, error) {
 		isBusy:       c.IsBusy,
 		profiles:     make(map[string]*profile),
 		slots:        make(chan struct{}, c.InFlight),
+		patience:     c.Patience,
 		large:        make(chan struct{}, maxLarge),
 	}
 	for _, p := range c.Profiles {
@@ -245,3 +251,23 @@ func remoteAddr(r *http.Request) netip.Addr {
 	}
 	return ap.Addr().Unmap()
 }
+
+// enter takes one of the slots, which leave gives back: false where none came free in time.
+func (s *Server) enter(ctx context.Context) bool {
+	select {
+	case s.slots <- struct{}{}:
+		return true
+	default:
+	}
+	patience := time.NewTimer(s.patience)
+	defer patience.Stop()
+	select {
+	case s.slots <- struct{}{}:
+		return true
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func (s *Server) leave() { <-s.slots }
