@@ -191,5 +191,5 @@ func (c *console) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		writeJSON(w, p.Status, mediaProblem, p)
 		return
 	}
-	c.refusalPage(w, p)
+	c.refusalPage(w, r, p)
 }

@@ -43,7 +43,7 @@ type mscepView struct {
 // mscepPage makes a challenge where the query names a device. Unlike NDES it needs the name: no
 // challenge is good for just anybody.
 func (c *console) mscepPage(w http.ResponseWriter, r *http.Request, who principal) error {
-	view := mscepView{frame: c.frame("Enrollment challenges", who), Profile: r.URL.Query().Get("profile")}
+	view := mscepView{frame: c.frame(r, who, "/connect", "Enrollment challenges"), Profile: r.URL.Query().Get("profile")}
 	var chosen SCEPProfile
 	for _, p := range c.cfg.SCEP() {
 		if !p.OneTime {
@@ -56,7 +56,7 @@ func (c *console) mscepPage(w http.ResponseWriter, r *http.Request, who principa
 	}
 	cn := r.URL.Query().Get("cn")
 	if cn == "" {
-		return c.render(w, http.StatusOK, "mscep", view)
+		return c.render(w, http.StatusOK, "mscep", &view)
 	}
 	// A GET that makes something, because its callers send no other: a browser must not be led here.
 	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
@@ -78,7 +78,7 @@ func (c *console) mscepPage(w http.ResponseWriter, r *http.Request, who principa
 			}
 		}
 	}
-	return c.render(w, http.StatusOK, "mscep", view)
+	return c.render(w, http.StatusOK, "mscep", &view)
 }
 
 func thumbprint(der []byte) string {

@@ -60,7 +60,7 @@ func TestStatusPage(t *testing.T) {
 	signed.says(t, 200, "printer-3f-west", "10.20.0.14", "scep_pkcsreq", "success", "&lt;script&gt;alert(1)&lt;/script&gt;")
 	signed.says(t, 200, "https://localhost/.well-known/est/corp", "Generation 1 waits for its certificate", "issues nothing yet", "Waiting for a certificate")
 	signed.saysNot(t, "not baked", `>off<`)
-	signed.saysNot(t, "<script", "Sign in</h2>", "issuance_begun", "admin_claimed", "Sign out")
+	signed.saysNot(t, "<script>", "Sign in</h2>", "issuance_begun", "admin_claimed", "Sign out")
 	box.get("/?show=all", bearer(out.Token)).says(t, 200, "issuance_begun", "admin_claimed")
 	box.get("/?before=x", bearer(out.Token)).says(t, 422, "whole number")
 }
@@ -360,7 +360,7 @@ func TestSecurityHeaders(t *testing.T) {
 	for _, path := range []string{"/", "/nowhere", "/api/v1/health", "/api/v1/nowhere", "/openapi.json", "/static/console.css", "/api/v1/status"} {
 		got := box.get(path)
 		csp := got.Header.Get("Content-Security-Policy")
-		for _, want := range []string{"default-src 'none'", "style-src 'self'", "form-action 'self'", "frame-ancestors 'none'", "base-uri 'none'"} {
+		for _, want := range []string{"default-src 'none'", "style-src 'self'", "script-src 'self'", "form-action 'self'", "frame-ancestors 'none'", "base-uri 'none'"} {
 			if !strings.Contains(csp, want) {
 				t.Errorf("%s: policy %q lacks %s", path, csp, want)
 			}
@@ -374,7 +374,7 @@ func TestSecurityHeaders(t *testing.T) {
 	}
 	// The policy would stop inline styles and scripts: the pages must not need them, nor anyone else's.
 	page := string(box.get("/").body)
-	for _, bad := range []string{"<script", "<style", " style=", " onclick", "http-equiv", "//fonts"} {
+	for _, bad := range []string{"<script>", "<style", " style=", " onclick", "http-equiv", "//fonts"} {
 		if strings.Contains(page, bad) {
 			t.Errorf("page has %q", bad)
 		}

@@ -15,6 +15,9 @@ type route struct {
 	serve   func(c *console, w http.ResponseWriter, r *http.Request, who principal) error
 }
 
+// isPage tells whether people look at what a GET of the route answers.
+func (rt route) isPage() bool { return rt.op == nil }
+
 // operation describes a route of the API; pages have none.
 type operation struct {
 	id        string

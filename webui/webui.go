@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -174,6 +175,9 @@ func (c *console) serve(rt route) http.Handler {
 		}
 		if err == nil {
 			err = rt.serve(c, w, r, who)
+		} else if rt.isPage() && !takesBasic(r) && r.Method == http.MethodGet && who.role == anonymous && (errors.Is(err, errNoCredential) || errors.Is(err, errBadCredential)) {
+			http.Redirect(w, r, "/sign-in?next="+url.QueryEscape(r.URL.RequestURI()), http.StatusSeeOther)
+			return
 		}
 		if err != nil {
 			c.refuse(w, r, err)
@@ -202,9 +206,9 @@ func (c *console) observed(next http.Handler) http.Handler {
 	})
 }
 
-// securityHeaders allows the page nothing but its own stylesheet, icon and forms.
+// securityHeaders allows the page nothing but its own stylesheet, scripts, icon, forms and events.
 func securityHeaders(h http.Header) {
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
 	h.Set("Referrer-Policy", "same-origin") // no-referrer would make browsers send "Origin: null" with forms

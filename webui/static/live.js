@@ -1,0 +1,2 @@
+// Live updates; see events.go.
+"use strict";

@@ -1,0 +1,122 @@
+package webui
+
+import (
+	"fmt"
+	"html/template"
+	"io/fs"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"signet.internal/appliance/audit"
+)
+
+func parsePages(files fs.FS, a assets) (*template.Template, error) {
+	return template.New("").Funcs(template.FuncMap{
+		"asset":  a.url,
+		"stamp":  stamp,
+		"iso":    func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+		"expiry": expiryOf,
+		"groups": groups,
+		"day":    func(t time.Time) string { return t.UTC().Format("2006-01-02") },
+		"clock":  func(t time.Time) string { return t.UTC().Format("15:04:05") },
+		"pair": func(label string, cert *Certificate, now time.Time) labelled {
+			return labelled{label, cert, now}
+		},
+		"sentence": sentence,
+		"visible":  visible,
+		"tone":     outcomeTone,
+	}).ParseFS(files, "templates/*.html")
+}
+
+// labelled is a certificate and what it is called on the page.
+type labelled struct {
+	Label       string
+	Certificate *Certificate
+	Now         time.Time
+}
+
+// sentence makes an error's text one: a capital first, a stop at the end.
+func sentence(s string) string {
+	first, n := utf8.DecodeRuneInString(s)
+	if n == 0 {
+		return s
+	}
+	return string(unicode.ToUpper(first)) + strings.TrimSuffix(s[n:], ".") + "."
+}
+
+// visible spells out characters that have no shape of their own, such as those that turn the writing
+// direction around: a device must not be able to look like another in the log.
+func visible(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		}
+	}
+	return b.String()
+}
+
+// expiry is what is left of a certificate, for people.
+type expiry struct {
+	Tone string
+	Text string
+}
+
+func expiryOf(notAfter, now time.Time) expiry {
+	switch left := notAfter.Sub(now); {
+	case left <= 0:
+		return expiry{"bad", "expired " + span(-left) + " ago"}
+	case left < badBefore:
+		return expiry{"bad", span(left) + " left"}
+	case left < warnBefore:
+		return expiry{"warn", span(left) + " left"}
+	default:
+		return expiry{"good", span(left) + " left"}
+	}
+}
+
+// span writes a duration in the one unit that matters, rounded down except for years.
+func span(d time.Duration) string {
+	const day = 24 * time.Hour
+	for _, u := range []struct {
+		size time.Duration
+		most time.Duration
+		name string
+	}{{time.Minute, 2 * time.Hour, "minute"}, {time.Hour, 2 * day, "hour"}, {day, 3 * 365 * day, "day"}} {
+		if d < u.most {
+			n := int(d / u.size)
+			if n == 1 {
+				return "1 " + u.name
+			}
+			return fmt.Sprintf("%d %ss", n, u.name)
+		}
+	}
+	const year = 365 * day
+	return fmt.Sprintf("%d years", int((d+year/2)/year))
+}
+
+// groups cuts hex into fours, which the page shows apart but copies together.
+func groups(hexText string) []string {
+	var out []string
+	for len(hexText) > 4 {
+		out, hexText = append(out, hexText[:4]), hexText[4:]
+	}
+	return append(out, hexText)
+}
+
+func outcomeTone(o audit.Outcome) string {
+	switch o {
+	case audit.OutcomeSuccess:
+		return "good"
+	case audit.OutcomeRefused:
+		return "warn"
+	case audit.OutcomeFailed, audit.OutcomeLost:
+		return "bad"
+	}
+	return "plain"
+}
