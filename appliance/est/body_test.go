@@ -150,14 +150,23 @@ func FuzzReadRequest(f *testing.F) {
 		f.Add([]byte(base64.StdEncoding.EncodeToString(csr)))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		csr, err := readRequest(body)
+		signed, err := readRequest(body, false)
 		if err != nil {
 			if v := explain(err); v.status != 400 {
 				t.Errorf("%v: status %d", err, v.status)
 			}
+		}
+		template, again := readRequest(body, true)
+		if again != nil {
+			if v := explain(again); v.status != 400 || err == nil {
+				t.Errorf("%v: status %d, with its signature checked %v", again, v.status, err)
+			}
 			return
 		}
-		w, err := readWish(csr.RawInfo)
+		if err == nil && (signed.identity() != template.identity() || signed.challenge() != template.challenge()) {
+			t.Errorf("it asks for %q and %q", signed.identity(), template.identity())
+		}
+		w, err := readWish(template.template.RawInfo())
 		if err != nil {
 			if v := explain(err); v.status != 400 {
 				t.Errorf("%v: status %d", err, v.status)
@@ -173,11 +182,11 @@ func FuzzReadRequest(f *testing.F) {
 // The attributes alone: the signature around them keeps FuzzReadRequest from getting far.
 func FuzzReadWish(f *testing.F) {
 	for _, csr := range sampleRequests(f) {
-		parsed, err := readRequest(csr)
+		parsed, err := readRequest(csr, true)
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(parsed.RawInfo)
+		f.Add(parsed.template.RawInfo())
 	}
 	f.Fuzz(func(t *testing.T, info []byte) {
 		w, err := readWish(info)

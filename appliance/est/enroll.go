@@ -11,7 +11,7 @@ import (
 // enroll answers simpleenroll, simplereenroll and serverkeygen (RFC 7030 §4.2 and §4.4), in the order of what each step costs:
 //
 //  1. the type and the size of the body, and a slot, or 503, before anything is parsed;
-//  2. the request and the signature with its own key;
+//  2. the request and, where its key is to be certified, the signature with that;
 //  3. whether it belongs to this connection;
 //  4. enroll authenticates and decides;
 //  5. the certificate goes back, alone.
@@ -29,13 +29,13 @@ func (s *Server) enroll(x *exchange) {
 		return
 	}
 	defer s.leave()
-	csr, err := readRequest(body)
+	asked, err := readRequest(body, x.operation == opServerKeyGen)
 	if err != nil {
 		s.failCounted(x, err)
 		return
 	}
-	x.identity = csr.Identity()
-	if err := checkBinding(x.profile.ChannelBinding, x.r.TLS, csr.Challenge); err != nil {
+	x.identity = asked.identity()
+	if err := checkBinding(x.profile.ChannelBinding, x.r.TLS, asked.challenge()); err != nil {
 		s.failCounted(x, err)
 		return
 	}
@@ -49,13 +49,13 @@ func (s *Server) enroll(x *exchange) {
 		Profile:     x.profile.Name,
 		Protocol:    enroll.ProtocolEST,
 		Operation:   x.operation,
-		CSR:         csr,
+		CSR:         asked.csr,
 		Source:      x.source,
 		Credentials: credentials,
 		Peer:        x.peer,
 	}
 	if x.operation == opServerKeyGen {
-		s.serverKeyGen(x, req)
+		s.serverKeyGen(x, asked.template, req)
 		return
 	}
 	res, err := s.engine.Enroll(x.r.Context(), req)
@@ -79,13 +79,38 @@ func (s *Server) enroll(x *exchange) {
 // contentTypeCertsOnly is compared by libest as it is written here.
 const contentTypeCertsOnly = "application/pkcs7-mime; smime-type=certs-only"
 
-// readRequest returns the request in a body. What is in it is never part of the error.
-func readRequest(body []byte) (*pki.Request, error) {
+// asked is what a body asks for: csr, or template where the key is made here. The other one is nil.
+type asked struct {
+	csr      *pki.Request
+	template *pki.Template
+}
+
+func (a asked) identity() string {
+	if a.template != nil {
+		return a.template.Identity()
+	}
+	return a.csr.Identity()
+}
+
+func (a asked) challenge() string {
+	if a.template != nil {
+		return a.template.Challenge()
+	}
+	return a.csr.Challenge
+}
+
+// readRequest returns what a body asks for. What is in it is never part of the error.
+func readRequest(body []byte, isForNewKey bool) (a asked, err error) {
 	der, err := decodeBody(body)
 	if err != nil {
-		return nil, err
+		return asked{}, err
 	}
-	return pki.ParseRequest(der)
+	if isForNewKey {
+		a.template, err = pki.ParseTemplate(der)
+	} else {
+		a.csr, err = pki.ParseRequest(der)
+	}
+	return a, err
 }
 
 // credentialsOf returns what the client sent by HTTP Basic, nil if it sent nothing. Any other scheme, and what cannot be read, is an

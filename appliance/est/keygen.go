@@ -15,15 +15,17 @@ import (
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/pki"
 )
 
-// serverKeyGen answers serverkeygen: a key made here and a certificate for it (RFC 7030 §4.4). The key is in memory until the answer
-// has left, and nowhere else: the answer is not kept, so the same request sent again is a new one, and it waits for nobody.
+// serverKeyGen answers serverkeygen: a key made here and a certificate for it (RFC 7030 §4.4), req with the CSR that template makes for
+// that key. The key is in memory until the answer has left, and nowhere else: the answer is not kept, so the same request sent again is
+// a new one, and it waits for nobody.
 //
 // Everything that can go wrong with handing out the key is done before the certificate is asked for: none is issued to a device that
 // is then told no.
-func (s *Server) serverKeyGen(x *exchange, req enroll.Request) {
-	asked, err := readWish(req.CSR.RawInfo)
+func (s *Server) serverKeyGen(x *exchange, template *pki.Template, req enroll.Request) {
+	asked, err := readWish(template.RawInfo())
 	if err != nil {
 		s.failCounted(x, err)
 		return
@@ -56,7 +58,7 @@ func (s *Server) serverKeyGen(x *exchange, req enroll.Request) {
 		return
 	}
 	defer clear(part.der)
-	if req.CSR, err = req.CSR.ForKey(key.Public()); err != nil {
+	if req.CSR, err = template.ForKey(key.Public()); err != nil {
 		s.fail(x, err)
 		return
 	}

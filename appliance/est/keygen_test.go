@@ -105,6 +105,25 @@ func TestServerKeyGen(t *testing.T) {
 	}
 }
 
+// For serverkeygen key and signature of the request count for nothing (RFC 7030 §4.4.1); everywhere else the same bytes are refused,
+// and the key in them is never certified.
+func TestServerKeyGenIgnoresSignature(t *testing.T) {
+	s := newService(t, nil)
+	d := s.device("dev")
+	forged := must(x509.ParseCertificateRequest(d.csr()))
+	body := bytes.Clone(forged.Raw)
+	clear(body[len(body)-len(forged.Signature):])
+	_, _, cert := s.parts(d.do("POST", "modern/serverkeygen", body))
+	if cert.Subject.CommonName != "dev" || d.key.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(cert.PublicKey) {
+		t.Errorf("certificate for %v over the sender's key", cert.Subject)
+	}
+	s.refused(d.do("POST", "modern/simpleenroll", body), 400, "not signed with its own key")
+	s.refused(d.do("POST", "modern/simplereenroll", body), 400, "not signed with its own key")
+	if n := len(s.records(audit.OutcomeSuccess)); n != 1 {
+		t.Errorf("%d certificates", n)
+	}
+}
+
 // The bytes libest reads: no preamble, the header fields of a part in this order, CRLF, and base64 in lines.
 func TestMultipartBytes(t *testing.T) {
 	contentType, body := multipart(lines{8, "\n"}, mimePart{"application/pkcs8", []byte("key of twelve")}, mimePart{contentTypeCertsOnly, []byte("cert")})

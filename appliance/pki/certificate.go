@@ -73,7 +73,7 @@ func signingFor(key crypto.PublicKey) (signing, error) {
 			return signing{crypto.SHA384, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 3}, false}, nil
 		}
 	}
-	return signing{}, fmt.Errorf("issuer key: %T is neither RSA nor ECDSA on P-256 or P-384", key)
+	return signing{}, errors.New("issuer key: it is neither RSA nor ECDSA on P-256 or P-384")
 }
 
 // x509 is the algorithm's name in crypto/x509.

@@ -102,7 +102,7 @@ func (i *Issuer) Prepare(p *Profile, r *Request, now time.Time) (*Prepared, erro
 	}
 	usages := usagesFor(r.PublicKey, p.usages)
 	if len(usages) == 0 {
-		return nil, &PolicyError{"usage.key", fmt.Sprintf("%T: none of its usages fits that type of key", r.PublicKey)}
+		return nil, &PolicyError{"usage.key", keyKind(r.PublicKey) + " (none of its usages fits them)"}
 	}
 	extra, err := p.extraExtensions(r)
 	if err != nil {
@@ -294,7 +294,7 @@ func NewRoot(subject []byte, signer crypto.Signer, now time.Time, validity time.
 // name, which it gets where the authority has none.
 func (i *Issuer) IssueRA(public crypto.PublicKey, now time.Time, validity time.Duration) ([]byte, error) {
 	if _, ok := public.(*rsa.PublicKey); !ok {
-		return nil, fmt.Errorf("registration certificate: SCEP clients encrypt to RSA keys only, this is %T", public)
+		return nil, fmt.Errorf("registration certificate: SCEP clients encrypt to RSA keys only, not to %s", keyKind(public))
 	}
 	subject, err := raSubject(i.cert.RawSubject)
 	if err != nil {

@@ -143,6 +143,9 @@ func TestKeyPolicy(t *testing.T) {
 			if got := errors.As(err, &refused); got != (tt.rule != "") || got && refused.Rule != tt.rule {
 				t.Errorf("error %v, want rule %q", err, tt.rule)
 			}
+			if tt.name == "Ed25519" && !strings.HasSuffix(err.Error(), "does not allow Ed25519 keys") {
+				t.Errorf("it says %v", err)
+			}
 		})
 	}
 }
@@ -238,7 +241,7 @@ func TestUsagesFitTheKey(t *testing.T) {
 	c := permissive()
 	c.Usage.Key = []string{"keyEncipherment"}
 	var refused *PolicyError
-	if _, err := issuer.Prepare(newProfile(t, c), request, now); !errors.As(err, &refused) || refused.Rule != "usage.key" {
+	if _, err := issuer.Prepare(newProfile(t, c), request, now); !errors.As(err, &refused) || refused.Rule != "usage.key" || refused.Value != "ECDSA keys (none of its usages fits them)" {
 		t.Errorf("a key for which no usage is left: %v", err)
 	}
 }

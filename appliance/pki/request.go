@@ -45,7 +45,8 @@ var (
 	oidMGF1              = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 8}      // RFC 4055 §2.2
 )
 
-// Request is a PKCS#10 certification request (RFC 2986) whose self-signature was checked.
+// Request is a PKCS#10 certification request (RFC 2986) whose self-signature was checked, or one for a
+// key that was made here (see [Template]).
 //
 // The slices alias one private copy of the input; nobody may change them.
 type Request struct {
@@ -79,23 +80,14 @@ type Request struct {
 // signature proves possession of a key, nothing else), MD5 is not. The version number is ignored:
 // widespread libraries write 2 where RFC 2986 wants 0.
 func ParseRequest(der []byte) (*Request, error) {
-	if len(der) > maxRequest {
-		return nil, fmt.Errorf("%w: %d bytes, at most %d are read", ErrRequest, len(der), maxRequest)
+	r, algorithm, signature, err := readRequest(der)
+	if err != nil {
+		return nil, err
 	}
-	input := cryptobyte.String(append([]byte(nil), der...))
-	r := &Request{Raw: input}
-	var outer, infoElement, algorithm cryptobyte.String
-	var signature asn1.BitString
-	if !input.ReadASN1(&outer, cbasn1.SEQUENCE) || !input.Empty() {
-		return nil, fmt.Errorf("%w: not one DER SEQUENCE", ErrRequest)
+	if signature.BitLength%8 != 0 {
+		return nil, fmt.Errorf("%w: signature is not of whole bytes", ErrRequest)
 	}
-	if !outer.ReadASN1Element(&infoElement, cbasn1.SEQUENCE) ||
-		!outer.ReadASN1Element(&algorithm, cbasn1.SEQUENCE) ||
-		!outer.ReadASN1BitString(&signature) || !outer.Empty() || signature.BitLength%8 != 0 {
-		return nil, fmt.Errorf("%w: not info, algorithm and signature", ErrRequest)
-	}
-	r.RawInfo = infoElement
-	if err := r.parseInfo(infoElement); err != nil {
+	if err := r.parseKey(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrRequest, err)
 	}
 	if err := r.checkSignature(algorithm, signature.Bytes); err != nil {
@@ -104,7 +96,39 @@ func ParseRequest(der []byte) (*Request, error) {
 	return r, nil
 }
 
+// readRequest reads everything of a request but its key, and checks nothing of its signature.
+func readRequest(der []byte) (r *Request, algorithm cryptobyte.String, signature asn1.BitString, err error) {
+	if len(der) > maxRequest {
+		return nil, nil, signature, fmt.Errorf("%w: %d bytes, at most %d are read", ErrRequest, len(der), maxRequest)
+	}
+	input := cryptobyte.String(append([]byte(nil), der...))
+	r = &Request{Raw: input}
+	var outer, infoElement cryptobyte.String
+	if !input.ReadASN1(&outer, cbasn1.SEQUENCE) || !input.Empty() {
+		return nil, nil, signature, fmt.Errorf("%w: not one DER SEQUENCE", ErrRequest)
+	}
+	if !outer.ReadASN1Element(&infoElement, cbasn1.SEQUENCE) ||
+		!outer.ReadASN1Element(&algorithm, cbasn1.SEQUENCE) ||
+		!outer.ReadASN1BitString(&signature) || !outer.Empty() {
+		return nil, nil, signature, fmt.Errorf("%w: not info, algorithm and signature", ErrRequest)
+	}
+	r.RawInfo = infoElement
+	if err := r.readInfo(infoElement); err != nil {
+		return nil, nil, signature, fmt.Errorf("%w: %w", ErrRequest, err)
+	}
+	return r, algorithm, signature, nil
+}
+
+// parseInfo reads a CertificationRequestInfo whose signature nobody checks.
 func (r *Request) parseInfo(element cryptobyte.String) error {
+	if err := r.readInfo(element); err != nil {
+		return err
+	}
+	return r.parseKey()
+}
+
+// readInfo reads all of a CertificationRequestInfo but what its key is.
+func (r *Request) readInfo(element cryptobyte.String) error {
 	var info, version, subject, spki cryptobyte.String
 	if !element.ReadASN1(&info, cbasn1.SEQUENCE) ||
 		!info.ReadASN1(&version, cbasn1.INTEGER) ||
@@ -116,12 +140,6 @@ func (r *Request) parseInfo(element cryptobyte.String) error {
 	if _, err := parseName(subject); err != nil {
 		return fmt.Errorf("subject: %w", err)
 	}
-	key, err := parseKey(spki)
-	if err != nil {
-		return err
-	}
-	r.PublicKey = key
-
 	// attributes [0] IMPLICIT SET OF Attribute; some clients leave the field out altogether.
 	var attributes cryptobyte.String
 	var present bool
@@ -129,6 +147,11 @@ func (r *Request) parseInfo(element cryptobyte.String) error {
 		return errors.New("attributes are not a SET")
 	}
 	return r.parseAttributes(attributes)
+}
+
+func (r *Request) parseKey() (err error) {
+	r.PublicKey, err = parseKey(r.RawSPKI)
+	return err
 }
 
 func parseKey(spki []byte) (crypto.PublicKey, error) {
@@ -148,7 +171,7 @@ func parseKey(spki []byte) (crypto.PublicKey, error) {
 		}
 	case *ecdsa.PublicKey, ed25519.PublicKey:
 	default:
-		return nil, fmt.Errorf("public key: type %T", key)
+		return nil, fmt.Errorf("public key: %s are not read", keyKind(key))
 	}
 	return key, nil
 }
@@ -435,22 +458,6 @@ func (r *Request) Names() []Name {
 		}
 	}
 	return append(names, r.SAN...)
-}
-
-// ForKey returns the request for another key: the same subject and names for a key made here (RFC 7030
-// §4.4). Raw and RawInfo stay what the client sent. r itself is not changed.
-func (r *Request) ForKey(public crypto.PublicKey) (*Request, error) {
-	spki, err := x509.MarshalPKIXPublicKey(public)
-	if err != nil {
-		return nil, fmt.Errorf("encoding public key: %w", err)
-	}
-	key, err := parseKey(spki)
-	if err != nil {
-		return nil, err
-	}
-	c := *r
-	c.PublicKey, c.RawSPKI = key, spki
-	return &c, nil
 }
 
 // namesOf returns the subjectAltNames of these kinds, and every common name: readers take either for a

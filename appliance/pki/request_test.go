@@ -319,31 +319,6 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestForKey: the certificate for a key made here has that key, and the subject and names asked for.
-func TestForKey(t *testing.T) {
-	asked := goRequest(t, newKey(t, "ecdsa-p256"), x509.CertificateRequest{Subject: pkix.Name{CommonName: "dev"}, DNSNames: []string{"a.b"}})
-	for _, algorithm := range []string{"rsa-2048", "ecdsa-p384"} {
-		made := newKey(t, algorithm)
-		request, err := asked.ForKey(made.Public())
-		if err != nil {
-			t.Fatal(err)
-		}
-		cert := issued(t, newAuthority(t, newKey(t, "ecdsa-p256")), request)
-		if public, ok := cert.PublicKey.(interface{ Equal(crypto.PublicKey) bool }); !ok || !public.Equal(made.Public()) {
-			t.Error("the certificate has another key")
-		}
-		if cert.Subject.CommonName != "dev" || !slices.Equal(cert.DNSNames, []string{"a.b"}) {
-			t.Errorf("for %s, %v", cert.Subject, cert.DNSNames)
-		}
-		if string(request.Raw) != string(asked.Raw) || string(asked.RawSPKI) == string(request.RawSPKI) {
-			t.Error("the request asked is not what it was")
-		}
-	}
-	if _, err := asked.ForKey("no key"); err == nil {
-		t.Error("a key of no type")
-	}
-}
-
 func TestIsNamed(t *testing.T) {
 	request := goRequest(t, newKey(t, "ecdsa-p256"), x509.CertificateRequest{
 		RawSubject: mustDN(t, `CN=Box.example.com,CN=10.0.0.1,O=other.example.com,CN=\ spaced.example.com.\ `), DNSNames: []string{"www.example.com"},

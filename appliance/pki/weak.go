@@ -3,11 +3,11 @@ package pki
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/rsa"
 	"fmt"
 	"math/big"
 	"slices"
-	"strings"
 )
 
 // checkKey holds a key against the profile's rules and against what makes a key worthless under any.
@@ -33,7 +33,20 @@ func (p *Profile) checkKey(key crypto.PublicKey) error {
 		}
 		return nil
 	}
-	return &PolicyError{"keys", strings.TrimPrefix(fmt.Sprintf("%T", key), "*") + " keys"}
+	return &PolicyError{"keys", keyKind(key)}
+}
+
+// keyKind names the kind of a key for people.
+func keyKind(key crypto.PublicKey) string {
+	switch key.(type) {
+	case *rsa.PublicKey:
+		return "RSA keys"
+	case *ecdsa.PublicKey:
+		return "ECDSA keys"
+	case ed25519.PublicKey:
+		return "Ed25519 keys"
+	}
+	return "keys of this kind"
 }
 
 // rsaWeakness says what makes an RSA key of any size worthless, or "". The bounds are those of the
