@@ -2,6 +2,8 @@ package webui
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"os"
 	"os/exec"
@@ -15,14 +17,16 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 
 	"signet.internal/appliance/handover"
 )
 
-// A green run proves that a real browser can claim the box, sign out, fail to sign in, sign in and
-// page through the log under the page's own policy, and that no page is wider than a phone. It does
-// not prove that the pages look good: set SIGNET_SCREENSHOTS to a directory and look.
+// A green run of the browser tests proves that a real browser does what they say under the page's own
+// policy, that no page is wider than a phone, and that axe-core finds nothing against WCAG 2.2 AA in
+// light and dark, on phone and desktop. It does not prove that the pages look good: make screenshots
+// writes pictures of them; look.
 
 // newBrowser starts headless Chromium and returns a context of one tab.
 func newBrowser(t *testing.T) context.Context {
@@ -53,6 +57,7 @@ func look(t *testing.T, ctx context.Context, name string) {
 		width int64
 	}{{"phone", 390}, {"desktop", 1280}} {
 		for _, scheme := range []string{"dark", "light"} {
+			name := name + "-" + screen.name + "-" + scheme
 			_, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 				Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}})
 			if err != nil {
@@ -72,8 +77,9 @@ func look(t *testing.T, ctx context.Context, name string) {
 			if width > screen.width {
 				t.Errorf("%s: %d px wide on a screen of %d", name, width, screen.width)
 			}
+			accessible(t, ctx, name)
 			if dir != "" {
-				if err := os.WriteFile(filepath.Join(dir, name+"-"+screen.name+"-"+scheme+".png"), picture, 0o644); err != nil {
+				if err := os.WriteFile(filepath.Join(dir, name+".png"), picture, 0o644); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -81,8 +87,126 @@ func look(t *testing.T, ctx context.Context, name string) {
 	}
 }
 
+// axe is axe-core 4.14.1, which make test fetches.
+const (
+	axeFile   = "../build/axe/node_modules/axe-core/axe.min.js"
+	axeSHA256 = "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c"
+)
+
+// accessible has axe-core look for what people with disabilities could not use.
+func accessible(t *testing.T, ctx context.Context, name string) {
+	t.Helper()
+	script, err := os.ReadFile(axeFile)
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("axe-core is missing: make test fetches it: %v", err)
+		}
+		t.Logf("%s: not looked at by axe-core, which make test fetches", name)
+		return
+	}
+	if sum := sha256.Sum256(script); hex.EncodeToString(sum[:]) != axeSHA256 {
+		t.Fatalf("%s is not the axe-core that this test knows", axeFile)
+	}
+	const run = `(async () => {
+		const found = await axe.run(document, {runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]});
+		return found.violations.map(v => v.id + ": " + v.help + ": " + v.nodes.map(n => n.target.join(" ") + " " + n.html.slice(0, 160)).slice(0, 4).join("; ")).join("\n");
+	})()`
+	if err := chromedp.Do(ctx, chromedp.Evaluate[chromedp.Void](string(script)+";undefined")); err != nil {
+		t.Fatalf("%s: loading axe-core: %v", name, err)
+	}
+	found, err := chromedp.Run(ctx, chromedp.Evaluate[string](run, chromedp.EvalAwaitPromise))
+	if err != nil {
+		t.Fatalf("%s: running axe-core: %v", name, err)
+	}
+	if found != "" {
+		t.Errorf("%s: axe-core finds\n%s", name, found)
+	}
+}
+
+// tab is a browser's tab that looks at a console.
+type tab struct {
+	t   *testing.T
+	ctx context.Context
+	box *testBox
+
+	mu         sync.Mutex
+	complaints []string // what the browser wrote to its console: blocked styles, missing files
+}
+
+// newTab opens a browser for box and fails the test at its end where the browser complained of a page.
+func newTab(t *testing.T, box *testBox) *tab {
+	t.Helper()
+	tb := &tab{t: t, box: box, ctx: newBrowser(t)}
+	err := chromedp.Listen(tb.ctx, func(ev any) {
+		e, ok := ev.(*log.EventEntryAdded)
+		if !ok || e.Entry.Level != log.EntryLevelError || strings.Contains(e.Entry.Text, "status of 4") {
+			return // refusals are meant
+		}
+		tb.mu.Lock()
+		defer tb.mu.Unlock()
+		tb.complaints = append(tb.complaints, e.Entry.Text+" "+e.Entry.URL)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := chromedp.Call(tb.ctx, log.Enable, cdp.Empty{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(tb.ctx, 5*time.Minute)
+	tb.ctx = ctx
+	t.Cleanup(func() {
+		cancel()
+		tb.mu.Lock()
+		defer tb.mu.Unlock()
+		for _, c := range tb.complaints {
+			t.Error("the browser complains:", c)
+		}
+	})
+	return tb
+}
+
+// do takes actions and stops the test where one of them does not come to its end.
+func (tb *tab) do(name string, actions ...chromedp.Action[chromedp.Void]) {
+	tb.t.Helper()
+	if err := chromedp.Do(tb.ctx, actions...); err != nil {
+		tb.t.Fatalf("%s: %v", name, err)
+	}
+}
+
+// step takes actions and then looks at the page, under name.
+func (tb *tab) step(name string, actions ...chromedp.Action[chromedp.Void]) {
+	tb.t.Helper()
+	tb.do(name, actions...)
+	look(tb.t, tb.ctx, name)
+}
+
+// open goes to a page, waits until selector is visible, and looks at it, under name.
+func (tb *tab) open(name, path, selector string) {
+	tb.t.Helper()
+	tb.step(name, chromedp.Navigate(tb.box.URL+path), chromedp.WaitVisible(chromedp.CSS(selector)))
+}
+
+// text is what a person reads in the first element that selector finds.
+func (tb *tab) text(selector string) string {
+	tb.t.Helper()
+	text, err := chromedp.Run(tb.ctx, chromedp.Text(chromedp.CSS(selector)))
+	if err != nil {
+		tb.t.Fatalf("%s: %v", selector, err)
+	}
+	return text
+}
+
+// enter gives the browser a session of user, who exists.
+func (tb *tab) enter(user string) {
+	tb.t.Helper()
+	id := tb.box.console.sessions.begin(user)
+	_, err := chromedp.Call(tb.ctx, network.SetCookie, network.SetCookieParams{Name: sessionCookie, Value: id, URL: tb.box.URL, Secure: new(true), HTTPOnly: new(true)})
+	if err != nil {
+		tb.t.Fatal(err)
+	}
+}
+
 func TestBrowser(t *testing.T) {
-	ctx := newBrowser(t)
 	box := newBox(t, func(c *Config) {
 		c.Boot.Conditions = []handover.Condition{{
 			What: "Keys are not protected against a changed disk, because Secure Boot is off.",
@@ -90,62 +214,27 @@ func TestBrowser(t *testing.T) {
 		}}
 	})
 	box.enroll(40)
-
-	var mu sync.Mutex
-	var complaints []string // what the browser wrote to its console: blocked styles, missing files
-	err := chromedp.Listen(ctx, func(ev any) {
-		e, ok := ev.(*log.EventEntryAdded)
-		if !ok || e.Entry.Level != log.EntryLevelError || strings.Contains(e.Entry.Text, "status of 40") {
-			return // the refusals below are meant
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		complaints = append(complaints, e.Entry.Text+" "+e.Entry.URL)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := chromedp.Call(ctx, log.Enable, cdp.Empty{}); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
-	defer cancel()
-	step := func(name string, actions ...chromedp.Action[chromedp.Void]) {
-		t.Helper()
-		if err := chromedp.Do(ctx, actions...); err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		look(t, ctx, name)
-	}
-	textOf := func(selector string) string {
-		t.Helper()
-		text, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS(selector)))
-		if err != nil {
-			t.Fatalf("%s: %v", selector, err)
-		}
-		return text
-	}
-
-	step("unclaimed", chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS("#code")))
-	step("claim-wrong-code", chromedp.SendKeys(chromedp.CSS("#code"), "AAAA-AAAA"), chromedp.SendKeys(chromedp.CSS("#claim-user"), "alice"),
+	tb := newTab(t, box)
+	tb.step("unclaimed", chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS("#code")))
+	tb.step("claim-wrong-code", chromedp.SendKeys(chromedp.CSS("#code"), "AAAA-AAAA"), chromedp.SendKeys(chromedp.CSS("#claim-user"), "alice"),
 		chromedp.Submit(chromedp.CSS("#code")), chromedp.WaitVisible(chromedp.CSS("#form-problem")))
-	if got := textOf("#form-problem"); !strings.Contains(got, "claim code is wrong") {
+	if got := tb.text("#form-problem"); !strings.Contains(got, "claim code is wrong") {
 		t.Errorf("wrong code says %q", got)
 	}
-	step("claimed", chromedp.SendKeys(chromedp.CSS("#code"), "k7qm 2xpd"), chromedp.Submit(chromedp.CSS("#code")), chromedp.WaitVisible(chromedp.CSS(".secrets")))
-	password := textOf(".secrets dd:nth-of-type(2) code")
-	step("signed-in", chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS(".log")))
-	step("older", chromedp.Click(chromedp.CSS(`.paging a[rel=next]`)), chromedp.WaitVisible(chromedp.CSS(".log")))
-	step("everything", chromedp.Navigate(box.URL+"/?show=all"), chromedp.WaitVisible(chromedp.CSS(".log")))
-	step("signed-out", chromedp.Click(chromedp.CSS("header button")), chromedp.WaitVisible(chromedp.CSS("#user")))
-	step("sign-in-wrong", chromedp.SendKeys(chromedp.CSS("#user"), "alice"), chromedp.SendKeys(chromedp.CSS("#password"), "not the password"),
+	tb.step("claimed", chromedp.SendKeys(chromedp.CSS("#code"), "k7qm 2xpd"), chromedp.Submit(chromedp.CSS("#code")), chromedp.WaitVisible(chromedp.CSS(".secrets")))
+	password := tb.text(".secrets dd:nth-of-type(2) code")
+	tb.step("signed-in", chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS(".log")))
+	tb.step("older", chromedp.Click(chromedp.CSS(`.paging a[rel=next]`)), chromedp.WaitVisible(chromedp.CSS(".log")))
+	tb.step("everything", chromedp.Navigate(box.URL+"/?show=all"), chromedp.WaitVisible(chromedp.CSS(".log")))
+	tb.step("signed-out", chromedp.Click(chromedp.CSS("header button")), chromedp.WaitVisible(chromedp.CSS("#user")))
+	tb.step("sign-in-wrong", chromedp.SendKeys(chromedp.CSS("#user"), "alice"), chromedp.SendKeys(chromedp.CSS("#password"), "not the password"),
 		chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS("#form-problem")))
-	step("signed-in-again", chromedp.SendKeys(chromedp.CSS("#password"), password), chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS(".log")))
+	tb.step("signed-in-again", chromedp.SendKeys(chromedp.CSS("#password"), password), chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS(".log")))
 	held := box.request("gate-north-4.example.com.wait")
 	box.request("door.wait")
 	approve := `form[action="/pending/` + held.ID + `/approve"] button`
-	step("pending", chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS(approve)))
-	step("approved", chromedp.Click(chromedp.CSS(approve)), chromedp.WaitNotPresent(chromedp.CSS(approve)))
+	tb.step("pending", chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS(approve)))
+	tb.step("approved", chromedp.Click(chromedp.CSS(approve)), chromedp.WaitNotPresent(chromedp.CSS(approve)))
 	if list, err := box.engine.PendingRequests(); err != nil || len(list) != 1 {
 		t.Errorf("after a click on Approve %d requests wait: %v", len(list), err)
 	}
@@ -153,21 +242,16 @@ func TestBrowser(t *testing.T) {
 		t.Fatal(err)
 	}
 	on := `form[action="/profiles/corp/on"] button`
-	step("orders", chromedp.Navigate(box.URL), chromedp.Click(chromedp.CSS("article:first-child details.orders summary")),
+	tb.step("orders", chromedp.Navigate(box.URL), chromedp.Click(chromedp.CSS("article:first-child details.orders summary")),
 		chromedp.Click(chromedp.CSS("tbody th details.orders summary")), chromedp.WaitVisible(chromedp.CSS(on)))
-	step("ordered", chromedp.Click(chromedp.CSS(on)), chromedp.WaitNotPresent(chromedp.CSS(on)))
+	tb.step("ordered", chromedp.Click(chromedp.CSS(on)), chromedp.WaitNotPresent(chromedp.CSS(on)))
 	if s, err := box.fake.Settings("corp"); err != nil || s.Off != nil {
 		t.Errorf("after a click the profile is %+v: %v", s.Off, err)
 	}
-	step("mscep-admin", chromedp.Navigate(box.URL+"/certsrv/mscep_admin/"), chromedp.WaitVisible(chromedp.CSS("#cn")))
-	step("mscep-admin-made", chromedp.SendKeys(chromedp.CSS("#cn"), "cam-1"), chromedp.Submit(chromedp.CSS("#cn")), chromedp.WaitVisible(chromedp.CSS(".secrets")))
-	if got := textOf(".secrets"); !strings.Contains(got, "SECRET-OF-cam-1") {
+	tb.step("mscep-admin", chromedp.Navigate(box.URL+"/certsrv/mscep_admin/"), chromedp.WaitVisible(chromedp.CSS("#cn")))
+	tb.step("mscep-admin-made", chromedp.SendKeys(chromedp.CSS("#cn"), "cam-1"), chromedp.Submit(chromedp.CSS("#cn")), chromedp.WaitVisible(chromedp.CSS(".secrets")))
+	if got := tb.text(".secrets"); !strings.Contains(got, "SECRET-OF-cam-1") {
 		t.Errorf("the page says %q", got)
 	}
-	step("not-found", chromedp.Navigate(box.URL+"/nowhere"), chromedp.WaitVisible(chromedp.CSS("#refusal")))
-	mu.Lock()
-	defer mu.Unlock()
-	for _, c := range complaints {
-		t.Error("the browser complains:", c)
-	}
+	tb.step("not-found", chromedp.Navigate(box.URL+"/nowhere"), chromedp.WaitVisible(chromedp.CSS("#refusal")))
 }
