@@ -29,12 +29,16 @@ TEST_PARTS := $(RUN_PARTS) pki:strongswan-pki \
 	/usr/share/java/bcpkix.jar:libbcpkix-java javac:default-jdk-headless /usr/sbin/nginx:nginx-light /usr/sbin/haproxy:haproxy \
 	/usr/lib/systemd/boot/efi/linuxx64.efi.stub:systemd-boot-efi sbverify:sbsigntool mtype:mtools \
 	/sbin/fsck.vfat:dosfstools /sbin/mke2fs:e2fsprogs tpm2_getcap:tpm2-tools chromium:chromium \
-	/etc/ssl/certs/ca-certificates.crt:ca-certificates dbus-run-session:dbus git:git
+	/etc/ssl/certs/ca-certificates.crt:ca-certificates dbus-run-session:dbus git:git npm:npm
+
+# What the console's pages are checked with for accessibility; the browser tests know its hash.
+AXE := build/axe/node_modules/axe-core/axe.min.js
+AXE_VERSION := 4.14.1
 
 # Optional arguments of signet run; make run FRESH=1 is make run ARGS=--fresh.
 ARGS ?= $(if $(FRESH),--fresh)
 
-.PHONY: build image run test bench size clean run-parts test-parts lists help
+.PHONY: build image run test bench screenshots size clean run-parts test-parts lists help
 
 build: bin/signet bin/signetd $(BASE) $(KEYS) ## bin/signet, bin/signetd, build/base and the demo's signing keys
 
@@ -44,10 +48,15 @@ run: run-parts ## boot the demo and stay; Ctrl-C shuts it down (FRESH=1 starts o
 	@$(MAKE) --no-print-directory image
 	@bin/signet run build/demo $(ARGS)
 
-test: test-parts ## all tests: unit, store, TPM, real clients, real boots
+test: test-parts $(AXE) ## all tests: unit, store, TPM, real clients, real boots
 	@$(MAKE) --no-print-directory image
 	$(GO) vet ./...
 	$(GO) test -timeout 40m ./...
+
+screenshots: test-parts $(AXE) ## pictures of the console's pages in build/screenshots: phone and desktop, light and dark
+	@rm -rf build/screenshots && mkdir -p build/screenshots
+	SIGNET_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count 1 -run '^TestBrowser' ./webui
+	@ls build/screenshots | wc -l | xargs -I{} echo "{} pictures in build/screenshots"
 
 size: run-parts ## size of the image's parts, the guest's memory, signetd's, and its uptime at ready
 	@$(MAKE) --no-print-directory image
@@ -106,6 +115,11 @@ $(KEYS): | bin/signet
 $(IMAGE): bin/signet $(BASE) $(KEYS) $(DEMO)
 	@bin/signet bake configs/demo -o build/demo --base build/base
 
+$(AXE): Makefile | test-parts
+	@npm install --prefix build/axe --no-save --no-audit --no-fund --ignore-scripts --loglevel=error axe-core@$(AXE_VERSION) >/dev/null \
+		|| { echo "could not fetch axe-core $(AXE_VERSION) by npm: is there a network?" >&2; exit 1; }
+	@touch $@
+
 # install-missing PARTS, WHY: installs the packages of absent parts, as root or by sudo.
 define install-missing
 	@missing=(); for part in $(1); do \
@@ -133,4 +147,4 @@ lists:
 		$$sudo apt-get update -qq || { echo "could not fetch the package lists: is there a network?" >&2; exit 1; }; fi
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
