@@ -212,6 +212,11 @@ func preflight(t transport.TPM) ([]Finding, error) {
 	} else if err != nil {
 		return nil, err
 	}
+	if _, _, err := findCounter(t); errors.Is(err, ErrHandleTaken) {
+		addNew(fmt.Sprintf("other data sits where this box keeps its state-rollback counter (TPM NV index %#x)", uint32(CounterHandle)), removeMend)
+	} else if err != nil {
+		return nil, err
+	}
 	return found, nil
 }
 

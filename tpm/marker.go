@@ -41,24 +41,29 @@ func (d *Device) ReadMarker() ([]byte, error) {
 
 // findMarker returns the index's Name and whether it was ever written; a nil Name if it is not defined.
 func findMarker(t transport.TPM) (name *tpm2.TPM2BName, written bool, err error) {
-	rsp, err := tpm2.NVReadPublic{NVIndex: MarkerHandle}.Execute(t)
+	return findIndex(t, markerPublic())
+}
+
+// findIndex looks for an NV index and returns its Name and whether it was ever written; a nil Name if it
+// is not defined, ErrHandleTaken if it was not defined as want.
+func findIndex(t transport.TPM, want tpm2.TPMSNVPublic) (name *tpm2.TPM2BName, written bool, err error) {
+	rsp, err := tpm2.NVReadPublic{NVIndex: want.NVIndex}.Execute(t)
 	if errors.Is(err, tpm2.TPMRCHandle) {
 		return nil, false, nil
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("looking for the provisioned marker: %w", err)
+		return nil, false, fmt.Errorf("looking for NV index %#x: %w", uint32(want.NVIndex), err)
 	}
 	pub, err := rsp.NVPublic.Contents()
 	if err != nil {
-		return nil, false, fmt.Errorf("looking for the provisioned marker: %w", err)
+		return nil, false, fmt.Errorf("looking for NV index %#x: %w", uint32(want.NVIndex), err)
 	}
-	want := markerPublic()
 	want.Attributes.Written = pub.Attributes.Written
 	if pub.Attributes != want.Attributes || pub.DataSize != want.DataSize {
-		return nil, false, fmt.Errorf("%w: NV index %#x", ErrHandleTaken, uint32(MarkerHandle))
+		return nil, false, fmt.Errorf("%w: NV index %#x", ErrHandleTaken, uint32(want.NVIndex))
 	}
 	if name, err = tpm2.NVName(pub); err != nil {
-		return nil, false, fmt.Errorf("looking for the provisioned marker: %w", err)
+		return nil, false, fmt.Errorf("looking for NV index %#x: %w", uint32(want.NVIndex), err)
 	}
 	return name, pub.Attributes.Written, nil
 }
