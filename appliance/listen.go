@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/net/netutil"
 
+	"signet.internal/appliance/exchange"
 	"signet.internal/provision"
 )
 
@@ -147,7 +148,7 @@ func (l *perSource) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		source := sourceOfAddr(c.RemoteAddr().String())
+		source := exchange.AddrOf(c.RemoteAddr().String())
 		key, err := source.Prefix(min(source.BitLen(), 64)) // an IPv6 host chooses freely in its /64
 		if err != nil || !key.IsValid() {
 			return c, nil // not an IP connection
@@ -195,12 +196,3 @@ func (s *server) serve() error {
 }
 
 func (s *server) shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
-
-// sourceOfAddr reads "IP:port"; the address is invalid where that is something else.
-func sourceOfAddr(peer string) netip.Addr {
-	ap, err := netip.ParseAddrPort(peer)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap().WithZone("")
-}

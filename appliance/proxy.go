@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"signet.internal/appliance/exchange"
 	"signet.internal/appliance/handover"
 	"signet.internal/provision"
 )
@@ -70,7 +71,7 @@ func (p *proxies) trusts(a netip.Addr) bool {
 // proxies the rightmost address of X-Forwarded-For that is none of theirs. What stands to the left of
 // that was written by the client.
 func (p *proxies) source(r *http.Request) netip.Addr {
-	source := sourceOfAddr(r.RemoteAddr)
+	source := exchange.AddrOf(r.RemoteAddr)
 	values := r.Header.Values(headerForwarded) // several are one, in their order (RFC 9110 §5.3)
 	for range maxHops {
 		if len(values) == 0 || !p.trusts(source) {
@@ -103,7 +104,7 @@ func hopAddr(s string) netip.Addr {
 	if a, err := netip.ParseAddr(bare); err == nil {
 		return a.Unmap().WithZone("")
 	}
-	return sourceOfAddr(s)
+	return exchange.AddrOf(s)
 }
 
 // clientCertificates are those the client showed in TLS, its own first, of which it is known that it has
@@ -114,7 +115,7 @@ func (p *proxies) clientCertificates(r *http.Request) []*x509.Certificate {
 		return nil
 	}
 	peer := r.TLS.PeerCertificates
-	if !p.trusts(sourceOfAddr(r.RemoteAddr)) {
+	if !p.trusts(exchange.AddrOf(r.RemoteAddr)) {
 		return peer
 	}
 	values := r.Header.Values(headerClient)

@@ -15,8 +15,8 @@ import (
 //  3. whether it belongs to this connection;
 //  4. enroll authenticates and decides;
 //  5. the certificate goes back, alone.
-func (s *Server) enroll(x *exchange) {
-	if !isPKCS10(x.r.Header) {
+func (s *Server) enroll(x *call) {
+	if !isPKCS10(x.R.Header) {
 		s.failCounted(x, refuse(http.StatusUnsupportedMediaType, "the request is not of type application/pkcs10: send the PKCS#10 request under this Content-Type"))
 		return
 	}
@@ -24,33 +24,33 @@ func (s *Server) enroll(x *exchange) {
 	if !ok {
 		return
 	}
-	if !s.enter(x.r.Context()) {
-		x.retryLater("the box is busy: try again later")
+	if !s.slots.Enter(x.R.Context()) {
+		x.RetryLater("the box is busy: try again later")
 		return
 	}
-	defer s.leave()
+	defer s.slots.Leave()
 	asked, err := readRequest(body, x.operation == opServerKeyGen)
 	if err != nil {
 		s.failCounted(x, err)
 		return
 	}
 	x.identity = asked.identity()
-	if err := checkBinding(x.profile.ChannelBinding, x.r.TLS, asked.challenge()); err != nil {
+	if err := checkBinding(x.profile.ChannelBinding, x.R.TLS, asked.challenge()); err != nil {
 		s.failCounted(x, err)
 		return
 	}
-	credentials, err := credentialsOf(x.r)
+	credentials, err := credentialsOf(x.R)
 	if err != nil {
 		s.failCounted(x, err)
 		return
 	}
-	x.peer = s.client(x.r)
+	x.peer = s.client(x.R)
 	req := enroll.Request{
 		Profile:     x.profile.Name,
 		Protocol:    enroll.ProtocolEST,
 		Operation:   x.operation,
 		CSR:         asked.csr,
-		Source:      x.source,
+		Source:      x.Source,
 		Credentials: credentials,
 		Peer:        x.peer,
 	}
@@ -58,7 +58,7 @@ func (s *Server) enroll(x *exchange) {
 		s.serverKeyGen(x, asked.template, req)
 		return
 	}
-	res, err := s.engine.Enroll(x.r.Context(), req)
+	res, err := s.engine.Enroll(x.R.Context(), req)
 	if err != nil {
 		s.fail(x, err)
 		return
@@ -127,16 +127,16 @@ func credentialsOf(r *http.Request) (*enroll.Credentials, error) {
 }
 
 // pending answers that a person has to decide first (RFC 7030 §4.2.3), without a body: Bouncy Castle gives up on any other.
-func (x *exchange) pending() {
-	x.outcome = "pending"
-	x.retryAfter(x.profile.RetryAfter)
+func (x *call) pending() {
+	x.Outcome = "pending"
+	x.RetryAfter(x.profile.RetryAfter)
 	x.reply(http.StatusAccepted, "", nil)
 }
 
 // issued notes a certificate for the log line.
-func (x *exchange) issued(res *enroll.Result) {
-	x.serial, x.outcome = res.Serial, "issued"
+func (x *call) issued(res *enroll.Result) {
+	x.Serial, x.Outcome = res.Serial, "issued"
 	if res.Replayed {
-		x.outcome = "replayed"
+		x.Outcome = "replayed"
 	}
 }

@@ -3,7 +3,6 @@ package est
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
@@ -15,8 +14,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"signet.internal/appliance/audit"
 )
@@ -307,7 +304,9 @@ func TestWithoutTLS(t *testing.T) {
 // Past the number of requests in flight, nothing of a request is parsed.
 func TestBusy(t *testing.T) {
 	s := newService(t, func(c *Config) { c.InFlight = 1 })
-	s.server.slots <- struct{}{}
+	if !s.server.slots.Enter(t.Context()) {
+		t.Fatal("no slot")
+	}
 	d := s.device("dev")
 	for _, path := range []string{"simpleenroll", "simplereenroll", "modern/serverkeygen"} {
 		a := d.do("POST", path, []byte("nonsense"))
@@ -319,7 +318,7 @@ func TestBusy(t *testing.T) {
 	if a := d.do("GET", "cacerts", nil); a.status != 200 {
 		t.Errorf("cacerts while busy: %d", a.status)
 	}
-	<-s.server.slots
+	s.server.slots.Leave()
 	d.enrolled("corp", d.post("simpleenroll"))
 }
 
@@ -397,43 +396,4 @@ func TestNewRefuses(t *testing.T) {
 			t.Errorf("%s: %v; want %q", name, err, c.says)
 		}
 	}
-}
-
-// A source is known by its address where nothing else says whom a request is from.
-func TestRemoteAddr(t *testing.T) {
-	r := httptest.NewRequest("GET", "/", nil)
-	for address, want := range map[string]string{"192.0.2.1:5": "192.0.2.1", "[::ffff:192.0.2.1]:5": "192.0.2.1", "@": "invalid IP"} {
-		r.RemoteAddr = address
-		if got := remoteAddr(r).String(); got != want {
-			t.Errorf("%s: %s", address, got)
-		}
-	}
-}
-
-// A burst is worked off: who comes while all slots are taken waits for one, and not for ever.
-func TestBurst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &Server{slots: make(chan struct{}, 1), patience: 3 * time.Second}
-		if !s.enter(t.Context()) {
-			t.Fatal("an idle server has no slot")
-		}
-		entered := make(chan bool)
-		try := func(ctx context.Context) { entered <- s.enter(ctx) }
-		go try(t.Context())
-		synctest.Wait()
-		s.leave()
-		if !<-entered {
-			t.Error("refused although a slot came free")
-		}
-		go try(t.Context()) // nobody leaves
-		if <-entered {
-			t.Error("more requests than slots")
-		}
-		gone, leave := context.WithCancel(t.Context())
-		leave()
-		go try(gone)
-		if <-entered {
-			t.Error("a client that is gone got a slot")
-		}
-	})
 }

@@ -24,7 +24,7 @@ import (
 //
 // Everything that can go wrong with handing out the key is done before the certificate is asked for: none is issued to a device that
 // is then told no.
-func (s *Server) serverKeyGen(x *exchange, template *pki.Template, req enroll.Request) {
+func (s *Server) serverKeyGen(x *call, template *pki.Template, req enroll.Request) {
 	asked, err := readWish(template.RawInfo())
 	if err != nil {
 		s.failCounted(x, err)
@@ -39,7 +39,7 @@ func (s *Server) serverKeyGen(x *exchange, template *pki.Template, req enroll.Re
 		s.failCounted(x, refuse(http.StatusBadRequest, "this profile hands out no encrypted keys: ask for none to be encrypted, or make the key on the device"))
 		return
 	}
-	key, err := x.profile.keys.take(x.r.Context())
+	key, err := x.profile.keys.take(x.R.Context())
 	if err != nil {
 		s.fail(x, err)
 		return
@@ -64,7 +64,7 @@ func (s *Server) serverKeyGen(x *exchange, template *pki.Template, req enroll.Re
 	}
 	req.AnswerNow = true
 	isUnused = false // whatever becomes of the engine
-	res, err := s.engine.Enroll(x.r.Context(), req)
+	res, err := s.engine.Enroll(x.R.Context(), req)
 	isUnused = enroll.IsUnproven(err)
 	if err != nil {
 		s.fail(x, err)
@@ -76,7 +76,7 @@ func (s *Server) serverKeyGen(x *exchange, template *pki.Template, req enroll.Re
 		return
 	}
 	x.issued(res)
-	contentType, body := multipart(linesFor(x.r), part, mimePart{contentTypeCertsOnly, certificate})
+	contentType, body := multipart(linesFor(x.R), part, mimePart{contentTypeCertsOnly, certificate})
 	defer clear(body)
 	x.reply(http.StatusOK, contentType, body)
 }

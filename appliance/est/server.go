@@ -7,7 +7,6 @@
 package est
 
 import (
-	"context"
 	"crypto"
 	"crypto/x509"
 	"errors"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 )
 
 // Config is what a Server is made of. Every field is required unless it says otherwise.
@@ -81,8 +81,7 @@ type Server struct {
 	isBusy   func(error) bool
 	profiles map[string]*profile // by name
 	fallback *profile            // the default one; nil if there is none
-	slots    chan struct{}       // one element per request in flight
-	patience time.Duration
+	slots    *exchange.Slots     // of requests in flight
 }
 
 // profile is a Profile that passed the checks.
@@ -109,10 +108,10 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("est: configuring the server: %d requests in flight", c.InFlight)
 	}
 	if c.Source == nil {
-		c.Source = remoteAddr
+		c.Source = exchange.RemoteAddr
 	}
 	if c.ClientCertificates == nil {
-		c.ClientCertificates = peerCertificates
+		c.ClientCertificates = exchange.PeerCertificates
 	}
 	if c.IsBusy == nil {
 		c.IsBusy = func(error) bool { return false }
@@ -124,8 +123,7 @@ func New(c Config) (*Server, error) {
 		client:   c.ClientCertificates,
 		isBusy:   c.IsBusy,
 		profiles: make(map[string]*profile),
-		slots:    make(chan struct{}, c.InFlight),
-		patience: c.Patience,
+		slots:    exchange.NewSlots(c.InFlight, c.Patience),
 	}
 	for _, p := range c.Profiles {
 		checked, err := newProfile(p)
@@ -198,40 +196,3 @@ func (s *Server) Handler(legacy bool) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, l) })
 }
-
-// remoteAddr is the address at the other end of the connection, invalid if that is not an IP connection.
-func remoteAddr(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap()
-}
-
-// peerCertificates is what the other end of the connection showed in TLS.
-func peerCertificates(r *http.Request) []*x509.Certificate {
-	if r.TLS == nil {
-		return nil
-	}
-	return r.TLS.PeerCertificates
-}
-
-// enter takes one of the slots, which leave gives back: false where none came free in time.
-func (s *Server) enter(ctx context.Context) bool {
-	select {
-	case s.slots <- struct{}{}:
-		return true
-	default:
-	}
-	patience := time.NewTimer(s.patience)
-	defer patience.Stop()
-	select {
-	case s.slots <- struct{}{}:
-		return true
-	case <-patience.C:
-	case <-ctx.Done():
-	}
-	return false
-}
-
-func (s *Server) leave() { <-s.slots }

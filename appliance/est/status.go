@@ -117,35 +117,35 @@ func (s *Server) explain(err error) verdict {
 }
 
 // fail answers a request that gets nothing.
-func (s *Server) fail(x *exchange, err error) {
+func (s *Server) fail(x *call, err error) {
 	v := s.explain(err)
-	x.err = err
+	x.Err = err
 	switch v.status {
 	case http.StatusUnauthorized:
 		x.unauthorized(v.reason)
 	case http.StatusTooManyRequests:
-		x.retryAfter(v.retry)
-		x.refuse(v.status, v.reason)
+		x.RetryAfter(v.retry)
+		x.Refuse(v.status, v.reason)
 	case http.StatusServiceUnavailable:
-		x.retryLater(v.reason)
+		x.RetryLater(v.reason)
 		if errors.Is(err, enroll.ErrUnavailable) {
-			x.outcome = "error"
+			x.Outcome = "error"
 		}
 	case http.StatusInternalServerError:
-		x.refuse(v.status, v.reason+" (request "+x.id+")")
+		x.Refuse(v.status, v.reason+" (request "+x.ID+")")
 	default:
-		x.refuse(v.status, v.reason+v.detail)
+		x.Refuse(v.status, v.reason+v.detail)
 	}
 }
 
 // failCounted is fail for a refusal of this package: of a sender that is not authenticated, reported to the audit log, where only the
 // first of a source and reason within a minute costs a record. Refusals of the engine are recorded there.
-func (s *Server) failCounted(x *exchange, err error) {
+func (s *Server) failCounted(x *call, err error) {
 	if v := s.explain(err); v.status < http.StatusInternalServerError {
 		s.engine.Refused(enroll.Refusal{
 			Profile:  x.profile.Name,
 			Protocol: enroll.ProtocolEST,
-			Source:   x.source,
+			Source:   x.Source,
 			Identity: x.identity,
 			Reason:   v.reason,
 		})

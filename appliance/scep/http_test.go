@@ -3,7 +3,6 @@ package scep
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -16,8 +15,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"github.com/smallstep/pkcs7"
 
@@ -294,11 +291,11 @@ func TestLargeBodiesAreBounded(t *testing.T) {
 // Over the bound a request is refused before it is looked at, and what is cheap is still answered.
 func TestOverload(t *testing.T) {
 	s := newService(t, func(c *Config) { c.InFlight = 2 })
-	for range cap(s.server.slots) {
-		s.server.slots <- struct{}{}
+	if n := s.free(); n != 2 {
+		t.Fatalf("%d slots", n)
 	}
-	if cap(s.server.slots) != 2 {
-		t.Fatalf("%d slots", cap(s.server.slots))
+	for range 2 {
+		s.server.slots.Enter(t.Context())
 	}
 	for _, body := range [][]byte{[]byte("not even a message"), newDevice(t, rsaKey(t, 2048), "dev").message(s.good())} {
 		got := s.post("corp", body)
@@ -315,12 +312,24 @@ func TestOverload(t *testing.T) {
 	if resp.StatusCode != 200 {
 		t.Errorf("GetCACaps under load: %d", resp.StatusCode)
 	}
-	<-s.server.slots
+	s.server.slots.Leave()
 	d := newDevice(t, rsaKey(t, 2048), "dev")
 	d.certificates(s.openReply(s.post("corp", d.message(s.good()))))
-	if n := len(s.server.slots); n != 1 {
-		t.Errorf("%d slots taken after the request, 1 before", n)
+	if n := s.free(); n != 1 {
+		t.Errorf("%d slots free after the request, 1 before", n)
 	}
+}
+
+// free counts the slots that nobody has.
+func (s *service) free() int {
+	n := 0
+	for s.server.slots.Enter(s.t.Context()) {
+		n++
+	}
+	for range n {
+		s.server.slots.Leave()
+	}
+	return n
 }
 
 // Concurrent devices each get their own certificate, and the slots come back.
@@ -347,35 +356,7 @@ func TestConcurrentDevices(t *testing.T) {
 		}
 		serials[certs[0].SerialNumber.String()] = true
 	}
-	if len(serials) != devices || s.outcomes(audit.OutcomeSuccess) != devices || len(s.server.slots) != 0 {
-		t.Errorf("%d serials, %d records, %d slots taken", len(serials), s.outcomes(audit.OutcomeSuccess), len(s.server.slots))
+	if len(serials) != devices || s.outcomes(audit.OutcomeSuccess) != devices || s.free() != defaultInFlight {
+		t.Errorf("%d serials, %d records, %d slots free", len(serials), s.outcomes(audit.OutcomeSuccess), s.free())
 	}
-}
-
-// A burst is worked off: who comes while all slots are taken waits for one, and not for ever.
-func TestBurst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &Server{slots: make(chan struct{}, 1), patience: 3 * time.Second}
-		if !s.enter(t.Context()) {
-			t.Fatal("an idle server has no slot")
-		}
-		entered := make(chan bool)
-		try := func(ctx context.Context) { entered <- s.enter(ctx) }
-		go try(t.Context())
-		synctest.Wait()
-		s.leave()
-		if !<-entered {
-			t.Error("refused although a slot came free")
-		}
-		go try(t.Context()) // nobody leaves
-		if <-entered {
-			t.Error("more requests than slots")
-		}
-		gone, leave := context.WithCancel(t.Context())
-		leave()
-		go try(gone)
-		if <-entered {
-			t.Error("a client that is gone got a slot")
-		}
-	})
 }

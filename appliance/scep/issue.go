@@ -17,18 +17,18 @@ import (
 
 // issue answers a PKCSReq or a RenewalReq. Which of the two it is says little, clients renew with either: the engine goes by the
 // certificate that signed.
-func (s *Server) issue(x *exchange, req *request) ([]byte, error) {
-	csr, seal, err := certificateRequest(x.r.Context(), x.profile, req)
+func (s *Server) issue(x *call, req *request) ([]byte, error) {
+	csr, seal, err := certificateRequest(x.R.Context(), x.profile, req)
 	if err != nil {
 		return nil, s.counted(x, err)
 	}
-	res, err := s.engine.Enroll(x.r.Context(), enroll.Request{
+	res, err := s.engine.Enroll(x.R.Context(), enroll.Request{
 		Profile:       x.profile.Name,
 		Protocol:      enroll.ProtocolSCEP,
 		TransactionID: req.transaction,
 		CSR:           csr,
 		Proof:         req.proof(csr),
-		Source:        x.source,
+		Source:        x.Source,
 		SenderNonce:   req.senderNonce,
 		Renewal:       req.messageType == typeRenewalReq,
 		AnswerNow:     seal.recipient == nil, // a poll carries no challenge to answer under
@@ -51,9 +51,9 @@ func (req *request) proof(csr *pki.Request) enroll.Proof {
 }
 
 // result returns the CertRep for what the engine decided: SUCCESS or PENDING.
-func (s *Server) result(x *exchange, req *request, res *enroll.Result, seal sealing) ([]byte, error) {
+func (s *Server) result(x *call, req *request, res *enroll.Result, seal sealing) ([]byte, error) {
 	if res.Pending {
-		x.outcome = "pending"
+		x.Outcome = "pending"
 		return s.pending(x.profile, req)
 	}
 	content, err := x.offer.certificates(res.Certificate)
@@ -65,10 +65,10 @@ func (s *Server) result(x *exchange, req *request, res *enroll.Result, seal seal
 }
 
 // issued notes a certificate for the log line.
-func (x *exchange) issued(res *enroll.Result) {
-	x.serial, x.outcome = res.Serial, "issued"
+func (x *call) issued(res *enroll.Result) {
+	x.Serial, x.Outcome = res.Serial, "issued"
 	if res.Replayed {
-		x.outcome = "replayed"
+		x.Outcome = "replayed"
 	}
 }
 

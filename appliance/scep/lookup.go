@@ -24,7 +24,7 @@ const needsRSA = "the message is not signed with an RSA key, so the answer canno
 // more than the names of issuer and subject, which any sender may write there (strongSwan writes the RA's for the issuer's), and an
 // answer that depended on whether they can be read would tell whoever signs a captured envelope again what is in it. So it stays
 // closed, and a device that polls costs the RA key no more than the signature of its answer.
-func (s *Server) poll(x *exchange, req *request) ([]byte, error) {
+func (s *Server) poll(x *call, req *request) ([]byte, error) {
 	envelope, err := x.profile.envelope(req)
 	if err != nil {
 		return nil, s.counted(x, err)
@@ -35,12 +35,12 @@ func (s *Server) poll(x *exchange, req *request) ([]byte, error) {
 	if _, ok := req.signer.PublicKey.(*rsa.PublicKey); !ok {
 		return nil, s.counted(x, refuse(badAlg, needsRSA))
 	}
-	res, err := s.engine.Poll(x.r.Context(), enroll.Poll{
+	res, err := s.engine.Poll(x.R.Context(), enroll.Poll{
 		Profile:       x.profile.Name,
 		Protocol:      enroll.ProtocolSCEP,
 		TransactionID: req.transaction,
 		SignerSPKI:    req.signer.RawSPKI,
-		Source:        x.source,
+		Source:        x.Source,
 	})
 	if err != nil {
 		return nil, err
@@ -54,7 +54,7 @@ const unknownCertificate = "the envelope does not open or names no certificate o
 
 // lookUp answers a GetCert or a GetCRL (RFC 8894 §3.3.4). Both ask for what is public and are taken from anybody. They are never
 // answered from what was answered before: clients send constants for the transaction.
-func (s *Server) lookUp(x *exchange, req *request) ([]byte, error) {
+func (s *Server) lookUp(x *call, req *request) ([]byte, error) {
 	envelope, err := x.profile.envelope(req)
 	if err != nil {
 		return nil, s.counted(x, err)
@@ -78,23 +78,23 @@ func (s *Server) lookUp(x *exchange, req *request) ([]byte, error) {
 		answer, err = s.certificate(x, issuer, serial)
 	}
 	if errors.Is(err, enroll.ErrNoCertificate) {
-		waitUntil(x.r.Context(), decrypted.Add(unopenedTime))
+		waitUntil(x.R.Context(), decrypted.Add(unopenedTime))
 		return nil, s.counted(x, refuse(badCertID, unknownCertificate))
 	}
 	if err != nil {
 		return nil, err
 	}
-	x.outcome = "answered"
+	x.Outcome = "answered"
 	return s.success(x.profile, req, answer, sealing{recipient: req.signer, cipher: x.profile.answerCipher(envelope.ContentCipher)})
 }
 
 // crl is the content of an answer to GetCRL. There is one list for all that a generation of the authority issued; generations have one
 // name, so the certificate says which it is. About a certificate that is not there, the list is that of the CA of now.
-func (s *Server) crl(x *exchange, issuer []byte, serial *big.Int) ([]byte, error) {
+func (s *Server) crl(x *call, issuer []byte, serial *big.Int) ([]byte, error) {
 	if earlier, err := s.earlierIssuer(x, issuer, serial); err != nil {
 		return nil, err
 	} else if earlier != nil {
-		list, err := s.engine.IssuerCRL(x.r.Context(), earlier)
+		list, err := s.engine.IssuerCRL(x.R.Context(), earlier)
 		if err != nil {
 			return nil, err
 		}
@@ -103,7 +103,7 @@ func (s *Server) crl(x *exchange, issuer []byte, serial *big.Int) ([]byte, error
 	if !bytes.Equal(issuer, x.offer.CA.RawSubject) {
 		return nil, enroll.ErrNoCertificate
 	}
-	der, err := s.engine.CRL(x.r.Context(), x.profile.Name)
+	der, err := s.engine.CRL(x.R.Context(), x.profile.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +111,7 @@ func (s *Server) crl(x *exchange, issuer []byte, serial *big.Int) ([]byte, error
 }
 
 // earlierIssuer returns the earlier generation that issued a certificate, nil if none of them did.
-func (s *Server) earlierIssuer(x *exchange, issuer []byte, serial *big.Int) (*pki.Issuer, error) {
+func (s *Server) earlierIssuer(x *call, issuer []byte, serial *big.Int) (*pki.Issuer, error) {
 	if len(x.offer.Earlier) == 0 {
 		return nil, nil
 	}
@@ -137,7 +137,7 @@ func (s *Server) earlierIssuer(x *exchange, issuer []byte, serial *big.Int) (*pk
 }
 
 // certificate is the content of an answer to GetCert. sscep asks for the RA's own unless told otherwise.
-func (s *Server) certificate(x *exchange, issuer []byte, serial *big.Int) ([]byte, error) {
+func (s *Server) certificate(x *call, issuer []byte, serial *big.Int) ([]byte, error) {
 	if c := x.offer.own(issuer, serial); c != nil {
 		return x.offer.certificates(c.Raw)
 	}

@@ -28,19 +28,19 @@ type request struct {
 //  4. only then the RA key opens the envelope;
 //  5. enroll decides;
 //  6. the certificate goes back to the key that signed.
-func (s *Server) pkiOperation(x *exchange, message string) {
+func (s *Server) pkiOperation(x *call, message string) {
 	raw, ok := s.pkiMessage(x, message)
 	if !ok {
-		if x.outcome == "refused" {
-			s.count(x, x.reason)
+		if x.Outcome == "refused" {
+			s.count(x, x.Reason)
 		}
 		return
 	}
-	if !s.enter(x.r.Context()) {
-		x.retryLater("the box is busy: try again later")
+	if !s.slots.Enter(x.R.Context()) {
+		x.RetryLater("the box is busy: try again later")
 		return
 	}
-	defer s.leave()
+	defer s.slots.Leave()
 	signed, err := cms.ParseSignedData(raw)
 	if err == nil && x.profile.RawCSR && isBareRequest(signed.Content) {
 		s.bareRequest(x, signed)
@@ -51,9 +51,9 @@ func (s *Server) pkiOperation(x *exchange, message string) {
 		req, err = open(signed)
 	}
 	if err != nil {
-		x.err = err
-		x.refuse(http.StatusBadRequest, unverified(raw, err))
-		s.count(x, x.reason)
+		x.Err = err
+		x.Refuse(http.StatusBadRequest, unverified(raw, err))
+		s.count(x, x.Reason)
 		return
 	}
 	x.transaction = req.transaction
@@ -65,13 +65,13 @@ func (s *Server) pkiOperation(x *exchange, message string) {
 		body = s.fail(x, req, err)
 	}
 	if body != nil {
-		x.reply(http.StatusOK, contentTypePKIMessage, body)
+		x.Reply(http.StatusOK, contentTypePKIMessage, body)
 	}
 }
 
 // answer returns the CertRep for a verified request. What is not listed here is refused, whatever else is right about it:
 // a message type that slips past its checks is a certificate for anyone.
-func (s *Server) answer(x *exchange, req *request) ([]byte, error) {
+func (s *Server) answer(x *call, req *request) ([]byte, error) {
 	err := req.malformed
 	if err == nil {
 		err = x.checkMTLS()
@@ -92,26 +92,26 @@ func (s *Server) answer(x *exchange, req *request) ([]byte, error) {
 
 // fail returns the CertRep FAILURE for a verified request that gets no certificate, or nil after it has answered with
 // the HTTP error that fits better.
-func (s *Server) fail(x *exchange, req *request, err error) []byte {
+func (s *Server) fail(x *call, req *request, err error) []byte {
 	v := s.explain(err)
-	x.err = err
+	x.Err = err
 	if v.status == http.StatusOK {
 		body, err := s.failure(x.profile, req, v)
 		if err == nil {
-			x.outcome, x.reason = "refused", v.text()
+			x.Outcome, x.Reason = "refused", v.text()
 			return body
 		}
-		x.err = errors.Join(x.err, err)
+		x.Err = errors.Join(x.Err, err)
 		v = s.explain(err)
 	}
 	if v.status == http.StatusServiceUnavailable {
-		x.retryLater(v.text())
+		x.RetryLater(v.text())
 		if errors.Is(err, enroll.ErrUnavailable) {
-			x.outcome = "error"
+			x.Outcome = "error"
 		}
 		return nil
 	}
-	x.refuse(http.StatusInternalServerError, internalError+" (request "+x.id+")")
+	x.Refuse(http.StatusInternalServerError, internalError+" (request "+x.ID+")")
 	return nil
 }
 
@@ -125,11 +125,11 @@ func (s *Server) explain(err error) verdict {
 
 // count reports a refusal of a sender that is not authenticated to the audit log, where only the first of a source
 // and reason within a minute costs a record. The reason is one of a fixed set of texts.
-func (s *Server) count(x *exchange, reason string) {
+func (s *Server) count(x *call, reason string) {
 	s.engine.Refused(enroll.Refusal{
 		Profile:       x.profile.Name,
 		Protocol:      enroll.ProtocolSCEP,
-		Source:        x.source,
+		Source:        x.Source,
 		TransactionID: x.transaction,
 		Reason:        reason,
 	})
@@ -137,7 +137,7 @@ func (s *Server) count(x *exchange, reason string) {
 
 // counted counts a refusal of this package and returns it; what fails for other reasons is not held against the sender. Refusals of
 // the engine are recorded there.
-func (s *Server) counted(x *exchange, err error) error {
+func (s *Server) counted(x *call, err error) error {
 	if v := s.explain(err); v.status == http.StatusOK {
 		s.count(x, v.reason)
 	}

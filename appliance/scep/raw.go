@@ -10,6 +10,7 @@ import (
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 	"signet.internal/appliance/pki"
 )
 
@@ -28,12 +29,12 @@ const pollBare = 60 // seconds
 // bareRequest answers a request that came without an envelope: a certificate in a certs-only message, or an HTTP error with a line of
 // text, as there is nothing to write a CertRep with. The challenge is in clear, so it must have come by TLS. The message
 // may be signed by nobody, the request in it proves the key; where it is signed, the signature must be good.
-func (s *Server) bareRequest(x *exchange, signed *cms.SignedData) {
+func (s *Server) bareRequest(x *call, signed *cms.SignedData) {
 	res, err := s.enrollBare(x, signed)
 	if err == nil && res.Pending {
-		x.outcome = "pending"
-		x.w.Header().Set("Retry-After", strconv.Itoa(pollBare))
-		x.reply(http.StatusAccepted, contentTypeText, []byte("held for approval: send the same request again later\n"))
+		x.Outcome = "pending"
+		x.W.Header().Set("Retry-After", strconv.Itoa(pollBare))
+		x.Reply(http.StatusAccepted, exchange.ContentTypeText, []byte("held for approval: send the same request again later\n"))
 		return
 	}
 	var content []byte
@@ -42,40 +43,40 @@ func (s *Server) bareRequest(x *exchange, signed *cms.SignedData) {
 	}
 	if err == nil {
 		x.issued(res)
-		x.reply(http.StatusOK, contentTypePKIMessage, content)
+		x.Reply(http.StatusOK, contentTypePKIMessage, content)
 		return
 	}
-	x.err = err
+	x.Err = err
 	switch v := s.explain(err); {
 	case v.status == http.StatusServiceUnavailable:
-		x.retryLater(v.text())
+		x.RetryLater(v.text())
 	case v.status != http.StatusOK:
-		x.refuse(http.StatusInternalServerError, internalError+" (request "+x.id+")")
+		x.Refuse(http.StatusInternalServerError, internalError+" (request "+x.ID+")")
 	case v.fail == badRequest:
-		x.refuse(http.StatusForbidden, v.text())
+		x.Refuse(http.StatusForbidden, v.text())
 	default:
-		x.refuse(http.StatusBadRequest, v.text())
+		x.Refuse(http.StatusBadRequest, v.text())
 	}
 }
 
-func (s *Server) enrollBare(x *exchange, signed *cms.SignedData) (*enroll.Result, error) {
+func (s *Server) enrollBare(x *call, signed *cms.SignedData) (*enroll.Result, error) {
 	csr, proof, err := x.readBare(signed)
 	if err != nil {
 		return nil, s.counted(x, err)
 	}
-	return s.engine.Enroll(x.r.Context(), enroll.Request{
+	return s.engine.Enroll(x.R.Context(), enroll.Request{
 		Profile:  x.profile.Name,
 		Protocol: enroll.ProtocolSCEP,
 		CSR:      csr,
 		Proof:    proof,
-		Source:   x.source,
+		Source:   x.Source,
 		Raw:      true,
 		MTLS:     x.client,
 	})
 }
 
 // readBare checks a bare request as far as this package does.
-func (x *exchange) readBare(signed *cms.SignedData) (*pki.Request, enroll.Proof, error) {
+func (x *call) readBare(signed *cms.SignedData) (*pki.Request, enroll.Proof, error) {
 	if x.listener == plain {
 		return nil, enroll.Proof{}, refuse(badRequest, "a request without an envelope shows its challenge password to everybody: use https")
 	}

@@ -6,7 +6,6 @@
 package scep
 
 import (
-	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 )
 
 // Config is what a Server is made of. Every field is required unless it says otherwise.
@@ -108,9 +108,8 @@ type Server struct {
 	isBusy       func(error) bool
 	profiles     map[string]*profile // by name
 	fallback     *profile            // the default one; nil if there is none
-	slots        chan struct{}       // one element per PKIOperation in flight
-	patience     time.Duration
-	large        chan struct{} // one element per large body coming in
+	slots        *exchange.Slots     // of PKIOperations in flight
+	large        chan struct{}       // one element per large body coming in
 }
 
 // profile is a Profile that passed the checks.
@@ -134,10 +133,10 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("scep: configuring the server: %d requests in flight", c.InFlight)
 	}
 	if c.Source == nil {
-		c.Source = remoteAddr
+		c.Source = exchange.RemoteAddr
 	}
 	if c.ClientCertificates == nil {
-		c.ClientCertificates = peerCertificates
+		c.ClientCertificates = exchange.PeerCertificates
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -153,8 +152,7 @@ func New(c Config) (*Server, error) {
 		now:          c.Now,
 		isBusy:       c.IsBusy,
 		profiles:     make(map[string]*profile),
-		slots:        make(chan struct{}, c.InFlight),
-		patience:     c.Patience,
+		slots:        exchange.NewSlots(c.InFlight, c.Patience),
 		large:        make(chan struct{}, maxLarge),
 	}
 	for _, p := range c.Profiles {
@@ -234,40 +232,3 @@ func (s *Server) HandlerLegacy(isMutual bool) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, kind) })
 }
-
-// peerCertificates are those of the connection, the client's own first.
-func peerCertificates(r *http.Request) []*x509.Certificate {
-	if r.TLS == nil {
-		return nil
-	}
-	return r.TLS.PeerCertificates
-}
-
-// remoteAddr is the address at the other end of the connection, invalid if that is not an IP connection.
-func remoteAddr(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap()
-}
-
-// enter takes one of the slots, which leave gives back: false where none came free in time.
-func (s *Server) enter(ctx context.Context) bool {
-	select {
-	case s.slots <- struct{}{}:
-		return true
-	default:
-	}
-	patience := time.NewTimer(s.patience)
-	defer patience.Stop()
-	select {
-	case s.slots <- struct{}{}:
-		return true
-	case <-patience.C:
-	case <-ctx.Done():
-	}
-	return false
-}
-
-func (s *Server) leave() { <-s.slots }

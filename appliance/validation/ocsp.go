@@ -42,17 +42,17 @@ var errLimit = errors.New("too many OCSP requests that need a response of their 
 
 // ocsp answers an OCSP request: by POST in the body, by GET in the path behind the authority's name (RFC
 // 6960 appendix A.1). What goes wrong is told in OCSP's own terms, with status 200.
-func (s *Server) ocsp(x *exchange, a Authority, path string) {
+func (s *Server) ocsp(x *call, a Authority, path string) {
 	var der []byte
 	var err error
-	switch x.r.Method {
+	switch x.R.Method {
 	case http.MethodGet, http.MethodHead:
 		der, err = decodePath(path)
 	case http.MethodPost:
 		der, err = readBody(x)
 	default:
-		x.w.Header().Set("Allow", "GET, HEAD, POST")
-		x.refuse(http.StatusMethodNotAllowed, "OCSP uses GET and POST")
+		x.W.Header().Set("Allow", "GET, HEAD, POST")
+		x.Refuse(http.StatusMethodNotAllowed, "OCSP uses GET and POST")
 		return
 	}
 	var request *pki.OCSPRequest
@@ -63,25 +63,25 @@ func (s *Server) ocsp(x *exchange, a Authority, path string) {
 		x.refuseOCSP(pki.OCSPMalformedRequest, err)
 		return
 	}
-	x.serial = request.IDs[0].Serial
-	response, err := s.respond(x.r.Context(), a, request)
+	x.Serial = request.IDs[0].Serial
+	response, err := s.respond(x.R.Context(), a, request)
 	switch {
 	case errors.Is(err, errUnauthorized):
 		x.refuseOCSP(pki.OCSPUnauthorized, err)
 	case errors.Is(err, errLimit), isForLater(err), s.isBusy(err):
 		x.refuseOCSP(pki.OCSPTryLater, err)
-		x.outcome = "busy"
+		x.Outcome = "busy"
 	case err != nil:
 		x.refuseOCSP(pki.OCSPInternalError, err)
-		x.outcome = "error"
+		x.Outcome = "error"
 	default:
-		x.outcome = "answered"
+		x.Outcome = "answered"
 		if response.cached {
-			x.outcome = "cached"
+			x.Outcome = "cached"
 		}
-		if response.renew.IsZero() || x.r.Method == http.MethodPost {
-			x.w.Header().Set("Cache-Control", "no-store")
-			x.reply(http.StatusOK, contentTypeOCSP, response.der)
+		if response.renew.IsZero() || x.R.Method == http.MethodPost {
+			x.W.Header().Set("Cache-Control", "no-store")
+			x.Reply(http.StatusOK, contentTypeOCSP, response.der)
 			return
 		}
 		x.publish(document{
@@ -92,10 +92,10 @@ func (s *Server) ocsp(x *exchange, a Authority, path string) {
 }
 
 // refuseOCSP answers with an OCSP error; why is for the log alone.
-func (x *exchange) refuseOCSP(e pki.OCSPError, why error) {
-	x.outcome, x.err = "refused", why
-	x.w.Header().Set("Cache-Control", "no-store")
-	x.reply(http.StatusOK, contentTypeOCSP, e.Response())
+func (x *call) refuseOCSP(e pki.OCSPError, why error) {
+	x.Outcome, x.Err = "refused", why
+	x.W.Header().Set("Cache-Control", "no-store")
+	x.Reply(http.StatusOK, contentTypeOCSP, e.Response())
 }
 
 // decodePath reads the request out of a path, as sent: base64, of which any character may be escaped.
@@ -119,12 +119,12 @@ func decodePath(escaped string) ([]byte, error) {
 
 // readBody reads a request by POST. The type it is sent with does not matter: it is an OCSP request or
 // it is none.
-func readBody(x *exchange) ([]byte, error) {
-	if x.r.ContentLength > pki.MaxOCSPRequest {
-		x.w.Header().Set("Connection", "close") // the rest is nobody's next request
-		return nil, fmt.Errorf("a body of %d octets, %d is the most", x.r.ContentLength, pki.MaxOCSPRequest)
+func readBody(x *call) ([]byte, error) {
+	if x.R.ContentLength > pki.MaxOCSPRequest {
+		x.W.Header().Set("Connection", "close") // the rest is nobody's next request
+		return nil, fmt.Errorf("a body of %d octets, %d is the most", x.R.ContentLength, pki.MaxOCSPRequest)
 	}
-	der, err := io.ReadAll(http.MaxBytesReader(x.w, x.r.Body, pki.MaxOCSPRequest))
+	der, err := io.ReadAll(http.MaxBytesReader(x.W, x.R.Body, pki.MaxOCSPRequest))
 	if err != nil {
 		return nil, fmt.Errorf("reading the body: %w", err)
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 	"signet.internal/appliance/pki"
 )
 
@@ -112,7 +113,7 @@ func New(c Config) (*Server, error) {
 		return nil, fmt.Errorf("validation: configuring the server: %d live responses a second", c.LivePerSecond)
 	}
 	if c.Source == nil {
-		c.Source = remoteAddr
+		c.Source = exchange.RemoteAddr
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -131,12 +132,3 @@ func New(c Config) (*Server, error) {
 // Handler answers below /pki/ and /ocsp/ and 404 elsewhere. It must be given the request as it came:
 // http.ServeMux would redirect the double slashes that are part of an OCSP request by GET.
 func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
-
-// remoteAddr is the address at the other end of the connection, invalid if that is not an IP connection.
-func remoteAddr(r *http.Request) netip.Addr {
-	ap, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return ap.Addr().Unmap()
-}
