@@ -71,7 +71,9 @@ func TestHostileHTTP(t *testing.T) {
 
 	t.Run("smuggling", func(t *testing.T) {
 		const inner = "GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-		body := func(head string) string { return "POST /api/v1/claim HTTP/1.1\r\nHost: localhost\r\n" + head + "\r\n\r\n" }
+		body := func(head string) string {
+			return "POST /api/v1/claim HTTP/1.1\r\nHost: localhost\r\n" + head + "\r\n\r\n"
+		}
 		for name, c := range map[string]struct {
 			raw  string
 			most int // answers
