@@ -24,7 +24,8 @@ var (
 // Client speaks to a Holder. It may be used from any goroutine; requests of several are in flight
 // together.
 type Client struct {
-	conn net.Conn
+	conn  net.Conn
+	usage usage
 
 	writing sync.Mutex
 
@@ -239,7 +240,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	if err != nil {
 		return nil, fmt.Errorf("signing with key %q: %w", k.info.Name, err)
 	}
-	f, err := k.c.call(opSign, body)
+	f, err := k.timed(opSign, body)
 	if err != nil {
 		return nil, fmt.Errorf("signing with key %q: %w", k.info.Name, err)
 	}
@@ -277,7 +278,7 @@ func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts)
 	if err != nil {
 		return nil, fmt.Errorf("decrypting with key %q: %w", k.info.Name, err)
 	}
-	f, err := k.c.call(opDecrypt, body)
+	f, err := k.timed(opDecrypt, body)
 	if err != nil {
 		return nil, fmt.Errorf("decrypting with key %q: %w", k.info.Name, err)
 	}
