@@ -55,7 +55,7 @@ func TestDemoChallenges(t *testing.T) {
 		if secret == "" {
 			continue
 		}
-		static, err := challenge.NewStatic(p.SCEP.Challenges.StaticHash)
+		static, err := challenge.NewGate(1).NewStatic(p.SCEP.Challenges.StaticHash)
 		if err != nil {
 			t.Fatal(err)
 		}

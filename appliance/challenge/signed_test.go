@@ -591,21 +591,15 @@ func TestSigners(t *testing.T) {
 		}
 	}
 	old, next := newConnector(t, "rsa"), newConnector(t, "p256")
-	encode := func(certificates ...*connector) (file []byte) {
-		for _, c := range certificates {
-			file = append(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.certificate.Raw})...)
+	signersOf := func(connectors ...*connector) (*Signers, error) {
+		var certificates []*x509.Certificate
+		for _, c := range connectors {
+			certificates = append(certificates, c.certificate)
 		}
-		return file
+		return NewSigners(certificates)
 	}
-	for what, file := range map[string][]byte{
-		"an empty file":   nil,
-		"text":            []byte("hello"),
-		"a key":           pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")}),
-		"a key behind it": append(encode(old), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("x")})...),
-		"no certificate":  pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("x")}),
-		"too many":        encode(slices.Repeat([]*connector{next}, maxSigners+1)...),
-	} {
-		if _, err := ParseSigners(file); err == nil {
+	for what, connectors := range map[string][]*connector{"none": nil, "too many": slices.Repeat([]*connector{next}, maxSigners+1)} {
+		if _, err := signersOf(connectors...); err == nil {
 			t.Errorf("%s was accepted", what)
 		}
 	}
@@ -621,14 +615,14 @@ func TestSigners(t *testing.T) {
 	}
 	verify("the old one", old, epoch, Success)
 	verify("the new one, before the change", next, epoch, SignatureInvalid)
-	both, err := ParseSigners(encode(old, next))
+	both, err := signersOf(old, next)
 	must(t, err)
 	must(t, signed.Replace(both, epoch))
 	verify("the old one, while there are two", old, epoch, Success)
 	verify("the new one, while there are two", next, epoch, Success)
 
 	over := certify(t, newKey(t, "p256"), ds, from, epoch.Add(-time.Second))
-	bad, err := ParseSigners(encode(next, over))
+	bad, err := signersOf(next, over)
 	must(t, err)
 	if err := signed.Replace(bad, epoch); err == nil || !strings.Contains(err.Error(), "remove or renew") {
 		t.Errorf("replaced by an expired certificate: %v", err)
@@ -636,7 +630,7 @@ func TestSigners(t *testing.T) {
 	if got := signed.Signers().Certificates(); len(got) != 2 || !got[0].Equal(old.certificate) {
 		t.Error("a refused replacement changed the certificates")
 	}
-	only, err := ParseSigners(encode(next))
+	only, err := signersOf(next)
 	must(t, err)
 	must(t, signed.Replace(only, epoch))
 	verify("the old one, after the change", old, epoch, SignatureInvalid)

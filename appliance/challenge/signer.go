@@ -5,7 +5,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"time"
@@ -45,27 +44,6 @@ func NewSigners(certificates []*x509.Certificate) (*Signers, error) {
 		s.certificates = append(s.certificates, signerCertificate{c, algorithm})
 	}
 	return s, nil
-}
-
-// ParseSigners is [NewSigners] of a PEM file that holds certificates and nothing else.
-func ParseSigners(file []byte) (*Signers, error) {
-	var certificates []*x509.Certificate
-	for {
-		var block *pem.Block
-		block, file = pem.Decode(file)
-		if block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("challenge-signing certificates: the file holds a %.40q, give certificates only", block.Type)
-		}
-		c, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("challenge-signing certificates: certificate %d: %w", len(certificates)+1, err)
-		}
-		certificates = append(certificates, c)
-	}
-	return NewSigners(certificates)
 }
 
 func signerAlgorithm(c *x509.Certificate) (jose.SignatureAlgorithm, error) {

@@ -27,11 +27,7 @@ type Static struct {
 	current atomic.Pointer[verifier]
 }
 
-// NewStatic parses a hash as `signet hash` prints it; verifications of this challenge run one at a
-// time. Use [Gate.NewStatic] to share that bound between several.
-func NewStatic(hash string) (*Static, error) { return NewGate(1).NewStatic(hash) }
-
-// NewStatic parses a hash whose verifications count against the gate.
+// NewStatic parses a hash as `signet hash` prints it, whose verifications count against the gate.
 func (g *Gate) NewStatic(hash string) (*Static, error) {
 	s := &Static{gate: g}
 	if err := s.Replace(hash); err != nil {

@@ -228,7 +228,7 @@ func TestSourceKey(t *testing.T) {
 }
 
 func TestNewStaticRefusesBadHash(t *testing.T) {
-	if _, err := NewStatic("sesame"); !errors.Is(err, phc.ErrFormat) || strings.Contains(err.Error(), "sesame") {
+	if _, err := NewGate(1).NewStatic("sesame"); !errors.Is(err, phc.ErrFormat) || strings.Contains(err.Error(), "sesame") {
 		t.Errorf("error %v", err)
 	}
 }

@@ -100,7 +100,7 @@ func (b *box) profiles() []Profile {
 		Validity: validity,
 	})
 	must(b.t, err)
-	static, err := challenge.NewStatic(hashOf(secret))
+	static, err := challenge.NewGate(1).NewStatic(hashOf(secret))
 	must(b.t, err)
 	once, err := challenge.NewOneTime(challenge.OneTimeConfig{Store: b.store, Profile: "once", TTL: 24 * time.Hour})
 	must(b.t, err)

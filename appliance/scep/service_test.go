@@ -111,7 +111,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 	}
 	t.Cleanup(func() { st.Close() })
 	s.store = st
-	static, err := challenge.NewStatic(secretHash())
+	static, err := challenge.NewGate(1).NewStatic(secretHash())
 	if err != nil {
 		t.Fatal(err)
 	}
