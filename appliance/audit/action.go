@@ -77,16 +77,40 @@ const (
 	TLSInstalled Action = "tls_installed"
 	// BoxStarted: the service started on existing state.
 	BoxStarted Action = "box_started"
+	// RecordsRemoved: the site's retention removed the first records of this log, all before the one that the
+	// identity names; their hashes stay in its tree.
+	RecordsRemoved Action = "records_removed"
 	// AdminClaimed: the first administrator was created with the code from the screen.
 	AdminClaimed Action = "admin_claimed"
 	// ClaimRefused: a claim was refused: wrong code, or the box already has an administrator.
 	ClaimRefused Action = "claim_refused"
 	// LoginRefused: an API or console request carried a token or password that is not valid.
 	LoginRefused Action = "login_refused"
-	// SignedIn: a person signed in to the console by password, or by claiming the box there.
+	// SignedIn: a person signed in to the console by password or passkey, or by claiming the box there.
 	SignedIn Action = "signed_in"
 	// SignedOut: a person ended their session; one that ran out or died with a restart has no record.
 	SignedOut Action = "signed_out"
+	// SessionEnded: a user ended a session from a list, theirs or, as an administrator, another's; or a changed
+	// password, role or switch ended all of a user's. The identity is whose it was.
+	SessionEnded Action = "session_ended"
+	// UserCreated: an administrator created a user; the identity is their name, the reason says their role.
+	UserCreated Action = "user_created"
+	// UserChanged: an administrator changed a user's role, or switched them off or on; the reason says which.
+	UserChanged Action = "user_changed"
+	// UserRemoved: an administrator removed a user with their tokens and passkeys.
+	UserRemoved Action = "user_removed"
+	// PasswordChanged: the password of the user that the identity names was replaced, by them or an administrator.
+	PasswordChanged Action = "password_changed"
+	// TokenCreated: an API token was made for the user that the identity names; the reason says what it may do.
+	TokenCreated Action = "token_created"
+	// TokenRevoked: an API token of the user that the identity names is taken no more.
+	TokenRevoked Action = "token_revoked"
+	// PasskeyAdded: a user added a passkey to what they sign in with.
+	PasskeyAdded Action = "passkey_added"
+	// PasskeyRemoved: a passkey of the user that the identity names was removed.
+	PasskeyRemoved Action = "passkey_removed"
+	// PasskeySuspected: a passkey's sign count went back, so there may be a copy of it; it signs nobody in any more.
+	PasskeySuspected Action = "passkey_suspected"
 )
 
 // Actions lists every action the box writes, in the order of their declaration.
@@ -97,8 +121,9 @@ func Actions() []Action {
 		RequestHeld, RequestApproved, RequestDenied, RequestExpired, CertificateDelivered, CertificateRevoked, CertificateReleased, CRLSigned,
 		ChallengeMinted, TrustReplaced, SecretEntered, ProfileSwitched, BoxInitialised,
 		AuthorityPrepared, AuthorityInstalled, AuthorityActivated, AuthorityCancelled, AuthorityRetired,
-		RARenewed, RARetired, ResponderRenewed, TLSRenewed, TLSInstalled, BoxStarted,
-		AdminClaimed, ClaimRefused, LoginRefused, SignedIn, SignedOut,
+		RARenewed, RARetired, ResponderRenewed, TLSRenewed, TLSInstalled, BoxStarted, RecordsRemoved,
+		AdminClaimed, ClaimRefused, LoginRefused, SignedIn, SignedOut, SessionEnded,
+		UserCreated, UserChanged, UserRemoved, PasswordChanged, TokenCreated, TokenRevoked, PasskeyAdded, PasskeyRemoved, PasskeySuspected,
 	}
 }
 

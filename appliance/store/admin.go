@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -13,23 +14,76 @@ import (
 // ErrClaimed: Claim on a box that has an administrator.
 var ErrClaimed = errors.New("box is already claimed, ask its administrator for access")
 
+// Refusals of changes to users and what they sign in with.
+var (
+	ErrNoUser            = errors.New("no such user")
+	ErrUserExists        = errors.New("there is a user of that name already")
+	ErrLastAdministrator = errors.New("nobody else can administer the box")
+	ErrTooMany           = errors.New("as many as the box keeps")
+	ErrNoToken           = errors.New("no such token")
+	ErrNoPasskey         = errors.New("no such passkey")
+	ErrPasskeyExists     = errors.New("the passkey is known already")
+	ErrSuspect           = errors.New("there may be a copy of the passkey")
+)
+
+// Administrator is the role of which the box never loses its last user who is not switched off.
+const Administrator = "administrator"
+
 // User is a person who may use the console.
+//
+// Whoever can change users, tokens or passkeys can act as any of them; the audit log does not show it then.
+// Who can read them learns names and sources, and can try short passwords against the hashes.
 type User struct {
 	Name         string    `json:"name"`
 	Role         string    `json:"role"`
 	PasswordHash string    `json:"password_hash"` // "$argon2id$…"
 	Created      time.Time `json:"created"`
+	Off          bool      `json:"off,omitempty"`     // may not sign in, and their tokens are not taken
+	Handle       []byte    `json:"handle,omitempty"`  // WebAuthn user handle, random; nil before the first passkey
+	Sources      []Seen    `json:"sources,omitempty"` // they signed in from, the newest first
 }
+
+// Seen is a source that a user signed in from.
+type Seen struct {
+	Source netip.Prefix `json:"source"`
+	At     time.Time    `json:"at"`
+}
+
+// Bounds on what the box keeps of people.
+const (
+	maxUsers    = 500
+	maxTokens   = 100 // of one user
+	maxPasskeys = 20  // of one user
+	maxSeen     = 8   // sources of one user
+)
 
 // Token is an API token of a user. Only its SHA-256 is kept: a token is 128 random bits or more, so
 // the hash cannot be searched.
 type Token struct {
-	Hash    [32]byte  `json:"-"` // part of the key
-	Name    string    `json:"name"`
-	User    string    `json:"user"`
-	Role    string    `json:"role"`
-	Created time.Time `json:"created"`
-	Expires time.Time `json:"expires"` // zero: never
+	Hash     [32]byte  `json:"-"` // part of the key
+	Name     string    `json:"name"`
+	User     string    `json:"user"`
+	Role     string    `json:"role"`
+	Created  time.Time `json:"created"`
+	Expires  time.Time `json:"expires"`            // zero: never
+	Profiles []string  `json:"profiles,omitempty"` // it only mints challenges, for these; nil: it does what its role allows
+	Used     string    `json:"used,omitempty"`     // last day it was used, "2006-01-02" in UTC; "" before the first
+}
+
+// Passkey is a WebAuthn credential of a user.
+type Passkey struct {
+	ID             []byte    `json:"id"` // credential id, up to 1023 bytes
+	User           string    `json:"user"`
+	Name           string    `json:"name"`
+	Host           string    `json:"host"`       // RP ID: it signs for this host alone
+	PublicKey      []byte    `json:"public_key"` // COSE_Key (RFC 9052 §7)
+	SignCount      uint32    `json:"sign_count"` // of the last assertion; 0 where the authenticator keeps none
+	BackupEligible bool      `json:"backup_eligible"`
+	BackedUp       bool      `json:"backed_up"`
+	Transports     []string  `json:"transports,omitempty"`
+	Created        time.Time `json:"created"`
+	Used           time.Time `json:"used,omitzero"`
+	Suspect        bool      `json:"suspect,omitempty"` // its sign count went back: there may be a copy, and it signs nobody in
 }
 
 // maxName bounds names of users.

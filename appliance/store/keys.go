@@ -17,6 +17,8 @@ import (
 //	m tree               size and root hash of the audit log's tree: 8 bytes big-endian, 32 bytes
 //	m floor              clock floor: Unix milliseconds, 8 bytes big-endian
 //	m identity           the box's own certificates: valueVersion, JSON
+//	m removed            which of the audit log's first records are gone: valueVersion, JSON
+//	m cursor             how far the audit log was delivered elsewhere: valueVersion, JSON
 //	a <index, 8 bytes>   audit record: valueVersion, leaf hash (32 bytes), leaf
 //	s <level, 1 byte> <index, 8 bytes>  hash of a complete subtree of the log's tree, single records being level 0: 32 bytes
 //	e <size, 8 bytes>    checkpoint over the log's first records: valueVersion, JSON
@@ -38,6 +40,7 @@ import (
 //	v <issuer, 32 bytes> newest CRL of that issuer, without its bytes: valueVersion, JSON
 //	u <name>             user: valueVersion, JSON
 //	k <hash, 32 bytes>   API token: valueVersion, JSON
+//	j <hash, 32 bytes>   passkey, by SHA-256 of its credential id: valueVersion, JSON
 //	z <name>             replacement of a setting of the site: valueVersion, JSON
 //
 // Serials in keys are their lower-case hex.
@@ -63,6 +66,7 @@ const (
 	prefixCRL         = 'v'
 	prefixUser        = 'u'
 	prefixToken       = 'k'
+	prefixPasskey     = 'j'
 	prefixOverride    = 'z'
 )
 
@@ -71,6 +75,8 @@ var (
 	keyTree     = []byte("mtree")
 	keyFloor    = []byte("mfloor")
 	keyIdentity = []byte("midentity")
+	keyRemoved  = []byte("mremoved")
+	keyCursor   = []byte("mcursor")
 )
 
 // valueVersion heads every JSON and audit value.
