@@ -134,6 +134,10 @@ func statusError(f frame) error {
 		return ErrExists
 	case statusUnrecorded:
 		return ErrNotRecorded
+	case statusSoon:
+		return ErrAnchorSoon
+	case statusMoved:
+		return ErrAnchorMoved
 	case statusRefused, statusFailed:
 		return fmt.Errorf("key holder: %s", f.body)
 	}

@@ -36,7 +36,8 @@ type contents struct {
 	Root        tpm.Blob `json:"root"`       // the root secret
 	Commitment  []byte   `json:"commitment"` // derived from the root secret: the marker names it by this
 	Initialised bool     `json:"initialised"`
-	Keys        []record `json:"keys"` // sorted by name
+	Anchor      uint64   `json:"anchor,omitzero"` // where the state-rollback counter began; 0: provisioned before boxes had one
+	Keys        []record `json:"keys"`            // sorted by name
 	Secrets     []secret `json:"secrets,omitempty"`
 }
 
@@ -198,6 +199,7 @@ const (
 	// From the creation secret.
 	labelCreatedWrap = "signet/created-wrap/1"
 	labelCreatedAuth = "signet/created-auth/1/" // + key name
+	labelAnchorAuth  = "signet/anchor-auth/1"
 )
 
 func derive(from []byte, label string) ([]byte, error) {

@@ -51,6 +51,7 @@ func (v *Vault) Handover() ([]byte, error) {
 		addBytes(b, s.Signature)
 	}
 	addBytes(b, v.creation)
+	b.AddUint64(v.contents.Anchor)
 	b.AddUint16(uint16(len(v.openings)))
 	for _, r := range v.contents.Keys {
 		opening, opened := v.openings[r.Name]
@@ -101,11 +102,12 @@ var errHandover = errors.New("the handover is not one of this firmware's")
 
 // handedOver is a parsed handover. Its slices point into it.
 type handedOver struct {
-	binding  Binding
-	srkName  []byte
-	creation []byte
-	keys     []handedKey
-	secrets  map[string][]byte
+	binding     Binding
+	srkName     []byte
+	creation    []byte
+	anchorFirst uint64 // see Anchor.First
+	keys        []handedKey
+	secrets     map[string][]byte
 }
 
 type handedKey struct {
@@ -143,7 +145,7 @@ func parseHandover(b []byte) (*handedOver, error) {
 		}
 		h.binding.Signatures = append(h.binding.Signatures, a)
 	}
-	if !readBytes(&s, &h.creation) || !s.ReadUint16(&count) {
+	if !readBytes(&s, &h.creation) || !s.ReadUint64(&h.anchorFirst) || !s.ReadUint16(&count) {
 		return nil, errHandover
 	}
 	for range count {

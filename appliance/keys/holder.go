@@ -11,6 +11,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/cryptobyte"
 
@@ -25,7 +26,8 @@ const maxInFlight = 32
 const maxUnanswered = 2 * maxInFlight
 
 // Holder has the opened keys and uses them for its clients. Whoever can send it requests can use
-// every key, read every secret, and take away what was made at run time, but nothing else.
+// every key, read every secret, take away what was made at run time, and advance the anchor once an hour, but
+// nothing else.
 type Holder struct {
 	slots chan struct{}
 
@@ -38,6 +40,8 @@ type Holder struct {
 	policy   tpm.Policy // of resident keys
 	creation []byte     // what keys and secrets of run time are made from
 	recorder recorder
+
+	anchor anchor // guards itself
 }
 
 type heldKey struct {
@@ -60,9 +64,14 @@ func NewHolder(dev *tpm.Device, handover []byte, vault net.Conn) (*Holder, error
 	if err != nil {
 		return nil, explain(err)
 	}
+	counter, err := anchorCounter(srk, h.creation)
+	if err != nil {
+		return nil, err
+	}
 	holder := &Holder{
 		slots: make(chan struct{}, maxInFlight), keys: make(map[string]*heldKey), secrets: h.secrets,
 		srk: srk, policy: h.binding.usePolicy(), creation: h.creation, recorder: recorder{conn: vault},
+		anchor: anchor{counter: counter, first: h.anchorFirst, now: time.Now},
 	}
 	for _, k := range h.keys {
 		opened, err := holder.open(k)
@@ -196,6 +205,8 @@ func (h *Holder) parse(f frame) (work func() ([]byte, error), ok bool) {
 			return nil, false
 		}
 		return func() ([]byte, error) { return h.decrypt(r) }, true
+	case opAnchor, opAdvance:
+		return h.parseAnchor(f)
 	}
 	return h.manage(f)
 }
@@ -300,6 +311,10 @@ func status(err error) (code uint8, body []byte) {
 		return statusBusy, nil
 	case errors.Is(err, ErrExists):
 		return statusExists, nil
+	case errors.Is(err, ErrAnchorSoon):
+		return statusSoon, nil
+	case errors.Is(err, tpm.ErrCounterMoved), errors.Is(err, tpm.ErrNoCounter):
+		return statusMoved, nil
 	case errors.Is(err, ErrNotRecorded):
 		return statusUnrecorded, nil
 	case errors.Is(err, ErrNoKey):

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 )
 
-// manage returns the work of an operation from opCreate on, or false if the request is malformed.
+// manage returns the work of an operation from opCreate to opCertify, or false if the request is malformed.
 func (h *Holder) manage(f frame) (work func() ([]byte, error), ok bool) {
 	names := 1
 	if f.code == opCreate {

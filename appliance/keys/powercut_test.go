@@ -114,14 +114,21 @@ func TestPowerCutAtEveryStorageWrite(t *testing.T) {
 
 // Power fails before or after every command that writes to the TPM's NV.
 func TestPowerCutAtEveryTPMWrite(t *testing.T) {
-	const evictControl, nvDefineSpace, nvWrite = 0x120, 0x12a, 0x137
+	const evictControl, nvDefineSpace, nvIncrement, nvWrite = 0x120, 0x12a, 0x134, 0x137
 	site := newSite(t)
-	for _, code := range []uint32{evictControl, nvDefineSpace, nvWrite} {
+	for _, cut := range []struct {
+		code uint32
+		at   int // from 1
+	}{{evictControl, 1}, {nvDefineSpace, 1}, {nvIncrement, 1}, {nvDefineSpace, 2}, {nvWrite, 1}} {
 		for _, fault := range []tpmtest.Fault{tpmtest.CutBefore, tpmtest.CutAfter} {
-			t.Run(fmt.Sprintf("%#x,%d", code, fault), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%#x,%d,%d", cut.code, cut.at, fault), func(t *testing.T) {
 				m, st := tpmtest.New(t), newMemory()
+				seen := 0
 				dev := boot(t, m.Through(func(c uint32) tpmtest.Fault {
-					if c == code {
+					if c == cut.code {
+						seen++
+					}
+					if c == cut.code && seen == cut.at {
 						return fault
 					}
 					return tpmtest.Pass
@@ -156,7 +163,11 @@ func checkRecovers(t *testing.T, m *tpmtest.Machine, st *memory, site *fakeSite)
 		t.Fatalf("boot after the cut: %v", err)
 	}
 	defer v.Close()
-	public := getKey(t, hold(t, dev, v), "authority/modern").Public().(*ecdsa.PublicKey)
+	client := hold(t, dev, v)
+	public := getKey(t, client, "authority/modern").Public().(*ecdsa.PublicKey)
+	if a := mustAnchor(t, client); a.Count == 0 || a.Count != a.First {
+		t.Errorf("the anchor is not where KEYS says it began: %+v", a)
+	}
 	if err := v.MarkInitialised(); err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ type Vault struct {
 // last; a power cut leaves one of them:
 //
 //	marker   KEYS          after                            then
-//	none     empty         nothing, or the SRK persistent   ErrNotProvisioned
+//	none     empty         nothing, the SRK or the anchor   ErrNotProvisioned
 //	none     provisioning  KEYS written                     ErrNotProvisioned: no key can have been used
 //	fits     provisioning  marker written (define + write)  Open goes on, and commits
 //	fits     provisioned   KEYS committed, both generations Open
@@ -85,6 +85,10 @@ func Provision(dev *tpm.Device, st Storage, site string, specs []Spec, b Binding
 		v.Close()
 		return nil, explain(err)
 	}
+	if err := v.makeAnchor(srk); err != nil {
+		v.Close()
+		return nil, explain(err)
+	}
 	if err := v.install(dev); err != nil {
 		v.Close()
 		return nil, explain(err)
@@ -126,6 +130,17 @@ func (v *Vault) create(srk *tpm.SRK, root []byte, site string, specs []Spec) err
 		v.contents.Keys = append(v.contents.Keys, r)
 	}
 	return nil
+}
+
+// makeAnchor makes the state-rollback counter. One that is there is of an attempt that was cut short, or
+// of a box whose keys are gone: nothing counts on it.
+func (v *Vault) makeAnchor(srk *tpm.SRK) error {
+	counter, err := anchorCounter(srk, v.creation)
+	if err != nil {
+		return err
+	}
+	v.contents.Anchor, err = counter.Remake()
+	return err
 }
 
 // derive fills in what the root secret gives for the whole boot.

@@ -34,6 +34,9 @@ const (
 	opSecret       = 8  // name -> value
 	opDeleteSecret = 9  // name ->
 	opCertify      = 10 // name, nonce -> TPMS_ATTEST, signature, TPMT_PUBLIC, attestation key
+
+	opAnchor  = 11 // -> where it stands, where it began, nanoseconds until it can be advanced: 8 bytes each
+	opAdvance = 12 // where it stands: 8 bytes -> where it stands then: 8 bytes
 )
 
 // Statuses.
@@ -46,6 +49,8 @@ const (
 	statusDecryption = 5 // OAEP did not fit, or the ciphertext is no number modulo the key
 	statusExists     = 6
 	statusUnrecorded = 7 // what keeps KEYS does not answer
+	statusSoon       = 8 // the anchor was advanced within AnchorGap
+	statusMoved      = 9 // the anchor does not stand there
 )
 
 // Schemes.
@@ -187,7 +192,7 @@ func (r *decryptRequest) decode(body []byte) bool {
 		s.ReadUint16(&r.keyLength) && readBytes(&s, &r.label) && readBytes(&s, &r.ciphertext) && s.Empty()
 }
 
-// manageRequest is the body of every operation from opCreate on: as many names as the operation has, and
+// manageRequest is the body of every operation from opCreate to opCertify: as many names as the operation has, and
 // the value where it has one.
 type manageRequest struct {
 	names []string
