@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -289,7 +288,7 @@ func readPEM(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return nil, unreadable(err)
 	}
 	if block, _ := pem.Decode(body); block == nil || block.Type != "CERTIFICATE" {
-		return nil, unreadable(errors.New("it does not begin with a PEM certificate"))
+		return nil, &inputError{"body", "the body does not begin with a PEM certificate", "send certificates in PEM, each from BEGIN to END; of a chain the signed one and those above it up to the root"}
 	}
 	return body, nil
 }

@@ -139,9 +139,9 @@ func TestOrdersRefused(t *testing.T) {
 
 	const path = "/api/v1/authorities/plant/chain"
 	chain := pemOf(box.fake.authorities[0].Generations[0].Certificate)
-	box.put(path, nil, admin).checkProblem(t, 400, "unreadable")
-	box.put(path, []byte("not PEM"), admin).checkProblem(t, 400, "unreadable")
-	box.put(path, []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), admin).checkProblem(t, 400, "unreadable")
+	box.put(path, nil, admin).checkProblem(t, 422, "input")
+	box.put(path, []byte("not PEM"), admin).checkProblem(t, 422, "input")
+	box.put(path, []byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), admin).checkProblem(t, 422, "input")
 	box.put(path, bytes.Repeat(chain, maxBody/len(chain)+1), admin).checkProblem(t, 413, "too-large")
 	if p := box.put(path, chain, admin, header("Content-Type", mediaJSON)).checkProblem(t, 415, "media-type"); !strings.Contains(p.Mend, mediaPEM) {
 		t.Errorf("the mend names another type: %+v", p)
