@@ -2,6 +2,7 @@ package webui
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -57,7 +58,7 @@ func auditRoutes() []route {
 			responses: []response{{http.StatusOK, "NAME+HASH+BASE64 and a line end", mediaText, nil}},
 		}, (*console).apiAuditKey},
 		{get, apiPrefix + "audit/export", auditor, &operation{
-			id: "auditExport", summary: "The whole audit log, for signet audit verify: a record a line, then what verifies them, the checkpoint last",
+			id: "auditExport", summary: "The whole audit log, as far as retention left it, for signet audit verify: a record a line, then what verifies them, the checkpoint last",
 			responses: []response{{http.StatusOK, "JSON, one object a line", mediaNDJSON, nil}},
 			refusals:  []int{http.StatusServiceUnavailable},
 		}, (*console).apiAuditExport},
@@ -167,11 +168,13 @@ func (c *console) apiAuditExport(w http.ResponseWriter, r *http.Request, _ princ
 	default:
 		return errExports
 	}
-	signed, err := c.cfg.Audit.Checkpoint()
-	if err != nil {
-		return fmt.Errorf("making a checkpoint: %w", err)
+	removed, release := c.cfg.Store.HoldRecords()
+	defer release()
+	var least uint64
+	if removed.Before > 0 {
+		least = removed.Record + 1 // the record that tells of the removal
 	}
-	head, err := audit.PeekCheckpoint(signed)
+	signed, head, err := c.checkpointOver(r.Context(), least)
 	if err != nil {
 		return err
 	}
@@ -180,7 +183,7 @@ func (c *console) apiAuditExport(w http.ResponseWriter, r *http.Request, _ princ
 	if r.Method == http.MethodHead {
 		return nil
 	}
-	e := &export{store: c.cfg.Store, size: head.Size, origin: head.Origin, client: http.NewResponseController(w), w: bufio.NewWriterSize(w, 64<<10)}
+	e := &export{store: c.cfg.Store, first: removed.Before, size: head.Size, origin: head.Origin, client: http.NewResponseController(w), w: bufio.NewWriterSize(w, 64<<10)}
 	if err = e.write(signed); err != nil {
 		c.cfg.Log.LogAttrs(r.Context(), slog.LevelWarn, "audit export broken off", slog.String("id", w.Header().Get("X-Request-Id")), slog.Any("err", err))
 		panic(http.ErrAbortHandler)
@@ -188,9 +191,30 @@ func (c *console) apiAuditExport(w http.ResponseWriter, r *http.Request, _ princ
 	return nil
 }
 
+// checkpointOver is a checkpoint over least records or more. One signed within the last second may not
+// cover as many yet, then the next does.
+func (c *console) checkpointOver(ctx context.Context, least uint64) ([]byte, audit.Checkpoint, error) {
+	for {
+		signed, err := c.cfg.Audit.Checkpoint()
+		if err != nil {
+			return nil, audit.Checkpoint{}, fmt.Errorf("making a checkpoint: %w", err)
+		}
+		head, err := audit.PeekCheckpoint(signed)
+		if err != nil || head.Size >= least {
+			return signed, head, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, audit.Checkpoint{}, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 // export is one on its way to a client.
 type export struct {
 	store  *store.Store
+	first  uint64 // record; those before were removed
 	size   uint64 // records
 	origin string // of the checkpoint
 	client *http.ResponseController
@@ -201,7 +225,10 @@ type export struct {
 // honest disk, so it is read in pages, and the box goes on writing meanwhile. What the disk has is sent
 // as it is: whoever verifies it has to see it.
 func (e *export) write(signed []byte) error {
-	err := e.pages(func(from, to uint64) error {
+	if e.first > 0 {
+		e.w.Write(audit.RemovedLine(e.first))
+	}
+	err := e.pages(e.first, func(from, to uint64) error {
 		leaves, err := e.store.Leaves(from, to)
 		for _, l := range leaves {
 			e.w.Write(l)
@@ -215,7 +242,7 @@ func (e *export) write(signed []byte) error {
 	if err := e.earlier(); err != nil {
 		return err
 	}
-	err = e.pages(func(from, to uint64) error {
+	err = e.pages(0, func(from, to uint64) error {
 		hashes, err := e.store.LeafHashes(from, to)
 		for row := range slices.Chunk(hashes, audit.HashesPerLine) {
 			e.w.Write(audit.HashesLine(row))
@@ -229,9 +256,9 @@ func (e *export) write(signed []byte) error {
 	return e.flush()
 }
 
-// pages calls f for all records of the export, exportPage of them at a time.
-func (e *export) pages(f func(from, to uint64) error) error {
-	for from := uint64(0); from < e.size; from += exportPage {
+// pages calls f for the records of the export from first on, exportPage of them at a time.
+func (e *export) pages(first uint64, f func(from, to uint64) error) error {
+	for from := first; from < e.size; from += exportPage {
 		if err := f(from, min(from+exportPage, e.size)); err != nil {
 			return err
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/transparency-dev/merkle/rfc6962"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/store"
 )
 
 func (b *testBox) appendRecords(n int) {
@@ -103,5 +104,38 @@ func (b *testBox) decode(path string, v any, change ...func(*http.Request)) {
 	got := b.send("GET", path, nil, change...)
 	if err := json.Unmarshal(got.body, v); err != nil || got.StatusCode != 200 {
 		b.t.Fatalf("%s: status %d, %v: %s", path, got.StatusCode, err, got.body)
+	}
+}
+
+// An export of a log whose first records are gone verifies and says so; what follows are the checkpoint
+// and the hashes of all.
+func TestExportAfterRetention(t *testing.T) {
+	box := newBox(t)
+	box.clock.pass(-40 * 24 * time.Hour)
+	box.appendRecords(1300)
+	box.clock.pass(40 * 24 * time.Hour)
+	token := bearer(box.claimAs(auditor, auditor))
+	key, err := audit.NewVerifier(strings.TrimSpace(string(box.send("GET", "/api/v1/audit/key", nil, token).body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	box.appendRecords(700)
+	rec := audit.Record{Time: box.clock.Now(), TimeSource: "rtc", Action: audit.RecordsRemoved, Outcome: audit.OutcomeSuccess, Reason: "kept for 30d"}
+	removed, err := box.store.RemoveRecords(store.Retention{Now: box.clock.Now(), Keep: store.MinRetention, Delivered: store.Everyone}, rec)
+	if err != nil || removed != 1300 {
+		t.Fatalf("%d records removed, %v", removed, err)
+	}
+	got := box.send("GET", "/api/v1/audit/export", nil, token)
+	report, err := audit.Verify(bytes.NewReader(got.body), key)
+	if err != nil || report.Removed == nil || report.Removed.Before != 1300 || report.Records != 2002 {
+		t.Fatalf("export: %+v, %v", report, err)
+	}
+	if !bytes.HasPrefix(got.body, []byte("{\"removed_before\":1300}\n{\"index\":1301,")) {
+		t.Errorf("it begins with %.60q", got.body)
+	}
+	var in InclusionProof
+	box.decode("/api/v1/audit/proof/inclusion?index=3", &in, token)
+	if err := proof.VerifyInclusion(rfc6962.DefaultHasher, 3, report.Records, in.LeafHash, in.Hashes, report.Root[:]); err != nil {
+		t.Errorf("a removed record is not proven any more: %v", err)
 	}
 }

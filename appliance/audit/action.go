@@ -77,6 +77,13 @@ const (
 	TLSInstalled Action = "tls_installed"
 	// BoxStarted: the service started on existing state.
 	BoxStarted Action = "box_started"
+	// BoxAnchored: the counter in the TPM by which an older disk shows that was put back begins to count for
+	// this state; the reason says where.
+	BoxAnchored Action = "box_anchored"
+	// BoxRollbackFound: the service started on state older than what the TPM's counter says; nothing is issued.
+	BoxRollbackFound Action = "box_rollback_found"
+	// BoxRollbackAcknowledged: a user took the older state for the box's from here on.
+	BoxRollbackAcknowledged Action = "box_rollback_acknowledged"
 	// RecordsRemoved: the site's retention removed the first records of this log, all before the one that the
 	// identity names; their hashes stay in its tree.
 	RecordsRemoved Action = "records_removed"
@@ -121,7 +128,8 @@ func Actions() []Action {
 		RequestHeld, RequestApproved, RequestDenied, RequestExpired, CertificateDelivered, CertificateRevoked, CertificateReleased, CRLSigned,
 		ChallengeMinted, TrustReplaced, SecretEntered, ProfileSwitched, BoxInitialised,
 		AuthorityPrepared, AuthorityInstalled, AuthorityActivated, AuthorityCancelled, AuthorityRetired,
-		RARenewed, RARetired, ResponderRenewed, TLSRenewed, TLSInstalled, BoxStarted, RecordsRemoved,
+		RARenewed, RARetired, ResponderRenewed, TLSRenewed, TLSInstalled, BoxStarted, BoxAnchored, BoxRollbackFound, BoxRollbackAcknowledged,
+		RecordsRemoved,
 		AdminClaimed, ClaimRefused, LoginRefused, SignedIn, SignedOut, SessionEnded,
 		UserCreated, UserChanged, UserRemoved, PasswordChanged, TokenCreated, TokenRevoked, PasskeyAdded, PasskeyRemoved, PasskeySuspected,
 	}

@@ -26,6 +26,7 @@ type Checkpoint struct {
 	Origin string   // names the log: "signet.internal/<site>/<first 16 hex digits of the key's SHA-256>"
 	Size   uint64   // records
 	Root   [32]byte // RFC 6962 §2.1 tree hash over them
+	Anchor uint64   // where the box's state-rollback counter stood; 0: it does not say
 }
 
 // MaxNote bounds a signed checkpoint, in bytes: 16 signatures of a kilobyte fit.
@@ -64,13 +65,18 @@ func isKeyName(s string) bool {
 	return s != "" && utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r == '+' || r < ' ' || unicode.IsSpace(r) })
 }
 
-// Text is what is signed: origin, size and root in base64, a line each.
+// Text is what is signed: origin, size and root in base64, a line each, and the anchor's line where it is
+// known.
 func (c Checkpoint) Text() string {
-	return fmt.Sprintf("%s\n%d\n%s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
+	text := fmt.Sprintf("%s\n%d\n%s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
+	if c.Anchor != 0 {
+		text += fmt.Sprintf("%s%d\n", anchorLine, c.Anchor)
+	}
+	return text
 }
 
-// parseText reads a checkpoint's text. Lines after the third, which others may add, have to be
-// non-empty; they are signed and otherwise ignored.
+// parseText reads a checkpoint's text. Lines after the third have to be non-empty; but for the anchor's
+// they are signed and otherwise ignored.
 func parseText(text string) (Checkpoint, error) {
 	body, ok := strings.CutSuffix(text, "\n")
 	lines := strings.Split(body, "\n")
@@ -90,7 +96,8 @@ func parseText(text string) (Checkpoint, error) {
 	if err != nil || len(root) != sha256.Size || len(lines[2]) != base64.StdEncoding.EncodedLen(sha256.Size) {
 		return Checkpoint{}, fmt.Errorf("%w: root %.60q", ErrCheckpoint, lines[2])
 	}
-	return Checkpoint{Origin: lines[0], Size: size, Root: [32]byte(root)}, nil
+	anchor, err := parseAnchor(lines[3:])
+	return Checkpoint{Origin: lines[0], Size: size, Root: [32]byte(root), Anchor: anchor}, err
 }
 
 // PeekCheckpoint reads a signed checkpoint without verifying any signature: for whoever can check it

@@ -10,6 +10,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/transparency-dev/merkle/compact"
@@ -21,6 +22,10 @@ import (
 // in their order; then an "earlier_checkpoint" for each one the box still has; then "leaf_hashes",
 // HashesPerLine in a line; and last the "checkpoint" over all of the leaves.
 //
+// Where retention removed the log's first records, "removed_before" says on a line before the leaves
+// which of them is the first. The leaf hashes and checkpoints are those of the whole log all the same, and one
+// of the leaves tells of the removal: records that nobody is told of were not removed by the box.
+//
 // The leaf hashes are there to name a record. Nothing is believed because of them: with the root that
 // the checkpoint signs they are the box's own, and without it they are nobody's.
 
@@ -29,6 +34,12 @@ const HashesPerLine = 256
 
 // maxLine bounds a line of an export: a leaf, or a note of MaxNote bytes in JSON.
 const maxLine = 4 * MaxNote
+
+// removedStart is what the line begins with that is before the leaves.
+const removedStart = `{"removed_before":`
+
+// RemovedLine is the first line of an export whose first leaf is not that of record 0.
+func RemovedLine(first uint64) []byte { return fmt.Appendf(nil, "%s%d}\n", removedStart, first) }
 
 // trailer is a line after the leaves.
 type trailer struct {
@@ -93,6 +104,8 @@ func (e *BadRecord) Error() string {
 var (
 	// ErrTruncated: the export has no checkpoint at its end.
 	ErrTruncated = errors.New("the export is cut off: it does not end with a checkpoint")
+	// ErrNoExport: the file has nothing of an export.
+	ErrNoExport = errors.New("its first line is no record, so this is no export of an audit log")
 	// ErrExport: the export is not in its format, or says something about itself that is not so.
 	ErrExport = errors.New("the export was changed")
 )
@@ -100,12 +113,30 @@ var (
 // Report is what a verified export proves.
 type Report struct {
 	Origin      string    `json:"origin"`
-	Records     uint64    `json:"records"`
+	Records     uint64    `json:"records"` // of the log
 	Root        [32]byte  `json:"-"`
 	RootText    string    `json:"root"`                // Root in base64, as the checkpoint has it
 	Checkpoints int       `json:"earlier_checkpoints"` // signed before, and continued by this one
-	First       time.Time `json:"first"`               // time of the first record; zero without records
+	Anchor      uint64    `json:"anchor,omitempty"`    // where the state-rollback counter stood; it never fell. 0: not said
+	Removed     *Removal  `json:"removed,omitempty"`   // nil: the log is whole
+	First       time.Time `json:"first"`               // time of the first record that is there; zero without records
 	Last        time.Time `json:"last"`                // time of the last
+}
+
+// Removal is what a verified export says of the records that the box's retention removed.
+type Removal struct {
+	Before uint64    `json:"before"` // all records below
+	Record uint64    `json:"record"` // the one that tells of it
+	At     time.Time `json:"at"`     // when they were removed
+	Reason string    `json:"reason"` // as recorded: until when they were, and by which rule
+}
+
+// Gone is how many of the records are not in the export.
+func (r Report) Gone() uint64 {
+	if r.Removed == nil {
+		return 0
+	}
+	return r.Removed.Before
 }
 
 // Verify reads an export and holds it against the key: a *[BadRecord], ErrTruncated, ErrExport or
@@ -115,11 +146,21 @@ func Verify(export io.ReadSeeker, key note.Verifier) (Report, error) {
 		return Report{}, fmt.Errorf("reading export: %w", err)
 	}
 	v := &verification{key: key, factory: &compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}}
-	v.leaves, v.hashes = v.factory.NewEmptyRange(0), v.factory.NewEmptyRange(0)
 	r := bufio.NewReaderSize(export, maxLine)
+	isForeign, err := beginsForeign(r)
+	if err != nil {
+		return Report{}, err
+	}
+	if err := v.readRemoved(r); err != nil {
+		return Report{}, err
+	}
+	v.hashes, v.gone, v.leaves = v.factory.NewEmptyRange(0), v.factory.NewEmptyRange(0), v.factory.NewEmptyRange(v.first)
 	line, err := v.readLeaves(r)
 	if err == nil {
 		err = v.readTrailer(r, line)
+	}
+	if isForeign && (errors.Is(err, ErrTruncated) || errors.Is(err, ErrExport)) {
+		return Report{}, ErrNoExport // what is cut off or changed besides is of no interest
 	}
 	if err != nil {
 		return Report{}, err
@@ -128,11 +169,11 @@ func Verify(export io.ReadSeeker, key note.Verifier) (Report, error) {
 		return Report{}, err
 	}
 	report := Report{Origin: v.signed.Origin, Records: v.signed.Size, Root: v.signed.Root,
-		RootText: base64.StdEncoding.EncodeToString(v.signed.Root[:]), Checkpoints: len(v.earlier)}
+		RootText: base64.StdEncoding.EncodeToString(v.signed.Root[:]), Checkpoints: len(v.earlier), Anchor: v.signed.Anchor}
 	if v.signed.Size > 0 {
 		first, err := Parse(v.oldest)
 		if err != nil {
-			return Report{}, &BadRecord{0, 0, err.Error()}
+			return Report{}, &BadRecord{v.first, v.first, err.Error()}
 		}
 		last, err := Parse(v.newest)
 		if err != nil {
@@ -140,19 +181,41 @@ func Verify(export io.ReadSeeker, key note.Verifier) (Report, error) {
 		}
 		report.First, report.Last = first.Time, last.Time
 	}
+	if v.first > 0 {
+		report.Removed = &Removal{v.first, v.told.Index, v.told.Time, v.told.Reason}
+	}
 	return report, nil
 }
+
+// beginsForeign says that an export begins with what no export begins with.
+func beginsForeign(r *bufio.Reader) (bool, error) {
+	begin, err := r.Peek(maxPrefix)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, fmt.Errorf("reading export: %w", err)
+	}
+	return !slices.ContainsFunc(append(trailers[:], removedStart, `{"index":`), func(s string) bool {
+		n := min(len(s), len(begin))
+		return string(begin[:n]) == s[:n]
+	}), nil
+}
+
+// maxPrefix is the length of the longest beginning of a line.
+const maxPrefix = len(`{"earlier_checkpoint":`)
 
 // verification is what is known of an export while it is read.
 type verification struct {
 	key     note.Verifier
 	factory *compact.RangeFactory
 
+	first uint64 // index of the first leaf
+	told  Record // of the leaves the last that tells of a removal; zero: none
+
 	leaves *compact.Range // tree over the lines as they are
-	chunks []chunk        // of HashesPerLine leaves, the last maybe shorter
+	chunks []chunk        // of HashesPerLine leaves, the first and the last maybe shorter
 	offset int64          // where the next line begins
 	odd    *BadRecord     // first line that is no record of its place by itself
 
+	gone     *compact.Range // tree over the leaf hashes of the records before the first leaf
 	hashes   *compact.Range // tree over the leaf hashes as the export has them
 	mismatch int            // first of chunks whose hashes are others; -1: none yet
 	claimed  []byte         // leaf hashes of that chunk
@@ -193,16 +256,44 @@ func (v *verification) readLine(r *bufio.Reader) ([]byte, error) {
 	return line[:len(line)-1], nil
 }
 
+// readRemoved takes the line in that says that the first records are gone, if there is one.
+func (v *verification) readRemoved(r *bufio.Reader) error {
+	if begin, _ := r.Peek(len(removedStart)); string(begin) != removedStart {
+		return nil
+	}
+	line, err := v.readLine(r)
+	if err != nil {
+		return err
+	}
+	text := string(line[len(removedStart):])
+	v.first, err = strconv.ParseUint(strings.TrimSuffix(text, "}"), 10, 63)
+	if err != nil || v.first == 0 || string(RemovedLine(v.first)) != string(line)+"\n" {
+		return fmt.Errorf("%w: its first line is not in its format", ErrExport)
+	}
+	return nil
+}
+
+// begin is the index of the first leaf of a chunk, counted in rows of the whole log's leaf hashes.
+func (v *verification) begin(row uint64) uint64 { return max(row*HashesPerLine, v.first) }
+
+// chunk is that of a row, nil where the export has no such leaves.
+func (v *verification) chunk(row uint64) *chunk {
+	if n := row - v.first/HashesPerLine; row >= v.first/HashesPerLine && n < uint64(len(v.chunks)) {
+		return &v.chunks[n]
+	}
+	return nil
+}
+
 // readLeaves takes lines in up to the first that is no leaf, which it returns.
 func (v *verification) readLeaves(r *bufio.Reader) ([]byte, error) {
 	v.mismatch = -1
-	row := v.factory.NewEmptyRange(0)
-	begin := int64(0)
+	row := v.factory.NewEmptyRange(v.first)
+	begin := v.offset
 	for {
 		at := v.offset
 		line, err := v.readLine(r)
 		if errors.Is(err, io.EOF) || errors.Is(err, ErrTruncated) {
-			err = fmt.Errorf("%w: it has %d whole records and nothing after them", ErrTruncated, row.End())
+			err = fmt.Errorf("%w: it has %d whole records and nothing after them", ErrTruncated, row.End()-v.first)
 		}
 		if err != nil {
 			return nil, err
@@ -246,8 +337,16 @@ func (v *verification) look(line []byte, index uint64) {
 		}
 	}
 	v.newest = append(v.newest[:0], line...)
-	if index == 0 {
+	if index == v.first {
 		v.oldest = bytes.Clone(line)
+	}
+	// In a string of a record every quote has a backslash before it: this is the key itself.
+	if v.first > 0 && bytes.Contains(line, []byte(`,"action":"`+RecordsRemoved+`",`)) {
+		if rec, err := Parse(line); err == nil {
+			if _, ok := rec.Removed(); ok {
+				v.told = rec
+			}
+		}
 	}
 }
 
@@ -319,13 +418,18 @@ func (v *verification) takeHashes(hashes []byte, next int) (int, error) {
 	if len(hashes)%32 != 0 || len(hashes) > 32*HashesPerLine || begin%HashesPerLine != 0 {
 		return 0, fmt.Errorf("%w: leaf hashes from record %d on are not in their format", ErrExport, begin)
 	}
-	row := v.factory.NewEmptyRange(begin)
+	n := begin / HashesPerLine
+	there := v.factory.NewEmptyRange(v.begin(n)) // of the row, those whose leaves are not gone
 	for h := range slices.Chunk(bytes.Clone(hashes), 32) {
-		if err := row.Append(h, nil); err != nil {
+		to := there
+		if v.hashes.End() < v.first {
+			to = v.gone
+		}
+		if err := errors.Join(to.Append(h, nil), v.hashes.Append(h, nil)); err != nil {
 			return 0, err
 		}
-		if next < len(v.earlier) && row.End() == v.earlier[next].Size {
-			root, err := rangeRoot(append(append([][]byte{}, v.hashes.Hashes()...), row.Hashes()...))
+		if next < len(v.earlier) && v.hashes.End() == v.earlier[next].Size {
+			root, err := rangeRoot(v.hashes.Hashes())
 			if err != nil {
 				return 0, err
 			}
@@ -333,20 +437,29 @@ func (v *verification) takeHashes(hashes []byte, next int) (int, error) {
 			next++
 		}
 	}
-	root, err := rangeRoot(row.Hashes())
+	if there.End() == there.Begin() {
+		return next, nil
+	}
+	root, err := rangeRoot(there.Hashes())
 	if err != nil {
 		return 0, err
 	}
-	n := int(begin / HashesPerLine)
-	if v.mismatch < 0 && (n >= len(v.chunks) || v.chunks[n].root != root) {
-		v.mismatch, v.claimed = n, bytes.Clone(hashes)
+	if c := v.chunk(n); v.mismatch < 0 && (c == nil || c.root != root) {
+		v.mismatch, v.claimed = int(n), bytes.Clone(hashes[32*(v.begin(n)-begin):])
 	}
-	return next, v.hashes.AppendRange(row, nil)
+	return next, nil
 }
 
 // judge says what the checkpoint makes of all that was read.
 func (v *verification) judge(export io.ReadSeeker) error {
-	root, err := rangeRoot(v.leaves.Hashes())
+	whole := v.leaves
+	if v.first > 0 && v.gone.End() == v.first {
+		whole = v.gone
+		if err := whole.AppendRange(v.leaves, nil); err != nil {
+			return err
+		}
+	}
+	root, err := rangeRoot(whole.Hashes())
 	if err != nil {
 		return err
 	}
@@ -359,6 +472,8 @@ func (v *verification) judge(export io.ReadSeeker) error {
 	switch {
 	case isWhole && v.odd != nil:
 		return v.odd
+	case isWhole && !v.isTold():
+		return v.untold()
 	case isWhole && !isNamed:
 		return fmt.Errorf("%w: its records are those the box signed, the leaf hashes after them are not theirs", ErrExport)
 	case isWhole:
@@ -367,6 +482,21 @@ func (v *verification) judge(export io.ReadSeeker) error {
 		return v.name(export)
 	}
 	return v.narrow()
+}
+
+// isTold says that the log itself tells of the removal of the records that are gone.
+func (v *verification) isTold() bool {
+	before, _ := v.told.Removed()
+	return before == v.first
+}
+
+// untold names what is gone though the log does not say so.
+func (v *verification) untold() error {
+	before, _ := v.told.Removed()
+	if before > v.first {
+		return fmt.Errorf("%w: it begins with record %d, the log says that those before %d were removed", ErrExport, v.first, before)
+	}
+	return &BadRecord{before, v.first - 1, fmt.Sprintf("the records up to %d are missing, and no record tells of their removal", v.first-1)}
 }
 
 // judgeEarlier refuses records that the box signed, but not as the continuation of all it had signed.
@@ -378,25 +508,26 @@ func (v *verification) judgeEarlier() error {
 		}
 		from = c.Size
 	}
-	return nil
+	return v.judgeAnchors()
 }
 
 // name finds the first record that is not the one of its leaf hash.
 func (v *verification) name(export io.ReadSeeker) error {
 	n := v.leaves.End()
-	missing := &BadRecord{n, n, fmt.Sprintf("it is missing, the export has %d of the %d records that the checkpoint covers", n, v.signed.Size)}
-	surplus := &BadRecord{v.signed.Size, v.signed.Size, fmt.Sprintf("the checkpoint covers %d records, the export has %d", v.signed.Size, n)}
+	missing := &BadRecord{n, n, fmt.Sprintf("it is missing, the export ends before it, the checkpoint covers %d records", v.signed.Size)}
+	surplus := &BadRecord{v.signed.Size, v.signed.Size, fmt.Sprintf("the checkpoint covers %d records, the export goes on to %d", v.signed.Size, n)}
 	if v.mismatch < 0 {
 		return v.orOdd(surplus)
 	}
-	if v.mismatch >= len(v.chunks) {
+	c := v.chunk(uint64(v.mismatch))
+	if c == nil {
 		return v.orOdd(missing)
 	}
-	if _, err := export.Seek(v.chunks[v.mismatch].offset, io.SeekStart); err != nil {
+	if _, err := export.Seek(c.offset, io.SeekStart); err != nil {
 		return fmt.Errorf("reading export: %w", err)
 	}
 	r := bufio.NewReaderSize(export, maxLine)
-	at := uint64(v.mismatch) * HashesPerLine
+	at := v.begin(uint64(v.mismatch))
 	for want := range slices.Chunk(v.claimed, 32) {
 		line, err := v.readLine(r)
 		if err != nil {
@@ -430,12 +561,12 @@ func (v *verification) orOdd(bad *BadRecord) error {
 func (v *verification) narrow() error {
 	same := min(v.leaves.End(), v.hashes.End()) // up to here the leaves are those of the hashes
 	if v.mismatch >= 0 {
-		same = min(same, uint64(v.mismatch)*HashesPerLine)
+		same = min(same, v.begin(uint64(v.mismatch)))
 	}
 	bad := &BadRecord{0, max(v.signed.Size, 1) - 1, "the records do not have the root that the box signed"}
 	if n := v.leaves.End(); n != v.signed.Size {
 		bad.Last = min(bad.Last, n)
-		bad.What = fmt.Sprintf("the export has %d records, the checkpoint covers %d", n, v.signed.Size)
+		bad.What = fmt.Sprintf("the export ends before record %d, the checkpoint covers %d", n, v.signed.Size)
 	}
 	for _, c := range v.earlier {
 		switch {

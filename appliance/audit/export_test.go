@@ -276,14 +276,131 @@ func TestExportIsStrict(t *testing.T) {
 		"two members":                      {replace(last, []byte(strings.Replace(string(good[last]), "}\n", `,"leaf_hashes":"AAAA"}`+"\n", 1))), ErrExport},
 		"a checkpoint with spaces":         {replace(last, []byte(strings.Replace(string(good[last]), ":", ": ", 1))), ErrExport},
 		"a line without end":               {replace(5, bytes.Repeat([]byte("x"), 2*maxLine)), ErrExport},
+		"a first line that is none":        {slices.Insert(slices.Clone(good), 0, []byte("{\"removed_before\":007}\n")), ErrExport},
+		"nothing is removed":               {slices.Insert(slices.Clone(good), 0, RemovedLine(0)), ErrExport},
+		"removed in the middle":            {slices.Insert(slices.Clone(good), 5, RemovedLine(5)), &BadRecord{}},
 		"nothing":                          {nil, ErrTruncated},
+		"one line of text":                 {[][]byte{[]byte("# Signet\n")}, ErrNoExport},
+		"text":                             {[][]byte{[]byte("# Signet\n"), []byte("\n"), []byte("A CA.")}, ErrNoExport},
+		"a few bytes":                      {[][]byte{[]byte("PK")}, ErrNoExport},
+		"a long line of anything":          {[][]byte{bytes.Repeat([]byte("x"), 2*maxLine)}, ErrNoExport},
 	} {
-		if _, err := l.verify(c.lines); !errors.Is(err, c.want) {
+		_, err := l.verify(c.lines)
+		if bad := new(BadRecord); errors.As(c.want, &bad) && errors.As(err, &bad) {
+			continue
+		}
+		if !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
 	if _, err := Verify(bytes.NewReader(bytes.Join(good, nil)), other.key); !errors.Is(err, ErrSignature) {
 		t.Errorf("with another box's key: %v", err)
+	}
+}
+
+// telling makes leaf i of the log the record of the removal of all before first.
+func (l *logOf) telling(i, first int) {
+	r := sample()
+	r.Index, r.Action, r.Outcome, r.Identity, r.Reason = uint64(i), RecordsRemoved, OutcomeSuccess, RemovedBefore(uint64(first)), "retention"
+	r.Time = r.Time.Add(time.Duration(i) * time.Millisecond)
+	l.leaves[i] = Leaf(r)
+}
+
+// removed is an export without the leaves before first.
+func removed(lines [][]byte, first int) [][]byte {
+	return slices.Concat([][]byte{RemovedLine(uint64(first))}, lines[first:])
+}
+
+// A log whose first records were removed, and that says so, is as good as it was, wherever in a row of
+// leaf hashes it begins.
+func TestExportWithoutItsFirstRecords(t *testing.T) {
+	const n = 1100
+	for _, first := range []int{1, 2, 100, 255, 256, 257, 512, 700, 1000, 1024, 1050, n - 4} {
+		l := newLog(t, n)
+		l.telling(n-1, first)
+		if first > 10 {
+			l.telling(first+1, 5) // of an earlier removal
+		}
+		whole := l.export(t, 1, 256, 300, 700, 1024, n)
+		good := removed(whole, first)
+		report, err := l.verify(good)
+		if err != nil {
+			t.Errorf("from %d: %v", first, err)
+			continue
+		}
+		if r := report.Removed; r == nil || r.Before != uint64(first) || r.Record != n-1 || !r.At.Equal(report.Last) || r.Reason != "retention" ||
+			report.Records != n || report.Checkpoints != 5 || report.Last.Sub(report.First) != time.Duration(n-1-first)*time.Millisecond {
+			t.Errorf("from %d: %+v, %+v", first, report, r)
+		}
+		for _, i := range []int{first, first + (n-first)/2, n - 2} {
+			changed := slices.Clone(good)
+			changed[1+i-first] = bytes.Replace(changed[1+i-first], []byte(`"outcome":"`), []byte(`"outcome":"x`), 1)
+			var bad *BadRecord
+			if _, err := l.verify(changed); !errors.As(err, &bad) || bad.Index != uint64(i) || bad.Last != uint64(i) {
+				t.Errorf("from %d, %d changed: %v", first, i, err)
+			}
+			dropped := slices.Delete(slices.Clone(good), 1+i-first, 2+i-first)
+			if _, err := l.verify(dropped); !errors.As(err, &bad) || bad.Index != uint64(i) {
+				t.Errorf("from %d, %d dropped: %v", first, i, err)
+			}
+		}
+		var bad *BadRecord
+		if _, err := l.verify(removed(whole, first+1)); first+1 < n-1 && (!errors.As(err, &bad) || bad.Index != uint64(first) || bad.Last != uint64(first)) {
+			t.Errorf("from %d, one more gone: %v", first, err)
+		}
+		if _, err := l.verify(removed(whole, first-1)); first > 1 && !errors.Is(err, ErrExport) {
+			t.Errorf("from %d, one that was removed is there: %v", first, err)
+		}
+		if _, err := l.verify(good[1:]); !errors.As(err, &bad) || bad.Index != 0 {
+			t.Errorf("from %d, without saying so: %v", first, err)
+		}
+		forged := slices.Clone(good) // a hash of a record that is gone
+		for i, line := range forged {
+			if bytes.HasPrefix(line, []byte(`{"leaf_hashes":`)) {
+				forged[i] = bytes.Replace(line, line[20:24], []byte("AAAA"), 1)
+				break
+			}
+		}
+		if _, err := l.verify(forged); !errors.As(err, &bad) {
+			t.Errorf("from %d, a hash of what is gone forged: %v", first, err)
+		}
+		if _, err := l.verify(slices.DeleteFunc(slices.Clone(good), func(line []byte) bool { return bytes.HasPrefix(line, []byte(`{"leaf_hashes":`)) })); err == nil {
+			t.Errorf("from %d, no hashes: verified", first)
+		}
+	}
+}
+
+// Records that nobody is told of are missing: a refused attempt, or another action's, tells nothing.
+func TestRemovalHasToBeTold(t *testing.T) {
+	const n, first = 600, 300
+	for name, tell := range map[string]func(r *Record){
+		"not at all":      nil,
+		"refused":         func(r *Record) { r.Outcome = OutcomeRefused },
+		"another action":  func(r *Record) { r.Action = BoxStarted },
+		"in other words":  func(r *Record) { r.Identity = "records before 300 " },
+		"in an identity":  func(r *Record) { r.Action, r.Identity = SCEPPKCSReq, `","action":"records_removed","x":"` },
+		"of fewer":        func(r *Record) { r.Identity = RemovedBefore(first - 1) },
+		"of no number":    func(r *Record) { r.Identity = "records before x" },
+		"of leading zero": func(r *Record) { r.Identity = "records before 0300" },
+	} {
+		l := newLog(t, n)
+		if tell != nil {
+			l.telling(n-2, first)
+			r, err := Parse(l.leaves[n-2])
+			if err != nil {
+				t.Fatal(err)
+			}
+			tell(&r)
+			l.leaves[n-2] = Leaf(r)
+		}
+		var bad *BadRecord
+		want := uint64(0)
+		if name == "of fewer" {
+			want = first - 1
+		}
+		if _, err := l.verify(removed(l.export(t, 200, n), first)); !errors.As(err, &bad) || bad.Index != want || bad.Last != first-1 {
+			t.Errorf("told %s: %v", name, err)
+		}
 	}
 }
 

@@ -93,6 +93,21 @@ func (r *Record) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// removedForm is the identity of a record of RecordsRemoved.
+const removedForm = "records before %d"
+
+// RemovedBefore is the identity of a record that tells of the removal of all records before one.
+func RemovedBefore(first uint64) string { return fmt.Sprintf(removedForm, first) }
+
+// Removed says which record was the first to stay, where r tells of a removal.
+func (r Record) Removed() (first uint64, ok bool) {
+	if r.Action != RecordsRemoved || r.Outcome != OutcomeSuccess {
+		return 0, false
+	}
+	n, err := fmt.Sscanf(r.Identity, removedForm, &first)
+	return first, n == 1 && err == nil && r.Identity == RemovedBefore(first)
+}
+
 // Check refuses a record that would not say when, by which clock, what and with what outcome.
 func (r Record) Check() error {
 	for _, f := range []struct {

@@ -45,11 +45,12 @@ type change struct {
 type op struct {
 	key, value []byte
 	delete     bool
+	end        []byte // where set, every key from key on to before end is deleted
 }
 
 func (c *change) get(k []byte) ([]byte, error) {
 	for _, o := range slices.Backward(c.ops) { // few, but for Recover and Sweep
-		if !bytes.Equal(o.key, k) {
+		if !bytes.Equal(o.key, k) || o.end != nil {
 			continue
 		}
 		if o.delete {
@@ -72,6 +73,11 @@ func (c *change) setJSON(k []byte, v any) error {
 }
 
 func (c *change) delete(k []byte) { c.ops = append(c.ops, op{key: k, delete: true}) }
+
+// deleteRange deletes every key from lower on to before upper. The transition itself does not see it.
+func (c *change) deleteRange(lower, upper []byte) {
+	c.ops = append(c.ops, op{key: lower, delete: true, end: upper})
+}
 
 func (c *change) record(r audit.Record) { c.records = append(c.records, r) }
 
@@ -191,9 +197,12 @@ func (s *Store) applyOne(batch *pebble.Batch, h head, t *transition) (head, erro
 	}
 	for _, o := range c.ops {
 		var err error
-		if o.delete {
+		switch {
+		case o.end != nil:
+			err = batch.DeleteRange(o.key, o.end, nil)
+		case o.delete:
 			err = batch.Delete(o.key, nil)
-		} else {
+		default:
 			err = batch.Set(o.key, o.value, nil)
 		}
 		if err != nil { // memory only: cannot fail short of a programming error

@@ -122,6 +122,9 @@ type Store struct {
 	durable sync.RWMutex
 	head    head // guarded by durable; the committer is the only writer
 
+	// holding is read-locked by those who hold the records, see HoldRecords.
+	holding sync.RWMutex
+
 	failMu  sync.Mutex
 	failure error
 	failed  chan struct{}
@@ -134,6 +137,7 @@ type head struct {
 	tree        [][]byte  // hashes of the complete subtrees that the log's tree is made of, largest first; never changed in place
 	last        time.Time // time of the newest audit record
 	floor       time.Time // see LastTime
+	removed     Removal
 	initialised bool
 	claimed     bool
 	leftOpen    []string // serials begun by an earlier process and not yet recovered
@@ -245,7 +249,10 @@ func (s *Store) readHead() (head, error) {
 	if err != nil {
 		return head{}, err
 	}
-	if h.tree, err = s.readTree(h.next); err != nil {
+	if h.removed, err = s.readRemoval(h.next); err != nil {
+		return head{}, err
+	}
+	if h.tree, err = s.readTree(h.next, h.removed.Before); err != nil {
 		return head{}, err
 	}
 	v, err := s.get(s.db, keyFloor)

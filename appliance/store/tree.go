@@ -113,9 +113,9 @@ func (s *Store) rootAt(from pebble.Reader, size uint64) ([32]byte, error) {
 	return rootOf(size, hashes)
 }
 
-// readTree returns the tree's frontier over the log's next records, after holding it against the
-// stored subtrees, the newest records and the newest checkpoint.
-func (s *Store) readTree(next uint64) ([][]byte, error) {
+// readTree returns the tree's frontier over the log's next records, of which those from first on are
+// there, after holding it against the stored subtrees, the newest records and the newest checkpoint.
+func (s *Store) readTree(next, first uint64) ([][]byte, error) {
 	v, err := s.get(s.db, keyTree)
 	switch {
 	case errors.Is(err, ErrNotFound) && next == 0:
@@ -134,6 +134,7 @@ func (s *Store) readTree(next uint64) ([][]byte, error) {
 	if next > treeTail {
 		from = (next - treeTail) &^ (treeTail - 1)
 	}
+	from = max(from, first)
 	left, err := s.nodes(s.db, compact.RangeNodes(0, from, nil))
 	if err != nil {
 		return nil, err

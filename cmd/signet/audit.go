@@ -37,9 +37,9 @@ func newAudit(t *terminal) *cobra.Command {
 // exported is what signet audit export prints.
 type exported struct {
 	File    string `json:"file"`
-	Records uint64 `json:"records"`
-	Root    string `json:"root"` // base64
-	Key     string `json:"key"`  // as the box says; see signet audit verify
+	Records uint64 `json:"records"` // in the file
+	Root    string `json:"root"`    // base64
+	Key     string `json:"key"`     // as the box says; see signet audit verify
 }
 
 func newAuditExport(t *terminal) *cobra.Command {
@@ -71,7 +71,7 @@ box's first start: an export proves something to those alone who know the key fr
 				return err
 			}
 			t.notef("verify it anywhere with: signet audit verify %s --key '%s'", out, key)
-			e := exported{out, report.Records, report.RootText, key}
+			e := exported{out, report.Records - report.Gone(), report.RootText, key}
 			return t.result(e, fmt.Sprintf("%s  %d records\n", e.File, e.Records))
 		},
 	}
@@ -193,7 +193,8 @@ func newAuditVerify(t *terminal) *cobra.Command {
 		Use:   "verify FILE --key VKEY",
 		Short: "verify an export of the audit log offline, and name the first bad record",
 		Long: `Verifies that FILE is what a box wrote: every record, in its place, none missing, under a checkpoint that the
-box's audit key signed, and under every earlier checkpoint that the box had kept. Works offline. VKEY is the audit key as
+box's audit key signed, and under every earlier checkpoint that the box had kept. Records that the site's retention removed
+are named; that they were there is proven, what they said is gone. Works offline. VKEY is the audit key as
 signet audit export printed it, best when the box was new: NAME+HASH+BASE64.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
@@ -213,7 +214,11 @@ signet audit export printed it, best when the box was new: NAME+HASH+BASE64.`,
 			if err != nil {
 				return refuse(fmt.Errorf("%s does not verify: %w", a[0], err), mendOf(err))
 			}
-			text := fmt.Sprintf("%s\n%d records, signed by %s, none changed, missing or out of place\n", a[0], report.Records, report.Origin)
+			text := fmt.Sprintf("%s\n%d records, signed by %s, none changed, missing or out of place\n", a[0], report.Records-report.Gone(), report.Origin)
+			if r := report.Removed; r != nil {
+				text += fmt.Sprintf("records 0 to %d are not in it: the box's retention removed them on %s, as record %d says (%s); their hashes fit\n",
+					r.Before-1, r.At.Format(time.RFC3339), r.Record, r.Reason)
+			}
 			if report.Records > 0 {
 				text += fmt.Sprintf("from %s to %s\n", report.First.Format(time.RFC3339), report.Last.Format(time.RFC3339))
 			}
@@ -233,6 +238,8 @@ func mendOf(err error) string {
 	switch {
 	case errors.As(err, &bad):
 		return "the records before it are the box's; compare the file with another copy or export the log again"
+	case errors.Is(err, audit.ErrNoExport):
+		return "name a file that signet audit export wrote"
 	case errors.Is(err, audit.ErrTruncated):
 		return "copy or export it again; nothing of it is proven without its end"
 	case errors.Is(err, audit.ErrSignature):
