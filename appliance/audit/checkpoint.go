@@ -97,7 +97,10 @@ func parseText(text string) (Checkpoint, error) {
 		return Checkpoint{}, fmt.Errorf("%w: root %.60q", ErrCheckpoint, lines[2])
 	}
 	anchor, err := parseAnchor(lines[3:])
-	return Checkpoint{Origin: lines[0], Size: size, Root: [32]byte(root), Anchor: anchor}, err
+	if err != nil {
+		return Checkpoint{}, err
+	}
+	return Checkpoint{Origin: lines[0], Size: size, Root: [32]byte(root), Anchor: anchor}, nil
 }
 
 // PeekCheckpoint reads a signed checkpoint without verifying any signature: for whoever can check it
