@@ -123,7 +123,7 @@ func (l *loader) readSite() {
 	}
 	d, body := parseDocument(siteFile, content)
 	defer func() { l.problems = append(l.problems, d.problems...) }()
-	o := d.object(body, "", "name", "version", "epoch", "public_host", "secure_boot", "network", "listeners", "trusted_proxies", "authorities", "ra")
+	o := d.object(body, "", "name", "version", "epoch", "public_host", "secure_boot", "network", "listeners", "trusted_proxies", "authorities", "ra", "audit")
 	o.require("name", "write a short name such as plant-7")
 	o.require("version", "write a version such as 0.1.0")
 	o.require("epoch", "write epoch: 1")
@@ -160,6 +160,7 @@ func (l *loader) readSite() {
 	}
 	l.readTrustedProxies(o.object("trusted_proxies", "enabled", "networks", "bundle"))
 	l.readAuthorities(o)
+	l.readAudit(o.object("audit", "retention", "syslog"))
 	l.readRA(o.object("ra", "algorithm", "protection", "validity", "overlap"))
 }
 

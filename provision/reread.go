@@ -18,6 +18,7 @@ type BundleUse struct {
 
 // The fields that name files in trust/.
 const (
+	FieldSyslog      = "audit.syslog.ca"
 	FieldProxies     = "trusted_proxies.bundle"
 	FieldRenewalFrom = "renewal.from"
 	FieldCompliance  = "compliance.roots"
@@ -36,6 +37,9 @@ func (s *Site) Bundles() []BundleUse {
 	}
 	if p := s.TrustedProxies; p != nil && p.File != "" {
 		add("", FieldProxies, p.File, p.Certificates)
+	}
+	if g := s.Audit.Syslog; g != nil {
+		add("", FieldSyslog, g.File, g.Roots)
 	}
 	for _, p := range s.Profiles {
 		if b := p.Renewal.From; b != nil {

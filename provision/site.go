@@ -31,6 +31,7 @@ type Site struct {
 	TrustedProxies *TrustedProxies
 	Authorities    []Authority // at least one, as written
 	RA             RA
+	Audit          Audit
 	Profiles       []Profile // at least one, in order of file name; exactly one is the default
 	Files          []string  // every file of the site that was read, sorted: what belongs in the image
 }
@@ -77,7 +78,10 @@ type Authority struct {
 	Algorithm   string // as in KeySpec
 	Protection  string // as in KeySpec
 	// Validity of a root's certificate; 0 for a subordinate, whose issuer decides.
-	Validity    time.Duration
+	Validity time.Duration
+	// PathLen is how many authorities there may be below this one (pathLenConstraint, RFC 5280 §4.2.1.9): at
+	// most where it signs itself, at least where others sign it. Nil: not said.
+	PathLen     *int
 	CRLValidity time.Duration // from a CRL's thisUpdate to its nextUpdate
 	OCSP        bool          // answered at /ocsp/NAME; only where listener plain is on
 }
