@@ -17,6 +17,7 @@ import (
 //	m tree               size and root hash of the audit log's tree: 8 bytes big-endian, 32 bytes
 //	m floor              clock floor: Unix milliseconds, 8 bytes big-endian
 //	m identity           the box's own certificates: valueVersion, JSON
+//	m anchor             where the state-rollback counter stands and goes: valueVersion, JSON
 //	m removed            which of the audit log's first records are gone: valueVersion, JSON
 //	m cursor             how far the audit log was delivered elsewhere: valueVersion, JSON
 //	a <index, 8 bytes>   audit record: valueVersion, leaf hash (32 bytes), leaf
@@ -75,6 +76,7 @@ var (
 	keyTree     = []byte("mtree")
 	keyFloor    = []byte("mfloor")
 	keyIdentity = []byte("midentity")
+	keyAnchor   = []byte("manchor")
 	keyRemoved  = []byte("mremoved")
 	keyCursor   = []byte("mcursor")
 )

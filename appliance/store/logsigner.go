@@ -86,11 +86,16 @@ func (l *LogSigner) sign(age time.Duration) (Checkpoint, error) {
 	if since := now.Sub(l.last.At); l.last.Note != nil && since >= 0 && since < age {
 		return l.last, nil
 	}
+	// Before the log's head: the counter stood there, or higher, when the log had that size.
+	anchor, err := l.store.Anchor()
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return Checkpoint{}, err
+	}
 	size, root, err := l.store.LogHead()
 	if err != nil || l.last.Note != nil && size == l.size {
 		return l.last, err
 	}
-	signed, err := audit.SignCheckpoint(audit.Checkpoint{Origin: l.signer.Name(), Size: size, Root: root}, l.signer)
+	signed, err := audit.SignCheckpoint(audit.Checkpoint{Origin: l.signer.Name(), Size: size, Root: root, Anchor: anchor.Confirmed}, l.signer)
 	if err != nil {
 		return Checkpoint{}, err
 	}
