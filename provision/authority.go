@@ -16,6 +16,7 @@ const (
 	minRootValidity = 30 * 24 * time.Hour
 	maxRootValidity = 36500 * 24 * time.Hour
 	crlValidity     = 7 * 24 * time.Hour
+	maxPathLen      = 5 // more than any client follows
 	raOverlap       = 30 * 24 * time.Hour
 	maxRAOverlap    = 365 * 24 * time.Hour
 )
@@ -35,7 +36,7 @@ func (l *loader) readAuthorities(o *object) {
 	}
 	seen := map[string]bool{}
 	for i, n := range nodes {
-		a := o.d.object(n, o.element("authorities", i), "name", "mode", "subject", "key", "validity", "crl_validity", "ocsp")
+		a := o.d.object(n, o.element("authorities", i), "name", "mode", "subject", "key", "validity", "path_len", "crl_validity", "ocsp")
 		a.require("name", "write a short name such as devices")
 		a.require("mode", "write mode: root, or mode: subordinate for one that an offline root signs")
 		a.require("subject", `write a subject such as "CN=Plant 7 Devices CA,O=Example"`)
@@ -85,6 +86,10 @@ func (l *loader) readLife(o *object, a *Authority) {
 		default:
 			a.Validity = d
 		}
+	}
+	if n, ok := o.number("path_len", 0, maxPathLen); ok {
+		a.PathLen = new(int)
+		*a.PathLen = int(n)
 	}
 	a.CRLValidity = crlValidity
 	if d, ok := o.duration("crl_validity"); ok {

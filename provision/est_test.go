@@ -71,8 +71,8 @@ func TestLifeFields(t *testing.T) {
 	f["site.yaml"] = strings.NewReplacer(
 		"  scep: {on: true}", "  scep: {on: true}\n  legacy_scep: {on: true}",
 		"authorities:", "trusted_proxies: {enabled: true, networks: [192.0.2.0/28, '2001:db8::/64']}\nauthorities:",
-		"{name: devices, mode: root,", "{name: devices, mode: root, validity: 7300d, crl_validity: 12h, ocsp: false,",
-		"    mode: root", "    mode: subordinate", "validity: 1d12h", "validity: 1d12h, overlap: 0s").Replace(goodSite)
+		"{name: devices, mode: root,", "{name: devices, mode: root, validity: 7300d, path_len: 0, crl_validity: 12h, ocsp: false,",
+		"    mode: root", "    mode: subordinate\n    path_len: 2", "validity: 1d12h", "validity: 1d12h, overlap: 0s").Replace(goodSite)
 	f["profiles/corp.yaml"] = strings.NewReplacer(
 		"authority: devices", "authority: modern",
 		"ecdsa: [p256]", "ecdsa: [p256], unique: true",
@@ -103,9 +103,10 @@ func TestLifeFields(t *testing.T) {
 	site.Authorities[0].Subject, site.Authorities[1].Subject = nil, nil
 	check("listeners", site.Listeners, Listeners{EST: true, SCEP: true, Console: true, Plain: true, LegacySCEP: true})
 	check("proxies", site.TrustedProxies, &TrustedProxies{Networks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28"), netip.MustParsePrefix("2001:db8::/64")}})
+	two := 2
 	check("authorities", site.Authorities, []Authority{
-		{Name: "devices", Mode: ModeRoot, SubjectText: "CN=Devices,O=Plant 7", Algorithm: "rsa-2048", Protection: "resident", Validity: 7300 * day, CRLValidity: 12 * time.Hour},
-		{Name: "modern", Mode: ModeSubordinate, SubjectText: "CN=Modern", Algorithm: "ecdsa-p384", Protection: "sealed", CRLValidity: 7 * day, OCSP: true},
+		{Name: "devices", Mode: ModeRoot, SubjectText: "CN=Devices,O=Plant 7", Algorithm: "rsa-2048", Protection: "resident", Validity: 7300 * day, PathLen: new(int), CRLValidity: 12 * time.Hour},
+		{Name: "modern", Mode: ModeSubordinate, SubjectText: "CN=Modern", Algorithm: "ecdsa-p384", Protection: "sealed", PathLen: &two, CRLValidity: 7 * day, OCSP: true},
 	})
 	check("overlap", site.RA.Overlap, time.Duration(0))
 	check("SCEP", p.SCEP, SCEP{On: true, PlainHTTP: true, LegacyTLS: true, Chain: true, GetCACert: "ra+ca", PreviousRA: true, Challenges: Challenges{StaticHash: testHash,

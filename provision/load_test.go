@@ -260,6 +260,8 @@ func TestProblems(t *testing.T) {
 		{"mode", site("mode: root\n", "mode: subordinated\n"), "site.yaml:14: \"subordinated\" cannot be — did you mean subordinate?"},
 		{"validity of a subordinate", site("mode: root\n", "mode: subordinate\n    validity: 10d\n"), "site.yaml:15: validity: means nothing for mode subordinate — whoever signs"},
 		{"validity of a root", site("mode: root\n", "mode: root\n    validity: 1d\n"), "site.yaml:15: 1d is not a usable validity — 30d to 36500d"},
+		{"path length", site("mode: root\n", "mode: root\n    path_len: 6\n"), "site.yaml:15: path_len: 6 is outside 0 to 5 — a number from 0 to 5"},
+		{"no path length", site("mode: root\n", "mode: root\n    path_len: none\n"), "site.yaml:15: path_len: not a whole number — a number from 0 to 5"},
 		{"CRL validity", site("mode: root\n", "mode: root\n    crl_validity: 91d\n"), "site.yaml:15: 91d is not a usable validity — 1h to 90d"},
 		{"OCSP without plain", func() files {
 			f := site("    mode: root\n", "    mode: root\n    ocsp: true\n")

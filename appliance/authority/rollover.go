@@ -48,7 +48,7 @@ func (s *Set) PrepareNext(name, actor string) error {
 
 // newRoot gives g a root's certificate, and the links between it and the root before.
 func (s *Set) newRoot(a provision.Authority, g *store.GenerationCerts, key *keys.Key, before store.GenerationCerts, now time.Time) (*x509.Certificate, error) {
-	der, err := pki.NewRoot(a.Subject, key, now, a.Validity)
+	der, err := pki.NewRoot(a.Subject, key, now, a.Validity, a.PathLen)
 	if err != nil {
 		return nil, err
 	}

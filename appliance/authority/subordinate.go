@@ -56,7 +56,7 @@ func (s *Set) CSR(name string) (*Request, error) {
 	if err != nil {
 		return nil, fmt.Errorf("authority %s: %w", name, err)
 	}
-	if out.DER, err = pki.NewAuthorityCSR(a.Subject, key); err != nil {
+	if out.DER, err = pki.NewAuthorityCSR(a.Subject, key, a.PathLen); err != nil {
 		return nil, fmt.Errorf("authority %s: %w", name, err)
 	}
 	out.PEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: out.DER})
@@ -93,6 +93,11 @@ func (s *Set) InstallChain(name string, text []byte, actor string) error {
 		}
 		if err := pki.CheckChain(chain, chain[0].PublicKey, a.Subject, now); err != nil {
 			return nil, err
+		}
+		if a.PathLen != nil {
+			if err := pki.CheckRoom(chain, *a.PathLen); err != nil {
+				return nil, err
+			}
 		}
 		raw := rawOf(chain)
 		if slices.EqualFunc(raw, g.Chain, bytes.Equal) {

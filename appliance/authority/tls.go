@@ -55,7 +55,7 @@ func (s *Set) initialTLS(id *store.Identity, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("TLS root: %w", err)
 	}
-	if id.TLSRoot, err = pki.NewRoot(subject, key, now, tlsRootValidity); err != nil {
+	if id.TLSRoot, err = pki.NewRoot(subject, key, now, tlsRootValidity, nil); err != nil {
 		return fmt.Errorf("TLS root: %w", err)
 	}
 	root, err := s.tlsRoot(*id)

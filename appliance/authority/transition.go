@@ -94,7 +94,7 @@ func (s *Set) initial(now time.Time) (store.Identity, error) {
 			return id, fmt.Errorf("authority %s: %w", a.Name, err)
 		}
 		if a.Mode != provision.ModeSubordinate {
-			root, err := pki.NewRoot(a.Subject, key, now, a.Validity)
+			root, err := pki.NewRoot(a.Subject, key, now, a.Validity, a.PathLen)
 			if err != nil {
 				return id, fmt.Errorf("authority %s: %w", a.Name, err)
 			}

@@ -63,7 +63,7 @@ func newBox(t testing.TB) *box {
 	b := &box{t: t, connector: newDevice(t), fs: vfs.NewCrashableMem(), signer: &signer{Signer: key}, clock: &clock{now: start}}
 	subject, err := pki.ParseDN("CN=Test CA")
 	must(t, err)
-	der, err := pki.NewRoot(subject, key, start.Add(-time.Hour), 10*365*24*time.Hour)
+	der, err := pki.NewRoot(subject, key, start.Add(-time.Hour), 10*365*24*time.Hour, nil)
 	must(t, err)
 	cert, err := x509.ParseCertificate(der)
 	must(t, err)

@@ -24,7 +24,7 @@ func (b *box) roll() {
 	b.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must(b.t, err)
-	der, err := pki.NewRoot(b.issuer.Certificate().RawSubject, key, b.clock.Now(), 10*365*24*time.Hour)
+	der, err := pki.NewRoot(b.issuer.Certificate().RawSubject, key, b.clock.Now(), 10*365*24*time.Hour, nil)
 	must(b.t, err)
 	cert, err := x509.ParseCertificate(der)
 	must(b.t, err)

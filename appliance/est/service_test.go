@@ -319,7 +319,7 @@ func newIssuer(t testing.TB, dn string, key crypto.Signer) *pki.Issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := pki.NewRoot(subject, key, time.Now(), 10*365*24*time.Hour)
+	der, err := pki.NewRoot(subject, key, time.Now(), 10*365*24*time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

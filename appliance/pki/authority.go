@@ -18,8 +18,9 @@ import (
 
 // NewAuthorityCSR makes the PKCS#10 request, DER, by which another authority certifies the signer's
 // key as a CA under subject, a DER Name (see [ParseDN]). It asks for basicConstraints with cA,
-// keyCertSign and cRLSign, and the key identifier that this package would give the key.
-func NewAuthorityCSR(subject []byte, signer crypto.Signer) ([]byte, error) {
+// pathLenConstraint where pathLen is not nil, keyCertSign and cRLSign, and the key identifier that this
+// package would give the key.
+func NewAuthorityCSR(subject []byte, signer crypto.Signer, pathLen *int) ([]byte, error) {
 	if _, err := parseName(subject); err != nil || isEmptyName(subject) {
 		return nil, errors.New("request for an authority: subject is empty or not a Name")
 	}
@@ -39,12 +40,18 @@ func NewAuthorityCSR(subject []byte, signer crypto.Signer) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("request for an authority: %w", err)
 	}
+	var basic cryptobyte.Builder
+	addBasicConstraints(&basic, true, pathLen)
+	constraints, err := basic.Bytes()
+	if err != nil {
+		return nil, fmt.Errorf("request for an authority: %w", err)
+	}
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		RawSubject:         subject,
 		SignatureAlgorithm: algorithm.x509(),
 		ExtraExtensions: []pkix.Extension{
-			{Id: oidBasicConstraints, Critical: true, Value: []byte{0x30, 0x03, 0x01, 0x01, 0xff}}, // cA TRUE
-			{Id: oidKeyUsage, Critical: true, Value: []byte{0x03, 0x02, 0x01, 0x06}},               // bits 5 and 6
+			{Id: oidBasicConstraints, Critical: true, Value: constraints},
+			{Id: oidKeyUsage, Critical: true, Value: []byte{0x03, 0x02, 0x01, 0x06}}, // bits 5 and 6
 			{Id: oidSubjectKeyID, Critical: false, Value: identifier},
 		},
 	}, signer)

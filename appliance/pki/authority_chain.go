@@ -109,7 +109,7 @@ func CheckChain(chain []*x509.Certificate, public crypto.PublicKey, subject []by
 			err = checkSigned(c, issuer)
 		}
 		if err == nil {
-			err = checkPathLength(c, chain[:i])
+			err = checkPathLength(c, chain[:i], 0)
 		}
 		if err == nil {
 			err = checkNames(c, chain[:i])
@@ -208,10 +208,25 @@ func checkSigned(c, issuer *x509.Certificate) error {
 	return nil
 }
 
-// checkPathLength counts the CA certificates below c (RFC 5280 §4.2.1.9: self-issued ones do not count).
-// What the authority issues comes below those.
-func checkPathLength(c *x509.Certificate, below []*x509.Certificate) error {
-	count := 0
+// CheckRoom reports which certificate of a chain, one that [CheckChain] accepts, does not allow n more
+// authorities below the first (pathLenConstraint). Errors wrap [ErrChain].
+func CheckRoom(chain []*x509.Certificate, n int) error {
+	for i, c := range chain {
+		if i == 0 && (c.MaxPathLen > 0 || c.MaxPathLenZero) && n > c.MaxPathLen {
+			return fmt.Errorf("%w: the certificate of %q allows %d authorities below it (pathLenConstraint), and path_len in the site asks for %d; have the request signed with the pathLenConstraint it asks for",
+				ErrChain, FormatDN(c.RawSubject), c.MaxPathLen, n)
+		}
+		if err := checkPathLength(c, chain[:i], n); err != nil {
+			return fmt.Errorf("%w: the certificate of %q %w", ErrChain, FormatDN(c.RawSubject), err)
+		}
+	}
+	return nil
+}
+
+// checkPathLength counts the CA certificates below c (RFC 5280 §4.2.1.9: self-issued ones do not count),
+// and further ones that there may be below those. What the authority issues comes below them all.
+func checkPathLength(c *x509.Certificate, below []*x509.Certificate, further int) error {
+	count := further
 	for _, b := range below {
 		if !isSelfIssued(b) {
 			count++

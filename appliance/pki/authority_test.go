@@ -43,13 +43,14 @@ func TestSubordinateByOpenSSL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, algorithm := range []string{"rsa-2048", "ecdsa-p384"} {
+	none := 0
+	for algorithm, pathLen := range map[string]*int{"rsa-2048": nil, "ecdsa-p384": &none} {
 		dir := t.TempDir()
 		file := func(name string) string { return filepath.Join(dir, name) }
 		openssl(t, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", file("root.key"), "-out", file("root.pem"), "-days", "4000",
 			"-subj", "/CN=Offline root", "-addext", "basicConstraints=critical,CA:TRUE,pathlen:1", "-addext", "keyUsage=critical,keyCertSign,cRLSign")
 		key := newKey(t, algorithm)
-		csr, err := NewAuthorityCSR(subject, key)
+		csr, err := NewAuthorityCSR(subject, key, pathLen)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -59,6 +60,9 @@ func TestSubordinateByOpenSSL(t *testing.T) {
 			if !strings.Contains(text, want) {
 				t.Errorf("the request does not say %q:\n%s", want, text)
 			}
+		}
+		if strings.Contains(text, "CA:TRUE, pathlen:0") != (pathLen != nil) || strings.Contains(text, "pathlen") != (pathLen != nil) {
+			t.Errorf("path_len asked for:\n%s", text)
 		}
 		openssl(t, "x509", "-req", "-in", request, "-CA", file("root.pem"), "-CAkey", file("root.key"), "-days", "3000", "-sha256",
 			"-copy_extensions", "copyall", "-outform", "DER", "-out", file("ca.der"))
@@ -79,6 +83,12 @@ func TestSubordinateByOpenSSL(t *testing.T) {
 		}
 		if err := CheckChain(chain, key.Public(), subject, clock); err != nil {
 			t.Fatal(err)
+		}
+		if err := CheckRoom(chain, 0); err != nil {
+			t.Error(err)
+		}
+		if err := CheckRoom(chain, 1); !errors.Is(err, ErrChain) { // the root allows one, which is ours
+			t.Errorf("room for one more: %v", err)
 		}
 		issuer, err := NewIssuer(ours, key)
 		if err != nil {
@@ -251,7 +261,7 @@ func TestChainSHA1ByOpenSSL(t *testing.T) {
 		t.Fatal(err)
 	}
 	key := newKey(t, "ecdsa-p256")
-	csr, err := NewAuthorityCSR(subject, key)
+	csr, err := NewAuthorityCSR(subject, key, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,13 +330,17 @@ func TestLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := newKey(t, "rsa-2048")
-	der, err := NewRoot(subject, next, now.Add(-time.Minute), 7300*24*time.Hour)
+	none := 0 // authorities below it; a link is the same authority (RFC 5280 §4.2.1.9) and does not count
+	der, err := NewRoot(subject, next, now.Add(-time.Minute), 7300*24*time.Hour, &none)
 	if err != nil {
 		t.Fatal(err)
 	}
 	newer, err := NewIssuer(parse(t, der), next)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if text := openssl(t, "x509", "-noout", "-text", "-in", pemFile(t, dir, "new.pem", "CERTIFICATE", der)); !strings.Contains(text, "CA:TRUE, pathlen:0") {
+		t.Errorf("the root is not limited:\n%s", text)
 	}
 	older := newAuthority(t, newKey(t, "ecdsa-p384"))
 	issuers := map[string]*Issuer{"old": older, "new": newer}
@@ -355,6 +369,35 @@ func TestLinks(t *testing.T) {
 	}
 	if _, err := newer.IssueLink(issueDevice(t, older, "printer"), now); err == nil {
 		t.Error("a device's certificate is linked")
+	}
+}
+
+// TestCheckRoom: every certificate of a chain has to allow what is to come below the first.
+func TestCheckRoom(t *testing.T) {
+	for name, tt := range map[string]struct {
+		lengths [3]int // of ours, the one above it and the root; -1: none said
+		room    int
+		refused string // whose certificate; "": none
+	}{
+		"nobody limits":      {[3]int{-1, -1, -1}, 5, ""},
+		"just enough":        {[3]int{1, 2, 3}, 1, ""},
+		"ours allows none":   {[3]int{0, -1, -1}, 1, `"O=Signet,CN=Factory CA" allows 0 authorities below it (pathLenConstraint), and path_len in the site asks for 1`},
+		"above allows one":   {[3]int{-1, 1, -1}, 1, `"O=Signet,CN=Policy CA" allows 1 authorities below it (pathLenConstraint) and there would be 2`},
+		"root allows three":  {[3]int{2, -1, 3}, 2, `"O=Signet,CN=Root" allows 3`},
+		"nothing asked for":  {[3]int{0, 1, 2}, 0, ""},
+		"more than asked by": {[3]int{4, 5, -1}, 1, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHierarchy(t, func(templates *[3]*x509.Certificate, _ *[3]crypto.Signer) {
+				for i, n := range tt.lengths {
+					templates[i].MaxPathLen, templates[i].MaxPathLenZero = n, n == 0
+				}
+			})
+			err := CheckRoom(h.certs[:], tt.room)
+			if (err == nil) != (tt.refused == "") || err != nil && (!errors.Is(err, ErrChain) || !strings.Contains(err.Error(), tt.refused)) {
+				t.Errorf("%v, want %q", err, tt.refused)
+			}
+		})
 	}
 }
 

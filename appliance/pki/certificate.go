@@ -172,16 +172,7 @@ func (c *certificate) extensions(b *cryptobyte.Builder) {
 		b.AddASN1OctetString(c.subjectKeyID)
 	})
 	addExtension(b, oidKeyUsage, critical, func(b *cryptobyte.Builder) { addKeyUsage(b, c.usages) })
-	addExtension(b, oidBasicConstraints, critical, func(b *cryptobyte.Builder) {
-		b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			if c.ca {
-				b.AddASN1Boolean(true)
-			}
-			if c.maxPath != nil {
-				b.AddASN1Int64(int64(*c.maxPath))
-			}
-		})
-	})
+	addExtension(b, oidBasicConstraints, critical, func(b *cryptobyte.Builder) { addBasicConstraints(b, c.ca, c.maxPath) })
 	if len(c.extended) > 0 {
 		addExtension(b, oidExtKeyUsage, notCritical, func(b *cryptobyte.Builder) {
 			b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
@@ -199,6 +190,18 @@ func (c *certificate) extensions(b *cryptobyte.Builder) {
 	for _, e := range c.extra {
 		addExtension(b, e.Id, e.Critical, func(b *cryptobyte.Builder) { b.AddBytes(e.Value) })
 	}
+}
+
+// addBasicConstraints writes BasicConstraints (RFC 5280 §4.2.1.9), maxPath nil for no limit.
+func addBasicConstraints(b *cryptobyte.Builder, isCA bool, maxPath *int) {
+	b.AddASN1(cbasn1.SEQUENCE, func(b *cryptobyte.Builder) {
+		if isCA {
+			b.AddASN1Boolean(true)
+		}
+		if maxPath != nil {
+			b.AddASN1Int64(int64(*maxPath))
+		}
+	})
 }
 
 func addExtension(b *cryptobyte.Builder, oid asn1.ObjectIdentifier, isCritical bool, value func(*cryptobyte.Builder)) {

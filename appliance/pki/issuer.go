@@ -245,9 +245,10 @@ func (i *Issuer) Issue(p *Prepared) ([]byte, error) {
 }
 
 // NewRoot makes a self-signed CA certificate over the signer's key. subject is a DER Name (see
-// [ParseDN]). It begins an hour before now and ends now plus validity; usages are keyCertSign and
-// cRLSign only, because clients choose whom to encrypt to by key usage (RFC 8894 §2.1.2).
-func NewRoot(subject []byte, signer crypto.Signer, now time.Time, validity time.Duration) ([]byte, error) {
+// [ParseDN]). It begins an hour before now and ends now plus validity, and allows pathLen authorities
+// below it, nil for any number; usages are keyCertSign and cRLSign only, because clients choose whom to
+// encrypt to by key usage (RFC 8894 §2.1.2).
+func NewRoot(subject []byte, signer crypto.Signer, now time.Time, validity time.Duration, pathLen *int) ([]byte, error) {
 	if _, err := parseName(subject); err != nil || isEmptyName(subject) {
 		return nil, errors.New("root certificate: subject is empty or not a Name")
 	}
@@ -272,6 +273,7 @@ func NewRoot(subject []byte, signer crypto.Signer, now time.Time, validity time.
 		notAfter:     now.Add(validity),
 		spki:         spki,
 		ca:           true,
+		maxPath:      pathLen,
 		usages:       []usageBit{usageKeyCertSign, usageCRLSign},
 		subjectKeyID: keyID,
 	}

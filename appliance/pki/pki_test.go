@@ -60,7 +60,7 @@ func newAuthority(t testing.TB, key crypto.Signer) *Issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := NewRoot(subject, key, now.Add(-24*time.Hour), 3650*24*time.Hour)
+	der, err := NewRoot(subject, key, now.Add(-24*time.Hour), 3650*24*time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -393,7 +393,7 @@ func TestValidityIsCapped(t *testing.T) {
 // TestDatesBeyond2049 checks that a root that outlives UTCTime is still read right.
 func TestDatesBeyond2049(t *testing.T) {
 	const validity = 30 * 365 * 24 * time.Hour
-	der, err := NewRoot(mustDN(t, "CN=Long"), newKey(t, "ecdsa-p384"), now, validity)
+	der, err := NewRoot(mustDN(t, "CN=Long"), newKey(t, "ecdsa-p384"), now, validity, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

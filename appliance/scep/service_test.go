@@ -312,7 +312,7 @@ func newIssuer(t testing.TB, dn string, key crypto.Signer, now time.Time) *pki.I
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := pki.NewRoot(subject, key, now, 10*365*24*time.Hour)
+	der, err := pki.NewRoot(subject, key, now, 10*365*24*time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

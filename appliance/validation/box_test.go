@@ -235,7 +235,7 @@ func (b *box) generation(number int) Generation {
 	key := newKey(b.t)
 	subject, err := pki.ParseDN("CN=Devices,O=Signet")
 	must(b.t, err)
-	der, err := pki.NewRoot(subject, key, b.now().Add(-time.Hour), 3650*24*time.Hour)
+	der, err := pki.NewRoot(subject, key, b.now().Add(-time.Hour), 3650*24*time.Hour, nil)
 	must(b.t, err)
 	issuer, err := pki.NewIssuer(parse(b.t, der), key)
 	must(b.t, err)

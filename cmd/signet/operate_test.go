@@ -116,7 +116,7 @@ func newIssuer(t *testing.T) *pki.Issuer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := pki.NewRoot(subject, key, time.Now(), 24*time.Hour)
+	der, err := pki.NewRoot(subject, key, time.Now(), 24*time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
