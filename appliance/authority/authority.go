@@ -48,6 +48,8 @@ import (
 
 // Lifetimes of what the box certifies for itself.
 const (
+	// tlsRootValidity outlives most boxes and ends before 2038, behind which old devices cannot count. There is
+	// no next one: whoever trusts it was given it by hand, and is given the root of uploaded certificates so.
 	tlsRootValidity   = 10 * 365 * 24 * time.Hour
 	tlsValidity       = 90 * 24 * time.Hour
 	responderValidity = 14 * 24 * time.Hour // nobody can ask whether it is revoked, so it is short

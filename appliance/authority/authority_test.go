@@ -457,6 +457,50 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// TestEndOfTLSRoot: what no upkeep renews is told a year ahead, until certificates of others serve for both keys.
+func TestEndOfTLSRoot(t *testing.T) {
+	b := newBox(t)
+	const what = "The root of the box's TLS certificates "
+	told := func() (string, string) {
+		for _, c := range b.Conditions(b.now) {
+			if strings.HasPrefix(c.What, what) {
+				return c.What, c.Mend
+			}
+		}
+		return "", ""
+	}
+	first, _ := b.Certificate(nil)
+	root, err := x509.ParseCertificate(first.Certificate[1])
+	must(t, err)
+	b.now = root.NotAfter.Add(-366 * day)
+	if text, _ := told(); text != "" {
+		t.Errorf("more than a year ahead: %s", text)
+	}
+	b.now = root.NotAfter.Add(-364 * day)
+	must(t, b.Upkeep(b.now))
+	if text, mend := told(); text != what+"ends on "+root.NotAfter.Format(time.DateOnly)+"." || !strings.Contains(mend, "upload TLS certificates of another authority") {
+		t.Errorf("a year ahead: %q, %q", text, mend)
+	}
+	requests, err := b.TLSCSR()
+	must(t, err)
+	above := newOffline(t)
+	for rest, i := requests, 0; len(rest) > 0; i++ {
+		if text, _ := told(); text == "" {
+			t.Errorf("nothing is told with %d certificates uploaded", i)
+		}
+		must(t, b.InstallTLS(above.signAs(rest, serverTemplate(b.now)), admin))
+		_, rest = pem.Decode(rest)
+	}
+	if text, _ := told(); text != "" {
+		t.Errorf("with certificates of others for both keys: %s", text)
+	}
+	must(t, b.UseOwnTLS(admin))
+	b.now = root.NotAfter.Add(time.Minute)
+	if text, _ := told(); text != what+"ended on "+root.NotAfter.Format(time.DateOnly)+"." {
+		t.Errorf("afterwards: %q", text)
+	}
+}
+
 // Lost state, a store of another box and an authority that came later are refused with their mend.
 func TestOpenRefuses(t *testing.T) {
 	mends := func(what string, err error, want error) {

@@ -17,7 +17,8 @@ type Condition struct {
 // fifth of the certificate's validity.
 const (
 	warnAuthority = 90 * 24 * time.Hour
-	warnTLS       = 21 * 24 * time.Hour // of the box's own: later than they are renewed
+	warnTLS       = 21 * 24 * time.Hour  // of the box's own: later than they are renewed
+	warnTLSRoot   = 365 * 24 * time.Hour // whoever trusts it has to be given another root by hand
 )
 
 // Conditions tells what a person has to do about the box's certificates, the worst first.
@@ -99,6 +100,7 @@ func (s *Set) tlsConditions(expiry func(c *x509.Certificate, before time.Duratio
 		}
 	}
 	if uploaded < len(tlsKeys()) {
-		expiry(root, warnAuthority, "The root of the box's TLS certificates", "Upload TLS certificates of another authority for both keys of the box's listeners.")
+		expiry(root, warnTLSRoot, "The root of the box's TLS certificates",
+			"It is not renewed: upload TLS certificates of another authority for both keys of the box's listeners, and give its root to everything that trusts this one.")
 	}
 }
