@@ -70,6 +70,7 @@ type Appliance struct {
 	identity  *identity
 	settings  []*settings // of the profiles, in the site's order
 	proxies   *proxies
+	streaming *streaming
 	hinting   sync.Mutex                    // serialises changes of hints
 	hints     atomic.Pointer[x509.CertPool] // see askForCertificates
 	engine    *enroll.Engine
@@ -117,6 +118,9 @@ func (a *Appliance) assemble() error {
 	}
 	a.proxies = newProxies(c.Site, c.Now, func(cert *x509.Certificate) (bool, error) { return a.engine.IsRevoked(cert) })
 	a.refreshHints()
+	if a.streaming, err = a.newStreaming(); err != nil {
+		return err
+	}
 	if a.engine, err = a.newEngine(); err != nil {
 		return err
 	}
@@ -191,6 +195,8 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 	g.Go(func() error { return a.upkeep(ctx) })
 	g.Go(func() error { return a.sweep(ctx) })
 	g.Go(func() error { return a.reloads(ctx) })
+	g.Go(func() error { return a.stream(ctx) })
+	g.Go(func() error { return a.retain(ctx) })
 	return g.Wait()
 }
 
@@ -200,8 +206,8 @@ func (a *Appliance) ready() error {
 	started := a.record(audit.BoxStarted)
 	started.Identity = a.config.Site.Name
 	started.Reason = fmt.Sprintf("version %s, epoch %d, PCR 11 %s", a.config.Boot.Version, a.config.Boot.Epoch, cmp.Or(a.config.Boot.PCR11, "not measured"))
-	if err := a.store.Append(started); err != nil {
-		return fmt.Errorf("recording the start: %w", err)
+	if err := a.store.Started(started); err != nil {
+		return err
 	}
 	if _, err := a.logSigner.Checkpoint(); err != nil {
 		a.config.Log.Error("signing the audit log", "err", err) // upkeep tries again

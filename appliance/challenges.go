@@ -18,6 +18,8 @@ func (a *Appliance) conditions() []handover.Condition {
 	for _, c := range a.identity.Conditions(now) {
 		all = append(all, handover.Condition(c))
 	}
+	all = append(all, a.spaceConditions()...)
+	all = append(all, a.streaming.conditions(now)...)
 	all = append(all, a.proxies.conditions(now)...)
 	for _, s := range a.settings {
 		all = append(all, s.conditions(now)...)

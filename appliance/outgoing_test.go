@@ -25,4 +25,8 @@ func TestAsksOthers(t *testing.T) {
 	if !asksOthers(site) {
 		t.Error("Intune is not reached")
 	}
+	last.SCEP.Challenges.Intune, site.Audit.Syslog = nil, &provision.Syslog{Address: "log.test:6514"}
+	if !asksOthers(site) {
+		t.Error("the audit log's receiver is not reached")
+	}
 }

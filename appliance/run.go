@@ -107,9 +107,10 @@ func enclose(o Options, site *provision.Site) error {
 	return nil
 }
 
-// asksOthers says whether a profile asks a service on the network before it issues.
+// asksOthers says whether the site has the audit log sent elsewhere, or a profile asks a service on the
+// network before it issues.
 func asksOthers(site *provision.Site) bool {
-	return slices.ContainsFunc(site.Profiles, func(p provision.Profile) bool {
+	return site.Audit.Syslog != nil || slices.ContainsFunc(site.Profiles, func(p provision.Profile) bool {
 		return p.Compliance != nil || p.SCEP.Challenges.Intune != nil
 	})
 }

@@ -349,8 +349,10 @@ func (a *Appliance) reloadAll() {
 			a.config.Log.Error("recording that trust was read again", "profile", profile, "err", err)
 		}
 	}
-	if a.proxies.bundle != nil {
-		reload("", a.proxies.bundle)
+	for _, b := range []*bundle{a.proxies.bundle, a.streaming.bundle} {
+		if b != nil {
+			reload("", b)
+		}
 	}
 	for _, s := range a.settings {
 		for _, b := range s.bundles {

@@ -66,6 +66,8 @@ func outgoingConnections() List {
 		rules: []rule{
 			// Whether a connection came about, and what Go sets on every socket of these kinds.
 			{unix.SYS_GETSOCKOPT, []arg{is(1, unix.SOL_SOCKET), is(2, unix.SO_ERROR)}},
+			// Whether the peer acknowledged what was sent: the audit log's stream.
+			{unix.SYS_GETSOCKOPT, []arg{is(1, unix.IPPROTO_TCP), is(2, unix.TCP_INFO)}},
 			{unix.SYS_SETSOCKOPT, []arg{is(1, unix.IPPROTO_IPV6), is(2, unix.IPV6_V6ONLY)}},
 		},
 	}

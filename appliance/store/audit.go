@@ -36,6 +36,15 @@ func (s *Store) Append(records ...audit.Record) error {
 	return nil
 }
 
+// Started is Append for the record of the service's start, which a full disk does not keep from starting:
+// somebody has to see that it is full.
+func (s *Store) Started(r audit.Record) error {
+	if err := s.do(true, func(c *change) error { c.record(r); return nil }); err != nil {
+		return fmt.Errorf("recording the start: %w", err)
+	}
+	return nil
+}
+
 // Records returns up to limit records with an index below before, newest first; before 0 starts at
 // the newest. The page after one that ends in index n is Records(n, …); there is none after index 0.
 func (s *Store) Records(before uint64, limit int) (records []audit.Record, err error) {

@@ -16,17 +16,29 @@ import (
 // below the size at which Pebble treats a batch specially.
 const groupMax = 256
 
-// reserveBytes must stay free on the disk for Pebble to flush, compact and rotate its log, so that
-// what was begun can be finished.
-const reserveBytes = 16 * memTableBytes
+// What must stay free on the disk. reserveBytes are for Pebble to flush, compact and rotate its log, so that
+// what was begun can be finished. What is between them and issueBytes is for people: where nothing is
+// issued any more they can still sign in, revoke, and see why, and revocation lists are still signed.
+const (
+	reserveBytes = 16 * memTableBytes
+	issueBytes   = 24 * memTableBytes
+)
+
+// urgency says what of the disk's last space a transition may use.
+type urgency int
+
+const (
+	issues   urgency = iota // begins something for a device: nothing of it
+	tends                   // the rest: down to reserveBytes
+	finishes                // decides a begun transaction, or frees space: all of it
+)
 
 // transition is one state change on its way to the disk.
 type transition struct {
 	// apply checks what must hold and collects the change. It runs on the committer; an error
 	// leaves no trace in the batch.
-	apply func(*change) error
-	// finishes is true for what decides a begun transaction: it may use the reserve.
-	finishes bool
+	apply   func(*change) error
+	urgency urgency
 
 	err  error
 	done chan struct{}
@@ -81,9 +93,20 @@ func (c *change) deleteRange(lower, upper []byte) {
 
 func (c *change) record(r audit.Record) { c.records = append(c.records, r) }
 
-// do runs a transition and returns once it is durable, or refused.
-func (s *Store) do(finishes bool, apply func(*change) error) error {
-	t := &transition{apply: apply, finishes: finishes, done: make(chan struct{})}
+// issue runs a transition that begins something for a device.
+func (s *Store) issue(apply func(*change) error) error { return s.run(issues, apply) }
+
+// do runs a transition that tends to the box, or finishes something.
+func (s *Store) do(isFinish bool, apply func(*change) error) error {
+	if isFinish {
+		return s.run(finishes, apply)
+	}
+	return s.run(tends, apply)
+}
+
+// run runs a transition and returns once it is durable, or refused.
+func (s *Store) run(u urgency, apply func(*change) error) error {
+	t := &transition{apply: apply, urgency: u, done: make(chan struct{})}
 	s.queueMu.Lock()
 	if s.closed {
 		s.queueMu.Unlock()
@@ -133,14 +156,13 @@ func (s *Store) commit(group []*transition) {
 		}
 		return
 	}
-	spaceErr := s.checkSpace()
+	space := s.Space()
 	db := s.db // a commit that outlives a failure must not look at what Close changes
 	batch := db.NewIndexedBatch()
 	h := s.head
 	var accepted []*transition
 	for _, t := range group {
-		if spaceErr != nil && !t.finishes {
-			t.err = spaceErr
+		if t.err = space.suffices(t.urgency); t.err != nil {
 			continue
 		}
 		next, err := s.applyOne(batch, h, t)
@@ -250,15 +272,28 @@ func (c *change) addRecord(r audit.Record) error {
 	return nil
 }
 
-// checkSpace returns ErrFull when the disk has less than the reserve. A filesystem that cannot tell
-// (in memory) has space.
-func (s *Store) checkSpace() error {
-	u, err := s.fs.GetDiskUsage(s.dir)
-	if err != nil {
+// Space is how much of the disk the store is on is left, in bytes.
+type Space struct {
+	Free  uint64 // to this process
+	Total uint64 // 0: the filesystem cannot tell, then there is enough
+	Issue uint64 // with less than this nothing is issued
+	Tend  uint64 // with less than this nothing at all begins
+}
+
+// Space looks at the disk.
+func (s *Store) Space() Space {
+	space := Space{Issue: issueBytes, Tend: reserveBytes}
+	if u, err := s.fs.GetDiskUsage(s.dir); err == nil {
+		space.Free, space.Total = u.AvailBytes, u.TotalBytes
+	}
+	return space
+}
+
+// suffices returns ErrFull where too little is left for a transition.
+func (p Space) suffices(u urgency) error {
+	need := map[urgency]uint64{issues: p.Issue, tends: p.Tend}[u]
+	if p.Total == 0 || p.Free >= need {
 		return nil
 	}
-	if u.AvailBytes < reserveBytes {
-		return fmt.Errorf("%w: %d MiB left, %d MiB needed", ErrFull, u.AvailBytes>>20, reserveBytes>>20)
-	}
-	return nil
+	return fmt.Errorf("%w: %d MiB left, %d MiB needed", ErrFull, p.Free>>20, need>>20)
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -188,17 +189,46 @@ func TestReadsAreDurable(t *testing.T) {
 	}
 }
 
-// A nearly full disk refuses what is new, says so, and still finishes what was begun.
+// A nearly full disk refuses what is new for devices, then everything that is new, says so, and still
+// finishes what was begun.
 func TestDiskNearlyFull(t *testing.T) {
 	fs := vfs.NewMem()
-	fs.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: reserveBytes, TotalBytes: 1 << 40})
+	left := func(n uint64) { fs.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: n, TotalBytes: 1 << 40}) }
+	left(issueBytes)
 	s := recovered(t, fs)
-	must(t, begin(s, intent("a", 0)))
-	must(t, begin(s, intent("b", 0)))
-	before := dump(t, s)
+	for _, name := range []string{"a", "b", "revoked"} {
+		must(t, begin(s, intent(name, 0)))
+	}
+	must(t, finish(s, serialOf("revoked", 0)))
+	held := heldOf("waits", 0)
+	must(t, holdOne(s, held))
 
-	fs.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: reserveBytes - 1, TotalBytes: 1 << 40})
-	wantIs(t, "begin", begin(s, intent("c", 0)), ErrFull)
+	left(issueBytes - 1)
+	if p := s.Space(); p != (Space{Free: issueBytes - 1, Total: 1 << 40, Issue: issueBytes, Tend: reserveBytes}) {
+		t.Errorf("space: %+v", p)
+	}
+	refuseNew := func() {
+		t.Helper()
+		before := dump(t, s)
+		wantIs(t, "begin", begin(s, intent("c", 0)), ErrFull)
+		wantIs(t, "hold", holdOne(s, heldOf("new", 0)), ErrFull)
+		wantIs(t, "approve", approve(s, held, intent("waits", 1)), ErrFull)
+		wantIs(t, "mint", s.Mint(Guard{Kind: GuardOnce, Key: GuardKey{1}, Until: epoch.Add(time.Hour)}, record(audit.ChallengeMinted, audit.OutcomeSuccess, "")), ErrFull)
+		if after := dump(t, s); after != before {
+			t.Error("a refused transition left something behind")
+		}
+	}
+	refuseNew()
+	must(t, s.Append(record(audit.SignedIn, audit.OutcomeSuccess, "")))
+	must(t, s.Revoke(serialOf("revoked", 0), 1, epoch, record(audit.CertificateRevoked, audit.OutcomeSuccess, serialOf("revoked", 0))))
+	must(t, deny(s, held))
+	left(issueBytes)
+	held = heldOf("waits", 1)
+	must(t, holdOne(s, held))
+
+	left(reserveBytes - 1)
+	refuseNew()
+	before := dump(t, s)
 	wantIs(t, "append", s.Append(record(audit.BoxStarted, audit.OutcomeSuccess, "")), ErrFull)
 	wantIs(t, "claim", s.Claim(User{Name: "admin"}, Token{}, record(audit.AdminClaimed, audit.OutcomeSuccess, "")), ErrFull)
 	if after := dump(t, s); after != before {
@@ -206,8 +236,9 @@ func TestDiskNearlyFull(t *testing.T) {
 	}
 	must(t, finish(s, serialOf("a", 0)))
 	must(t, lose(s, serialOf("b", 0)))
+	must(t, s.Started(record(audit.BoxStarted, audit.OutcomeSuccess, "")))
 
-	fs.TestingSetDiskUsage(vfs.DiskUsage{AvailBytes: reserveBytes, TotalBytes: 1 << 40})
+	left(issueBytes)
 	must(t, begin(s, intent("c", 0)))
 	checkStore(t, s)
 	closeStore(t, s)

@@ -148,7 +148,7 @@ func (s *Store) Mint(g Guard, rec audit.Record) error {
 	if err != nil {
 		return fmt.Errorf("minting one-time challenge: %w", err)
 	}
-	err = s.do(false, func(c *change) error {
+	err = s.issue(func(c *change) error {
 		if _, err := c.get(guardKey(g.Kind, g.Key)); !errors.Is(err, ErrNotFound) {
 			return orError(err, ErrGuardUsed)
 		}

@@ -97,7 +97,7 @@ type HoldLimits struct{ Profile, Source int }
 // its profile or source wait, with ErrConflict where one of the same key does, or the id is taken, and as Begin
 // does for a message answered before, and where it renews a certificate or takes guards.
 func (s *Store) Hold(h Held, limit HoldLimits, rec audit.Record) error {
-	err := s.do(false, func(c *change) error {
+	err := s.issue(func(c *change) error {
 		if err := checkHeldID(h.ID); err != nil {
 			return err
 		}
@@ -146,7 +146,7 @@ func (s *Store) Hold(h Held, limit HoldLimits, rec audit.Record) error {
 // approved. ErrNotFound where there is none of that id, ErrNotWaiting where it was decided on. Where
 // the transaction then fails or is lost the request waits again.
 func (s *Store) Approve(id, by string, i Intent, approved, begun audit.Record) error {
-	err := s.do(false, func(c *change) error {
+	err := s.issue(func(c *change) error {
 		h, err := c.waiting(id)
 		if err == nil && !i.Begun.Before(h.Until) {
 			err = ErrNotWaiting

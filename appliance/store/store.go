@@ -81,7 +81,8 @@ var (
 	// opened again. Everything is refused from then on; the process has to end and start anew.
 	// Where a sync fails while Pebble changes to a new log, Pebble ends the process itself.
 	ErrFailed = errors.New("store failed, restart the service; if it fails again check the state disk")
-	// ErrFull: the disk is nearly full. What was begun can still be finished; nothing new begins.
+	// ErrFull: the disk is nearly full, see Space. What was begun can still be finished; nothing new begins
+	// for devices, and with still less space nothing at all.
 	ErrFull = errors.New("state disk is nearly full, free or add space")
 	// ErrDamaged: a value does not decode. The store was changed by something else than this package.
 	ErrDamaged = errors.New("store is damaged, restore the state from a backup")

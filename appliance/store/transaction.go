@@ -139,7 +139,7 @@ func (t Transaction) Revoked() bool { return !t.RevokedAt.IsZero() }
 // What a lost or failed transaction consumed is usable again by the same key and message.
 func (s *Store) Begin(i Intent, rec audit.Record) error {
 	i.Held = ""
-	err := s.do(false, func(c *change) error {
+	err := s.issue(func(c *change) error {
 		c.record(rec)
 		return c.begin(i)
 	})
