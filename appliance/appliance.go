@@ -68,6 +68,7 @@ type Appliance struct {
 	store     *store.Store
 	logSigner *store.LogSigner // makes the audit log's checkpoints
 	identity  *identity
+	anchor    *anchor
 	settings  []*settings // of the profiles, in the site's order
 	proxies   *proxies
 	streaming *streaming
@@ -107,7 +108,13 @@ func New(c Config) (*Appliance, error) {
 func (a *Appliance) assemble() error {
 	c := a.config
 	var err error
+	if a.anchor, err = newAnchor(c, a.store, a.record); err != nil {
+		return err
+	}
 	if a.identity, err = openIdentity(c, a.store); err != nil {
+		return err
+	}
+	if err := a.anchor.open(c.Now()); err != nil {
 		return err
 	}
 	if a.settings, err = a.newSettings(); err != nil {
@@ -209,6 +216,7 @@ func (a *Appliance) ready() error {
 	if err := a.store.Started(started); err != nil {
 		return err
 	}
+	a.anchor.started()
 	if _, err := a.logSigner.Checkpoint(); err != nil {
 		a.config.Log.Error("signing the audit log", "err", err) // upkeep tries again
 	}
@@ -266,6 +274,7 @@ func (a *Appliance) upkeep(ctx context.Context) error {
 		if err := a.writeReadyFile(); err != nil {
 			a.config.Log.Error("rewriting the ready file", "err", err)
 		}
+		a.anchor.upkeep()
 		a.signLog()
 	}
 }

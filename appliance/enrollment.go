@@ -38,6 +38,7 @@ func (a *Appliance) newEngine() (*enroll.Engine, error) {
 		Log:        a.config.Log,
 		OwnNames:   a.identity.OwnNames,
 		IsBusy:     isBusy,
+		Stopped:    a.anchor.stopped,
 
 		CRLValidity: a.crlValidity,
 	})

@@ -35,6 +35,12 @@ type Box interface {
 	// DropTLS goes back to the certificates that the box made itself.
 	DropTLS(actor string) error
 
+	// Rollback is what the box found when its disk turned out to be an older copy; nil: it is the newest.
+	Rollback() *Rollback
+	// AcknowledgeRollback takes such a disk for the newest from now on, and has the box issue again. A
+	// *[ConflictError] where there is nothing to acknowledge.
+	AcknowledgeRollback(actor string) error
+
 	// Settings is what of a profile an administrator can change while the box runs.
 	Settings(profile string) (ProfileSettings, error)
 	// SwitchProfile stops a profile from issuing, for a reason, or has it issue again, without one.
@@ -114,6 +120,14 @@ type Certification struct {
 	Signature      []byte `json:"signature" doc:"over the SHA-256 of attest, ASN.1"`
 	Public         []byte `json:"public" doc:"TPMT_PUBLIC of the key"`
 	AttestationKey []byte `json:"attestation_key" doc:"SubjectPublicKeyInfo"`
+}
+
+// Rollback says why the box issues nothing: where its TPM has a counter is not where its disk knows it. Every
+// move of the counter is on the disk before it is made, so that only an older copy of the disk knows it elsewhere.
+type Rollback struct {
+	Expected uint64    // where the disk knows it; 0: the disk is from before the box counted
+	Found    uint64    // where the TPM has it; 0: it is gone from the TPM
+	Since    time.Time // when that was found
 }
 
 // ProfileSettings is what of a profile can be changed while the box runs, and what was.

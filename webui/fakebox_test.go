@@ -18,6 +18,7 @@ type fakeBox struct {
 	mu          sync.Mutex
 	authorities []AuthorityInfo
 	settings    map[string]*ProfileSettings
+	rollback    *Rollback
 	orders      []string // what was ordered, with the actor
 	fail        error    // of the next order
 }
@@ -37,6 +38,27 @@ func newFakeBox(authorities []AuthorityInfo, now func() time.Time) *fakeBox {
 func allIssue(c *Config) {
 	b := c.Box.(*fakeBox)
 	b.authorities = b.authorities[:2]
+}
+
+// Rollback implements Box.
+func (b *fakeBox) Rollback() *Rollback {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rollback
+}
+
+// AcknowledgeRollback implements Box.
+func (b *fakeBox) AcknowledgeRollback(actor string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rollback == nil {
+		return &ConflictError{"the box does not wait for that", "go on"}
+	}
+	if err := b.order(actor, "acknowledge rollback"); err != nil {
+		return err
+	}
+	b.rollback = nil
+	return nil
 }
 
 // order writes down what was ordered, unless the next order has to fail.

@@ -23,6 +23,9 @@ func (e *Engine) Condition() *Condition {
 			Mend: "Restart the box; if this comes back, replace its disk.",
 		}
 	}
+	if c := e.gated(); c != nil {
+		return c
+	}
 	if err := e.checkClock(e.now()); err != nil {
 		return &Condition{
 			What: "The clock is not trusted, so nothing is issued: " + err.Error() + ".",

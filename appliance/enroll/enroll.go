@@ -46,7 +46,7 @@ import (
 	"signet.internal/appliance/store"
 )
 
-// Config is what New needs; all of it but the last three is required.
+// Config is what New needs; all of it but the last four is required.
 type Config struct {
 	Store      *store.Store
 	Profiles   []Profile
@@ -58,6 +58,10 @@ type Config struct {
 	// OwnNames are the DNS names and addresses the box itself is reached by; no device gets a
 	// certificate for one. nil: there are none.
 	OwnNames func() []string
+
+	// Stopped says what, besides the store and the clock, keeps the box from issuing; nil, and a nil answer:
+	// nothing does. It answers from memory.
+	Stopped func() *Condition
 
 	// CRLValidity is the time from thisUpdate to nextUpdate of an issuer's revocation lists; nil: 7 days.
 	CRLValidity func(*pki.Issuer) time.Duration
@@ -76,6 +80,7 @@ type Engine struct {
 	timeFloor  time.Time
 	log        *slog.Logger
 	ownNames   func() []string
+	gated      func() *Condition // see gate
 	isBusy     func(error) bool
 	refusals   refusals
 
@@ -99,6 +104,7 @@ func New(c Config) (*Engine, error) {
 	}
 	e := &Engine{
 		store: c.Store, now: c.Now, timeSource: c.TimeSource, timeFloor: c.TimeFloor, log: c.Log, ownNames: c.OwnNames, isBusy: c.IsBusy,
+		gated:       c.Stopped,
 		crlValidity: c.CRLValidity,
 		profiles:    map[string]Profile{},
 		crls:        map[issuerID]*crl{},
@@ -106,6 +112,9 @@ func New(c Config) (*Engine, error) {
 		refusals:    newRefusals(),
 		stop:        make(chan struct{}),
 		stopped:     make(chan struct{}),
+	}
+	if e.gated == nil {
+		e.gated = func() *Condition { return nil }
 	}
 	if e.isBusy == nil {
 		e.isBusy = func(error) bool { return false }
@@ -195,6 +204,10 @@ func (e *Engine) Enroll(ctx context.Context, r Request) (*Result, error) {
 	defer e.running.Done()
 	if r.Protocol != ProtocolSCEP && r.Protocol != ProtocolEST || r.Protocol == ProtocolSCEP && r.Operation != "" || r.CSR == nil {
 		return nil, fmt.Errorf("enrolling by protocol %q: unknown protocol, an operation that is not its, or no CSR", r.Protocol)
+	}
+
+	if err := e.gate(); err != nil { // before a challenge is used up
+		return nil, &unproven{err}
 	}
 
 	// (a) Authenticate. Until this is passed, refusals are counted and not written one by one.

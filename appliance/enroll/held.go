@@ -83,6 +83,9 @@ func (e *Engine) Poll(ctx context.Context, p Poll) (*Result, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	if err := e.gate(); err != nil {
+		return nil, err
+	}
 	res, err := e.poll(p)
 	if errors.Is(err, ErrUnknownProfile) || errors.Is(err, ErrNoRequest) {
 		reason := "poll for a request that this key did not make"
@@ -172,6 +175,9 @@ func (e *Engine) Approve(ctx context.Context, id, actor string) error {
 		return ErrClosed
 	}
 	defer e.running.Done()
+	if err := e.gate(); err != nil {
+		return err
+	}
 	now := e.now()
 	if err := e.checkClock(now); err != nil {
 		return err
@@ -278,8 +284,8 @@ func (e *Engine) resumeFromOther(x *attempt, h store.Held) (err error) {
 // expireHeld denies what waited for a person for too long.
 func (e *Engine) expireHeld() error {
 	now := e.now()
-	if e.checkClock(now) != nil {
-		return nil // by a clock that is not trusted nothing is over
+	if e.checkClock(now) != nil || e.gate() != nil {
+		return nil // by a clock that is not trusted nothing is over; nor while nothing can be approved
 	}
 	_, err := e.store.ExpireHeld(now, "nobody decided on it in time", func(h store.Held) audit.Record {
 		rec := e.heldRecord(h, audit.RequestExpired, audit.OutcomeRefused, now)
