@@ -159,10 +159,7 @@ func (e *Engine) PendingRequests() ([]PendingRequest, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading held request %s: %w", h.ID, err)
 		}
-		list[i] = PendingRequest{
-			ID: h.ID, Profile: h.Profile, Protocol: h.Protocol, Transaction: h.Transaction, Identity: csr.Identity(),
-			Subject: pki.FormatDN(csr.RawSubject), Names: csr.AllOtherNames(), Source: h.Source, CSRSHA256: hex.EncodeToString(h.CSR), Renews: h.Supersedes, Since: h.Since,
-		}
+		list[i] = pendingRequest(h, csr)
 	}
 	return list, nil
 }

@@ -115,15 +115,7 @@ func (e *Engine) Certificates(q Query) (list []CertInfo, next string, err error)
 		return nil, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	for _, t := range found {
-		info := CertInfo{
-			Serial: t.Serial, Identity: t.Identity, Profile: t.Profile, Protocol: t.Protocol, Issued: t.Decided, NotAfter: t.NotAfter,
-			RevokedAt: t.RevokedAt, Reason: t.Reason, Renews: t.Supersedes, RenewedBy: t.SupersededBy, Withheld: t.Withheld,
-		}
-		copy(info.Issuer[:], t.Issuer)
-		if !t.Withheld {
-			info.Certificate = t.Certificate
-		}
-		list = append(list, info)
+		list = append(list, certInfo(t))
 	}
 	return list, next, nil
 }
