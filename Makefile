@@ -26,7 +26,7 @@ TEST_PARTS := $(RUN_PARTS) pki:strongswan-pki \
 	/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins \
 	/usr/lib/ipsec/plugins/libstrongswan-curl.so:libstrongswan-extra-plugins \
 	scepclient:scep getcert:certmonger openssl:openssl curl:curl ocsptool:gnutls-bin \
-	/usr/share/java/bcpkix.jar:libbcpkix-java javac:default-jdk-headless /usr/sbin/nginx:nginx-light /usr/sbin/haproxy:haproxy \
+	/usr/share/java/bcpkix.jar:libbcpkix-java /usr/share/java/bctls.jar:libbctls-java javac:default-jdk-headless /usr/sbin/nginx:nginx-light /usr/sbin/haproxy:haproxy \
 	/usr/lib/systemd/boot/efi/linuxx64.efi.stub:systemd-boot-efi sbverify:sbsigntool mtype:mtools \
 	/sbin/fsck.vfat:dosfstools /sbin/mke2fs:e2fsprogs tpm2_getcap:tpm2-tools chromium:chromium \
 	/etc/ssl/certs/ca-certificates.crt:ca-certificates dbus-run-session:dbus git:git npm:npm

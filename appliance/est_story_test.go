@@ -323,24 +323,13 @@ func (s *service) strongSwanEST(t *testing.T, listener, root, version string) {
 
 // bouncyCastle runs the program of package est, compiled once, on both listeners.
 func (s *service) bouncyCastle(t *testing.T, token, root string) {
-	java, javac := needs(t, "java", "default-jdk-headless"), needs(t, "javac", "default-jdk-headless")
-	dir := t.TempDir()
-	jars := []string{dir}
-	for _, name := range []string{"bcpkix", "bcprov", "bcutil"} {
-		jar := "/usr/share/java/" + name + ".jar"
-		if !fileExists(jar) {
-			needs(t, jar, "libbcpkix-java")
-		}
-		jars = append(jars, jar)
-	}
-	path := strings.Join(jars, ":")
-	mustRun(t, ".", javac, "-cp", path, "-d", dir, "est/testdata/Enroll.java")
+	path, dir := classPath(t, "Enroll.java"), t.TempDir()
 	for name, listener := range map[string]string{"TLSv1.2": s.ready.Legacy, "TLSv1.3": s.ready.EST} {
 		var out string
 		done := make(chan error, 1)
 		go func() {
 			var err error
-			out, err = run(t, dir, java, "-Djdk.tls.client.protocols="+name, "-cp", path, "Enroll", strings.TrimPrefix(listener, "https://"), root, "device", "corp-demo-password")
+			out, err = run(t, dir, "java", "-Djdk.tls.client.protocols="+name, "-cp", path, "Enroll", strings.TrimPrefix(listener, "https://"), root, "device", "corp-demo-password")
 			done <- err
 		}()
 		held := s.waitPending(t, token, "dev.approve.test")

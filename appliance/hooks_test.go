@@ -367,6 +367,14 @@ func (c *cloud) told() (string, []map[string]map[string]any) {
 // startIntune runs a site whose Microsoft is the fake.
 func startIntune(t *testing.T, site, spec, state string, cloud *cloud) *service {
 	t.Helper()
+	return startWith(t, site, spec, state, []string{"console", "plain"}, func(c *appliance.Config) {
+		c.Microsoft = appliance.Microsoft{Authority: cloud.URL, Graph: cloud.URL}
+	})
+}
+
+// startWith runs a site with some of its listeners and a configuration that a test changes.
+func startWith(t *testing.T, site, spec, state string, names []string, change func(*appliance.Config)) *service {
+	t.Helper()
 	loaded, err := provision.Load(os.DirFS(site))
 	if err != nil {
 		t.Fatal(err)
@@ -384,18 +392,19 @@ func startIntune(t *testing.T, site, spec, state string, cloud *cloud) *service 
 		t.Fatal(err)
 	}
 	listeners := map[string]net.Listener{}
-	for _, name := range []string{"console", "plain"} {
+	for _, name := range names {
 		if listeners[name], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ready := filepath.Join(t.TempDir(), "ready")
-	a, err := appliance.New(appliance.Config{
+	config := appliance.Config{
 		Site: loaded, Files: os.DirFS(site), StateDir: state, Keys: host.Client, Now: time.Now, ReadyFile: ready, Listeners: listeners,
 		Boot:        handover.Boot{Kind: handover.KindHost, Provisioning: !host.Vault.Initialised(), ClaimCode: "KT2H-Z8RM", TimeSource: "host"},
 		Initialised: host.Vault.MarkInitialised, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-		Microsoft: appliance.Microsoft{Authority: cloud.URL, Graph: cloud.URL},
-	})
+	}
+	change(&config)
+	a, err := appliance.New(config)
 	if err != nil {
 		t.Fatal(err)
 	}
