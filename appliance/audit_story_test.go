@@ -19,8 +19,7 @@ import (
 
 // The audit key of a real TPM (swtpm) signs the log of the running service at each start; an export
 // verifies offline, the second one with what the first start signed in it. Then somebody edits a record
-// on the disk. A green run says nothing of the NV counter that a restored older disk would have to match:
-// there is none.
+// on the disk. Of an older disk as a whole tells TestOlderDiskIsPutBack.
 func TestAuditLogIsSigned(t *testing.T) {
 	spec, state := tpmtest.Start(t), t.TempDir()
 	s := start(t, spec, state)

@@ -225,6 +225,9 @@ signet audit export printed it, best when the box was new: NAME+HASH+BASE64.`,
 			if report.Checkpoints > 0 {
 				text += fmt.Sprintf("%d earlier checkpoints fit\n", report.Checkpoints)
 			}
+			if report.Anchor > 0 {
+				text += fmt.Sprintf("the counter in the box's TPM was at %d, and never fell: no later export of this box says less\n", report.Anchor)
+			}
 			return t.result(report, text)
 		},
 	}
@@ -242,6 +245,8 @@ func mendOf(err error) string {
 		return "name a file that signet audit export wrote"
 	case errors.Is(err, audit.ErrTruncated):
 		return "copy or export it again; nothing of it is proven without its end"
+	case errors.Is(err, audit.ErrRolledBack):
+		return "find out who put an older disk into the box, and hold the file against an export kept elsewhere"
 	case errors.Is(err, audit.ErrSignature):
 		return "use the audit key of the box that wrote it"
 	}
