@@ -245,6 +245,20 @@ func workOutgoing(string) error {
 	if body, err := io.ReadAll(response.Body); err != nil || string(body) != "hello" {
 		return fmt.Errorf("got %q, %w", body, err)
 	}
+	conn, err := net.Dial("tcp", "127.0.0.1:"+web)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	// Whether what was sent is there, as the audit log's stream asks.
+	controlErr := raw.Control(func(fd uintptr) { _, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	if err = errors.Join(controlErr, err); err != nil {
+		return fmt.Errorf("TCP_INFO: %w", err)
+	}
 	if _, err := client.Get("http://hook.test:1"); !errors.Is(err, unix.ECONNREFUSED) {
 		return fmt.Errorf("where nobody listens: %w", err)
 	}

@@ -415,6 +415,34 @@ func TestNobodyWaitsForTheReceiver(t *testing.T) {
 	stop()
 }
 
+// BenchmarkAppend is what the log takes with a stream behind it and without.
+func BenchmarkAppend(b *testing.B) {
+	ca := newAuthority(b)
+	server := *ca.issue(b, x509.ExtKeyUsageServerAuth)
+	for _, streamed := range []bool{false, true} {
+		b.Run(fmt.Sprintf("streamed=%v", streamed), func(b *testing.B) {
+			x := newBox(b, ca.pool())
+			x.config.tick, x.config.settle = 0, 0
+			var s *Stream
+			if streamed {
+				s, _ = x.stream(receive(b, &tls.Config{Certificates: []tls.Certificate{server}}).listener.Addr().String())
+			}
+			batch := make([]audit.Record, 100)
+			for i := range batch {
+				batch[i] = audit.Record{Time: time.Now(), TimeSource: "rtc", Action: audit.SCEPPKCSReq, Outcome: audit.OutcomeSuccess, Reason: strings.Repeat("x", 100)}
+			}
+			b.ResetTimer()
+			for range b.N {
+				must(b, x.store.Append(batch...))
+			}
+			b.ReportMetric(float64(b.N*len(batch))/b.Elapsed().Seconds(), "records/s")
+			if streamed {
+				b.ReportMetric(float64(s.Status().Lag), "records-behind")
+			}
+		})
+	}
+}
+
 func TestMessages(t *testing.T) {
 	c := Config{Facility: 13, Hostname: "pki.example.com", Site: "plant-7", Version: "1.2.3"}
 	at := time.Date(2026, 5, 4, 12, 0, 0, 7e6, time.UTC)
