@@ -40,6 +40,10 @@ func newOperated(t *testing.T) *operated {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anchored := audit.Record{Action: audit.BoxAnchored, Actor: audit.ActorBox, Outcome: audit.OutcomeSuccess, Time: time.Now(), TimeSource: "host"}
+	if err := st.ResetAnchor(7, anchored); err != nil {
+		t.Fatal(err)
+	}
 	o := &operated{}
 	if o.oneTime, err = challenge.NewOneTime(challenge.OneTimeConfig{Store: st, Profile: "iot", TTL: 24 * time.Hour}); err != nil {
 		t.Fatal(err)
