@@ -17,6 +17,9 @@ import (
 	"signet.internal/appliance/audit"
 )
 
+// maxDamaged is how many damaged records FindRecords names.
+const maxDamaged = 20
+
 // MaxSearched is how many records one call of FindRecords looks at, at most.
 const MaxSearched = 100_000
 
@@ -43,7 +46,8 @@ type RecordPage struct {
 	Records  []audit.Record // newest first
 	Next     uint64         // Before for going on; 0: there is nothing before
 	Searched uint64         // records that were looked at
-	Reached  time.Time      // when the oldest of them was written; zero: none was looked at
+	Reached  time.Time      // when the oldest of them was written; zero: not known
+	Damaged  []uint64       // the first of them, newest first, that are not what was written; they are not among Records
 }
 
 // FindRecords searches the audit log, newest first. It may find fewer records than there are, or none,
@@ -51,7 +55,7 @@ type RecordPage struct {
 //
 // Where times bound the search it looks only at the records between, which it finds by halving the log.
 // Records are in the order of their times unless the clock was set back; across such a place a search
-// may begin or end some records off.
+// may begin or end some records off. A damaged record is named and otherwise passed over.
 func (s *Store) FindRecords(q RecordQuery) (RecordPage, error) {
 	page, err := s.findRecords(q)
 	if err != nil {
@@ -104,11 +108,12 @@ func (s *Store) findRecords(q RecordQuery) (page RecordPage, err error) {
 	if at > first {
 		page.Next = at
 	}
-	oldest, err := s.Records(at+1, 1)
-	if err == nil && len(oldest) == 1 {
+	if oldest, err := s.Records(at+1, 1); err == nil && len(oldest) == 1 {
 		page.Reached = oldest[0].Time
+	} else if err != nil && !errors.Is(err, ErrDamaged) {
+		return RecordPage{}, err
 	}
-	return page, err
+	return page, nil
 }
 
 // firstSince is the index of the first record from from on, and before to, that was written at t or
@@ -117,14 +122,19 @@ func (s *Store) firstSince(t time.Time, from, to uint64) (uint64, error) {
 	for from < to {
 		middle := from + (to-from)/2
 		one, err := s.Records(middle+1, 1)
-		if err != nil {
+		at := middle
+		for errors.Is(err, ErrDamaged) && at > from { // it has no time, so the one before stands for it
+			at--
+			one, err = s.Records(at+1, 1)
+		}
+		if err != nil && !errors.Is(err, ErrDamaged) {
 			return 0, err
 		}
 		// Retention may have removed it just now, with all before it.
-		if len(one) == 0 || one[0].Index < middle || one[0].Time.Before(t) {
+		if err != nil || len(one) == 0 || one[0].Index < at || one[0].Time.Before(t) {
 			from = middle + 1
 		} else {
-			to = middle
+			to = at
 		}
 	}
 	return from, nil
@@ -145,6 +155,12 @@ func (s *Store) sift(page *RecordPage, wanted sieve, from, to uint64, limit int)
 				continue
 			}
 			r, err := decodeAudit(it.Key()[1:], it.Value())
+			if errors.Is(err, ErrDamaged) {
+				if len(page.Damaged) < maxDamaged && len(it.Key()) == 9 {
+					page.Damaged = append(page.Damaged, binary.BigEndian.Uint64(it.Key()[1:]))
+				}
+				continue
+			}
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"signet.internal/appliance/audit"
@@ -135,6 +137,29 @@ func TestFindRecordsAfterRetention(t *testing.T) {
 	}
 	if page, err = s.FindRecords(RecordQuery{Limit: 10, Until: epoch.Add(500 * time.Second)}); err != nil || len(page.Records) != 0 || page.Next != 0 {
 		t.Errorf("of what was removed: %+v, %v", page, err)
+	}
+}
+
+// A record that was changed on the disk is named, and hides none of the others.
+func TestFindRecordsNamesDamage(t *testing.T) {
+	dir, _ := logged(t, 3000)
+	tamper(t, dir, func(db *pebble.DB) {
+		v, closer, err := db.Get(auditKey(700))
+		must(t, err)
+		v = bytes.Replace(bytes.Clone(v), []byte("number 700"), []byte("number 7OO"), 1)
+		must(t, closer.Close())
+		must(t, db.Set(auditKey(700), v, pebble.Sync))
+	})
+	s, err := openDir(dir)
+	must(t, err)
+	defer closeStore(t, s)
+	page, err := s.FindRecords(RecordQuery{Limit: 1000, Before: 1000})
+	if err != nil || !slices.Equal(page.Damaged, []uint64{700}) || len(page.Records) != 999 {
+		t.Errorf("%d records, damaged %v: %v", len(page.Records), page.Damaged, err)
+	}
+	at := epoch.Add(699 * time.Second)
+	if page, err = s.FindRecords(RecordQuery{Limit: 10, Since: at, Until: at.Add(3 * time.Second)}); err != nil || len(page.Records) != 2 {
+		t.Errorf("around it %d records: %v", len(page.Records), err)
 	}
 }
 
