@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"signet.internal/appliance/store"
@@ -29,6 +28,17 @@ var roleNames = []string{"anonymous", "auditor", "operator", "administrator"}
 
 func (r role) String() string { return roleNames[r] }
 
+// freshFor is how long after signing in a session may make what outlives it: users, tokens, passkeys.
+const freshFor = 30 * time.Minute
+
+// fresh refuses what would let somebody stay who found a browser signed in.
+func (c *console) fresh(who principal) error {
+	if who.via == viaSession && c.cfg.Now().Sub(who.session.begun) >= freshFor {
+		return errStale
+	}
+	return nil
+}
+
 // parseRole knows only the roles a user can have.
 func parseRole(s string) (role, error) {
 	for r := auditor; r <= administrator; r++ {
@@ -41,9 +51,12 @@ func parseRole(s string) (role, error) {
 
 // principal is who sent a request; the zero value is an anonymous visitor.
 type principal struct {
-	user string
-	role role
-	via  string // name of the token, or viaSession
+	user     string
+	role     role
+	via      string    // name of the token, or viaSession
+	session  session   // where via is viaSession
+	expires  time.Time // of the token; zero: never
+	profiles []string  // the token only mints challenges, for these; nil: no such limit
 }
 
 // viaSession marks a principal who came by session cookie. No token can have this name.
@@ -71,22 +84,33 @@ func (c *console) authenticate(r *http.Request) (principal, error) {
 		return c.byBasic(r)
 	}
 	if header, ok := r.Header["Authorization"]; ok {
-		return c.byToken(strings.Join(header, ","))
+		return c.byBearer(r, strings.Join(header, ","))
 	}
 	cookie, err := r.Cookie(sessionCookie)
 	if err != nil {
 		return principal{}, errNoCredential
 	}
-	user, ok := c.sessions.user(cookie.Value)
+	one, ok := c.sessions.use(cookie.Value, byPerson(r))
 	if !ok {
 		return principal{}, errBadCredential
 	}
-	return c.asUser(user, administrator, viaSession)
+	who, err := c.asUser(one.user, administrator, viaSession)
+	who.session = one
+	return who, err
 }
 
-func (c *console) byToken(header string) (principal, error) {
+// byBearer is byToken, for the value of an Authorization header.
+func (c *console) byBearer(r *http.Request, header string) (principal, error) {
 	scheme, text, _ := strings.Cut(header, " ")
-	if !strings.EqualFold(scheme, "Bearer") || !strings.HasPrefix(text, tokenPrefix) {
+	if !strings.EqualFold(scheme, "Bearer") {
+		return principal{}, errBadCredential
+	}
+	return c.byToken(r, text)
+}
+
+// byToken says whose token text is. One for minting alone opens nothing else.
+func (c *console) byToken(r *http.Request, text string) (principal, error) {
+	if !strings.HasPrefix(text, tokenPrefix) {
 		return principal{}, errBadCredential
 	}
 	token, err := c.cfg.Store.TokenByHash(sha256.Sum256([]byte(text)))
@@ -103,7 +127,16 @@ func (c *console) byToken(header string) (principal, error) {
 	if err != nil {
 		return principal{}, err
 	}
-	return c.asUser(token.User, limit, token.Name)
+	who, err := c.asUser(token.User, limit, token.Name)
+	if err != nil {
+		return principal{}, err
+	}
+	who.expires, who.profiles = token.Expires, token.Profiles
+	if who.profiles != nil && !mints(r) {
+		return principal{}, errScope
+	}
+	c.tokenUsed(r, token)
+	return who, nil
 }
 
 // asUser looks the user up; the principal's role is the lesser of theirs and limit.
@@ -115,90 +148,12 @@ func (c *console) asUser(name string, limit role, via string) (principal, error)
 	if err != nil {
 		return principal{}, fmt.Errorf("looking up user: %w", err)
 	}
+	if user.Off {
+		return principal{}, errBadCredential
+	}
 	has, err := parseRole(user.Role)
 	if err != nil {
 		return principal{}, err
 	}
 	return principal{user: name, role: min(has, limit), via: via}, nil
-}
-
-// The __Host- prefix makes browsers refuse the cookie unless it is Secure and for this host alone.
-const (
-	sessionCookie = "__Host-signet"
-	sessionLife   = 8 * time.Hour
-	maxSessions   = 256
-)
-
-// sessions are the browsers signed in, in memory: a restart signs everyone out. Whoever can read
-// this memory can act as the people signed in until their session ends.
-type sessions struct {
-	now func() time.Time
-
-	mu   sync.Mutex
-	byID map[[32]byte]session // by SHA-256 of the cookie's value
-}
-
-type session struct {
-	user    string
-	expires time.Time
-}
-
-func newSessions(now func() time.Time) *sessions {
-	return &sessions{now: now, byID: map[[32]byte]session{}}
-}
-
-// begin returns a fresh identifier; one a browser brought along is never adopted.
-func (s *sessions) begin(user string) string {
-	id := rand.Text() + rand.Text()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	now := s.now()
-	var oldest [32]byte
-	for key, one := range s.byID {
-		if !now.Before(one.expires) {
-			delete(s.byID, key)
-			continue
-		}
-		if was, ok := s.byID[oldest]; !ok || one.expires.Before(was.expires) {
-			oldest = key
-		}
-	}
-	if len(s.byID) >= maxSessions {
-		delete(s.byID, oldest)
-	}
-	s.byID[sha256.Sum256([]byte(id))] = session{user, now.Add(sessionLife)}
-	return id
-}
-
-func (s *sessions) user(id string) (string, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	one, ok := s.byID[sha256.Sum256([]byte(id))]
-	if !ok || !s.now().Before(one.expires) {
-		return "", false
-	}
-	return one.user, true
-}
-
-// end returns whose session it was, if it had not run out.
-func (s *sessions) end(id string) (user string, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	key := sha256.Sum256([]byte(id))
-	one, ok := s.byID[key]
-	delete(s.byID, key)
-	if !ok || !s.now().Before(one.expires) {
-		return "", false
-	}
-	return one.user, true
-}
-
-// setSession makes the browser keep id, or forget it when id is empty.
-func setSession(w http.ResponseWriter, id string) {
-	cookie := &http.Cookie{Name: sessionCookie, Value: id, Path: "/", MaxAge: int(sessionLife / time.Second),
-		Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode}
-	if id == "" {
-		cookie.MaxAge = -1
-	}
-	http.SetCookie(w, cookie)
 }

@@ -8,7 +8,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strings"
+	"time"
 
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/store"
@@ -128,62 +131,127 @@ func (c *console) record(r *http.Request, action audit.Action, outcome audit.Out
 	}
 }
 
-// signIn checks a password and begins a session, whose identifier it returns. Wrong guesses are
-// limited per source only: nobody can lock an administrator out from somewhere else.
+// knownFor is how long the box remembers where somebody signed in from.
+const knownFor = 90 * 24 * time.Hour
+
+// knows tells whether user signed in from that source not long ago.
+func (c *console) knows(user store.User, source netip.Prefix) bool {
+	return slices.ContainsFunc(user.Sources, func(s store.Seen) bool {
+		age := c.cfg.Now().Sub(s.At)
+		return s.Source == source && age < knownFor
+	})
+}
+
+// signIn checks a password and begins a session, whose identifier it returns.
+//
+// Wrong guesses are delayed by source, and by user name for all sources together, known or not. Whoever comes
+// from a source that signed in under that name before is counted apart, so that no stranger's guesses keep
+// them out.
 func (c *console) signIn(r *http.Request, name, password string) (string, error) {
-	key := sourceKey(c.cfg.Source(r))
-	if retry, ok := c.signIns.take(key); !ok {
-		return "", &limitedError{"too many wrong passwords from your address in the last minute", retry}
+	if len(password) > maxPassword || len(name) > maxUser {
+		name, password = "", ""
 	}
-	err := c.checkSignIn(r.Context(), name, password)
+	user, err := c.cfg.Store.User(name)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return "", fmt.Errorf("looking up user: %w", err)
+	}
+	exists := err == nil
+	source := sourceKey(c.cfg.Source(r))
+	known := exists && c.knows(user, source)
+	giveBack, err := c.takeSignIn(source, name, known)
+	if err != nil {
+		return "", err
+	}
+	err = c.checkSignIn(r.Context(), user, password, known)
 	if !errors.Is(err, errWrongPassword) {
-		c.signIns.giveBack(key) // right, or never checked
+		giveBack() // right, or never checked
 	}
-	if errors.Is(err, errWrongPassword) {
+	switch {
+	case errors.Is(err, errWrongPassword) && exists:
+		c.noteOf(r, audit.LoginRefused, "wrong password", name)
+	case errors.Is(err, errWrongPassword):
 		c.note(r, audit.LoginRefused, "wrong user name or password")
+	case errors.Is(err, errSwitchedOff):
+		c.noteOf(r, audit.LoginRefused, "the user is switched off", name)
 	}
 	if err != nil {
 		return "", err
 	}
-	return c.beginSession(r, name)
+	c.guessed.forget(name)
+	return c.beginSession(r, name, howPassword)
+}
+
+// takeSignIn counts a guess before it is checked, and returns what takes it back.
+func (c *console) takeSignIn(source netip.Prefix, name string, known bool) (giveBack func(), err error) {
+	if known {
+		key := source.String() + " " + name
+		if retry, ok := c.signIns.take(key); !ok {
+			return nil, &limitedError{"too many wrong passwords for this user from your address", retry}
+		}
+		return func() { c.signIns.giveBack(key) }, nil
+	}
+	key := source.String()
+	if retry, ok := c.signIns.take(key); !ok {
+		return nil, &limitedError{"too many wrong passwords from your address", retry}
+	}
+	if retry, ok := c.guessed.take(name); !ok {
+		c.signIns.giveBack(key)
+		return nil, &limitedError{"too many wrong passwords for this user; who signed in from here before is not delayed, nor is a passkey", retry}
+	}
+	return func() { c.signIns.giveBack(key); c.guessed.giveBack(name) }, nil
+}
+
+// checkSignIn checks the password of user, the zero user where there is none of the name.
+func (c *console) checkSignIn(ctx context.Context, user store.User, password string, known bool) error {
+	waiting := c.hasher.strangers
+	if known {
+		waiting = c.hasher.known
+	}
+	if user.PasswordHash == "" {
+		user.PasswordHash = nobodysHash
+	}
+	if err := c.hasher.verify(ctx, waiting, user.PasswordHash, password); err != nil {
+		return err
+	}
+	if user.Off {
+		return errSwitchedOff
+	}
+	return nil
 }
 
 // beginSession signs user in. No session exists that is not in the audit log.
-func (c *console) beginSession(r *http.Request, user string) (string, error) {
+func (c *console) beginSession(r *http.Request, user, how string) (string, error) {
 	rec := c.record(r, audit.SignedIn, audit.OutcomeSuccess)
-	rec.Actor = user
-	if err := c.cfg.Store.Append(rec); err != nil {
+	rec.Actor, rec.Reason = user, "by "+how
+	if err := c.cfg.Store.SignIn(user, sourceKey(c.cfg.Source(r)), rec); err != nil {
 		return "", fmt.Errorf("recording a sign-in: %w", err)
 	}
-	return c.sessions.begin(user), nil
+	return c.openSession(r, user, how), nil
 }
 
-func (c *console) checkSignIn(ctx context.Context, name, password string) error {
-	if len(password) > maxPassword || len(name) > maxUser {
-		return errWrongPassword
-	}
-	user, err := c.cfg.Store.User(name)
-	if errors.Is(err, store.ErrNotFound) {
-		user.PasswordHash = nobodysHash
-	} else if err != nil {
-		return fmt.Errorf("looking up user: %w", err)
-	}
-	return c.hasher.verify(ctx, user.PasswordHash, password)
+// openSession keeps a session whose beginning is recorded.
+func (c *console) openSession(r *http.Request, user, how string) string {
+	return c.sessions.begin(session{user: user, how: how, source: c.cfg.Source(r).String(), agent: r.UserAgent()})
 }
 
 // notesPerMinute bounds what strangers can make the box write, and sync, to its log.
 const notesPerMinute = 30
 
 // note writes an audit record about a refusal of someone unknown. Beyond notesPerMinute refusals are
-// counted, and the next record says how many came between. User names are left out: people type
+// counted, and the next record says how many came between. Names nobody has are left out: people type
 // passwords into them.
 func (c *console) note(r *http.Request, action audit.Action, reason string) {
+	c.noteOf(r, action, reason, "")
+}
+
+// noteOf is note, with the name of a user who exists.
+func (c *console) noteOf(r *http.Request, action audit.Action, reason, user string) {
 	if _, ok := c.notes.take(everyone); !ok {
 		c.unnoted.Add(1)
 		return
 	}
 	rec := c.record(r, action, audit.OutcomeRefused)
-	rec.Reason = reason
+	rec.Reason, rec.Identity = reason, user
 	if between := c.unnoted.Swap(0); between > 0 {
 		rec.Reason += fmt.Sprintf("; before this, %d more refusals were counted and not written", between)
 	}

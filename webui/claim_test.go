@@ -32,7 +32,7 @@ func TestClaim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := box.console.hasher.verify(t.Context(), user.PasswordHash, out.Password); err != nil {
+	if err := box.console.hasher.verify(t.Context(), box.console.hasher.known, user.PasswordHash, out.Password); err != nil {
 		t.Errorf("the password it printed: %v", err)
 	}
 	token, err := box.store.TokenByHash(sha256.Sum256([]byte(out.Token)))
@@ -263,24 +263,24 @@ func TestHealth(t *testing.T) {
 		status int
 		want   Health
 	}{
-		{"all well", func(*Config) {}, 0, 200, Health{"ok", true}},
-		{"a condition", func(c *Config) { c.Boot.Conditions = []handover.Condition{{What: "x", Mend: "y"}} }, 0, 200, Health{"degraded", true}},
+		{"all well", func(*Config) {}, 0, 200, Health{Status: "ok", Ready: true}},
+		{"a condition", func(c *Config) { c.Boot.Conditions = []handover.Condition{{What: "x", Mend: "y"}} }, 0, 200, Health{Status: "degraded", Ready: true}},
 		{"a condition of the site", func(c *Config) {
 			c.Site = func() Site { s := demoSite(); s.Conditions = []handover.Condition{{What: "x", Mend: "y"}}; return s }
-		}, 0, 200, Health{"degraded", true}},
-		{"no authority", func(c *Config) { c.Box.(*fakeBox).authorities = nil }, 0, 503, Health{"degraded", false}},
+		}, 0, 200, Health{Status: "degraded", Ready: true}},
+		{"no authority", func(c *Config) { c.Box.(*fakeBox).authorities = nil }, 0, 503, Health{Status: "degraded"}},
 		{"an authority waits for its chain", func(c *Config) {
 			f := c.Box.(*fakeBox)
 			f.authorities[1].Generations, f.authorities[1].RAs = []GenerationInfo{{Number: 1, State: GenerationWaiting}}, nil
-		}, 0, 503, Health{"degraded", false}},
+		}, 0, 503, Health{Status: "degraded"}},
 		{"the next generation waits for its chain", func(c *Config) {
 			f := c.Box.(*fakeBox)
 			f.authorities[1].Generations = append(f.authorities[1].Generations, GenerationInfo{Number: 2, State: GenerationWaiting})
-		}, 0, 200, Health{"ok", true}},
-		{"engine stopped", func(c *Config) { c.Site = func() Site { s := demoSite(); s.Stopped = true; return s } }, 0, 503, Health{"degraded", false}},
-		{"clock before the floor", func(c *Config) { c.Boot.TimeFloor = start.Add(time.Second) }, 0, 503, Health{"degraded", false}},
-		{"RA expired", func(*Config) {}, 366 * 24 * time.Hour, 503, Health{"degraded", false}},
-		{"clock before the certificates", func(*Config) {}, -time.Hour, 503, Health{"degraded", false}},
+		}, 0, 200, Health{Status: "ok", Ready: true}},
+		{"engine stopped", func(c *Config) { c.Site = func() Site { s := demoSite(); s.Stopped = true; return s } }, 0, 503, Health{Status: "degraded"}},
+		{"clock before the floor", func(c *Config) { c.Boot.TimeFloor = start.Add(time.Second) }, 0, 503, Health{Status: "degraded"}},
+		{"RA expired", func(*Config) {}, 366 * 24 * time.Hour, 503, Health{Status: "degraded"}},
+		{"clock before the certificates", func(*Config) {}, -time.Hour, 503, Health{Status: "degraded"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			box := newBox(t, allIssue, c.change)

@@ -208,7 +208,7 @@ func (c *console) apiMint(w http.ResponseWriter, r *http.Request, who principal)
 			return &inputError{"ttl", "ttl is not a duration", "write it in hours, minutes and seconds such as 24h or 30m"}
 		}
 	}
-	secret, expires, err := c.cfg.Mint(m)
+	secret, expires, err := c.mint(who, m)
 	if err != nil {
 		return err
 	}

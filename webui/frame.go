@@ -113,8 +113,20 @@ func attempted(r *http.Request, form string, refusal error, secrets ...string) (
 
 // notices are what an order did, by the key that the page after it finds in its address.
 var notices = map[string]string{
-	"approved": "Approved. The device gets its certificate when it asks again.",
-	"denied":   "Denied. The device is told so when it asks again.",
+	"password-changed": "Your password is changed. Your other browsers are signed out.",
+	"password-set":     "The password is set. Tell it to them by a way that only they can read; they are signed out everywhere.",
+	"passkey-added":    "The passkey is added. It signs you in from now on.",
+	"passkey-removed":  "The passkey is removed. It signs nobody in any more; delete it from the device too.",
+	"token-revoked":    "The token is revoked. It is taken no more.",
+	"session-ended":    "That browser is signed out.",
+	"sessions-ended":   "Signed out everywhere else.",
+	"user-created":     "The user is added and can sign in.",
+	"user-removed":     "The user is removed, with their tokens and passkeys.",
+	"user-off":         "Switched off. They are signed out, and their tokens are not taken.",
+	"user-on":          "Switched on. They can sign in again.",
+	"role-changed":     "The role is changed. They have to sign in again.",
+	"approved":         "Approved. The device gets its certificate when it asks again.",
+	"denied":           "Denied. The device is told so when it asks again.",
 }
 
 // done ends an order that took effect: the browser goes to the page at path, which says what notices has

@@ -1,18 +1,91 @@
 package webui
 
 import (
-	"errors"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"strings"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/handover"
 )
 
-// form is a form with what was typed into it and what was wrong with it.
-type form struct {
-	User    string
-	Problem *Problem
-	Field   string // the input the problem is about
+// frontView is what strangers see: how to become the first administrator, or to sign in.
+type frontView struct {
+	frame
+	Claimed    bool
+	Box        bool // not a development host
+	Host       string
+	Tone       string // of the whole box: "good", "warn" or "bad"
+	Summary    string
+	Attention  bool                 // something needs a person; what it is, is no stranger's business
+	Conditions []handover.Condition // only while nobody has claimed the box
+	Passkeys   bool                 // there can be some at this address
+	Next       string               // where signing in leads
+}
+
+// frontPage greets strangers.
+func (c *console) frontPage(w http.ResponseWriter, r *http.Request, who principal) error {
+	v, err := c.frontView(r, who)
+	if err != nil {
+		return err
+	}
+	return c.page(w, "front", &v)
+}
+
+func (c *console) frontView(r *http.Request, who principal) (frontView, error) {
+	s, err := c.status()
+	if err != nil {
+		return frontView{}, err
+	}
+	v := frontView{frame: c.frame(r, who, "", s.Name), Claimed: s.Claimed, Box: s.Kind == handover.KindBox, Host: s.PublicHost, Next: localPath(r.FormValue("next"))}
+	_, _, err = c.passkeyHost(r)
+	v.Passkeys = err == nil
+	v.Tone, v.Summary = summary(s)
+	v.Attention = s.Claimed && len(s.Conditions) > 0
+	if !s.Claimed {
+		v.Conditions = s.Conditions
+	}
+	return v, nil
+}
+
+// localPath is a path of this console that a browser may be sent to after signing in; "" for anything else. What
+// has a backslash or a control character is read differently by different browsers.
+func localPath(text string) string {
+	if !strings.HasPrefix(text, "/") || strings.HasPrefix(text, "//") || len(text) > 2048 {
+		return ""
+	}
+	if strings.ContainsFunc(text, func(r rune) bool { return r == '\\' || r <= ' ' || r >= 0x7f }) {
+		return ""
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || strings.Contains(u.Path, "//") || strings.HasPrefix(u.Path, "/sign-") || strings.HasPrefix(u.Path, "/api/") {
+		return ""
+	}
+	return text
+}
+
+// signInPage is the front page; who is signed in can sign in again, as somebody else or because it is asked of
+// them.
+func (c *console) signInPage(w http.ResponseWriter, r *http.Request, who principal) error {
+	return c.frontPage(w, r, who)
+}
+
+// frontAgain shows the front page with a refused form.
+func (c *console) frontAgain(w http.ResponseWriter, r *http.Request, who principal, form string, refusal error) error {
+	a, ok := attempted(r, form, refusal, "password", "code")
+	if !ok {
+		return refusal
+	}
+	v, err := c.frontView(r, who)
+	if err != nil {
+		return err
+	}
+	if a.Field == "" {
+		a.Field = map[string]string{"claim": "code", "sign-in": "password"}[form]
+	}
+	v.Attempt = a
+	return c.page(w, "front", &v)
 }
 
 // claimedView shows once what a claim made.
@@ -28,21 +101,15 @@ func (c *console) claimForm(w http.ResponseWriter, r *http.Request, who principa
 	in := ClaimRequest{Code: r.PostForm.Get("code"), User: r.PostForm.Get("user"), Password: r.PostForm.Get("password")}
 	out, err := c.claim(r, in)
 	if err != nil {
-		return c.formAgain(w, r, who, err, func(v *statusView, f *form) {
-			if v.Claim == nil { // someone else was faster
-				v.SignIn = f
-				return
-			}
-			f.User = in.User
-			if f.Field == "" {
-				f.Field = "code"
-			}
-			v.Claim = f
-		})
+		form := "claim"
+		if c.cfg.Store.Claimed() { // someone else was faster: the page has the other form
+			form = "sign-in"
+		}
+		return c.frontAgain(w, r, who, form, err)
 	}
 	// Without a session the answer still has to be shown: it is the only copy.
 	who = principal{}
-	if id, err := c.beginSession(r, out.User); err != nil {
+	if id, err := c.beginSession(r, out.User, howClaim); err != nil {
 		c.cfg.Log.LogAttrs(r.Context(), slog.LevelError, "signing in after the claim", slog.Any("err", err))
 	} else {
 		setSession(w, id)
@@ -55,53 +122,42 @@ func (c *console) signInForm(w http.ResponseWriter, r *http.Request, who princip
 	if err := readForm(w, r); err != nil {
 		return err
 	}
-	name := r.PostForm.Get("user")
-	id, err := c.signIn(r, name, r.PostForm.Get("password"))
+	id, err := c.signIn(r, r.PostForm.Get("user"), r.PostForm.Get("password"))
 	if err != nil {
-		return c.formAgain(w, r, principal{}, err, func(v *statusView, f *form) {
-			if v.SignIn == nil { // nobody can sign in yet: the claim form says what to do
-				return
-			}
-			f.User, f.Field = name, "password"
-			v.SignIn = f
-		})
+		form := "sign-in"
+		if !c.cfg.Store.Claimed() { // nobody can sign in yet: the claim form says what to do
+			form = ""
+		}
+		return c.frontAgain(w, r, principal{}, form, err)
 	}
+	c.endBrowser(r)
 	setSession(w, id)
-	http.Redirect(w, r, "/", http.StatusSeeOther)
+	next := localPath(r.PostForm.Get("next"))
+	if next == "" {
+		next = "/"
+	}
+	http.Redirect(w, r, next, http.StatusSeeOther)
 	return nil
 }
 
+// endBrowser ends the session that the browser brought, which a new one follows.
+func (c *console) endBrowser(r *http.Request) (user string, ok bool) {
+	cookie, err := r.Cookie(sessionCookie)
+	if err != nil {
+		return "", false
+	}
+	return c.sessions.end(cookie.Value)
+}
+
 func (c *console) signOutForm(w http.ResponseWriter, r *http.Request, _ principal) error {
-	if cookie, err := r.Cookie(sessionCookie); err == nil {
-		if user, ok := c.sessions.end(cookie.Value); ok {
-			rec := c.record(r, audit.SignedOut, audit.OutcomeSuccess)
-			rec.Actor = user
-			if err := c.cfg.Store.Append(rec); err != nil { // the session has ended all the same
-				c.cfg.Log.LogAttrs(r.Context(), slog.LevelError, "recording a sign-out", slog.Any("err", err))
-			}
+	if user, ok := c.endBrowser(r); ok {
+		rec := c.record(r, audit.SignedOut, audit.OutcomeSuccess)
+		rec.Actor = user
+		if err := c.cfg.Store.Append(rec); err != nil { // the session has ended all the same
+			c.cfg.Log.LogAttrs(r.Context(), slog.LevelError, "recording a sign-out", slog.Any("err", err))
 		}
 	}
 	setSession(w, "")
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 	return nil
-}
-
-// formAgain shows the status page with the refusal at the form it belongs to.
-func (c *console) formAgain(w http.ResponseWriter, r *http.Request, who principal, refusal error, place func(*statusView, *form)) error {
-	p, known := problemOf(refusal)
-	if !known {
-		return refusal
-	}
-	v, err := c.statusView(r, who)
-	if err != nil {
-		return err
-	}
-	f := &form{Problem: &p}
-	var in *inputError
-	if errors.As(refusal, &in) {
-		f.Field = in.field
-	}
-	place(&v, f)
-	refusalHeaders(w, refusal, p)
-	return c.render(w, p.Status, "status", &v)
 }

@@ -59,7 +59,7 @@ func (c *console) apiJamf(w http.ResponseWriter, r *http.Request, who principal)
 		return &inputError{"targetDevice", fmt.Sprintf("Jamf names no %q of the device", visible(member[:min(len(member), maxName)])),
 			"write ?cn=serialNumber, udid, deviceName or username at the end of the webhook's URL, whichever is the common name in the SCEP payload"}
 	}
-	secret, _, err := c.cfg.Mint(Mint{Profile: r.PathValue("profile"), CN: cn, Actor: who.user, Source: c.cfg.Source(r).String()})
+	secret, _, err := c.mint(who, Mint{Profile: r.PathValue("profile"), CN: cn, Actor: who.user, Source: c.cfg.Source(r).String()})
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ func takesBasic(r *http.Request) bool {
 // byBasic says who sent r by HTTP Basic: the user's name, also written DOMAIN\name, and a token of theirs.
 func (c *console) byBasic(r *http.Request) (principal, error) {
 	user, token, _ := r.BasicAuth()
-	who, err := c.byToken("Bearer " + token)
+	who, err := c.byToken(r, token)
 	if err != nil {
 		return principal{}, err
 	}
@@ -65,7 +65,7 @@ func (c *console) mscepPage(w http.ResponseWriter, r *http.Request, who principa
 	if len(cn) > maxName {
 		return &inputError{"cn", "the common name is longer than 256 bytes", "write the common name the device will ask for"}
 	}
-	secret, expires, err := c.cfg.Mint(Mint{Profile: view.Profile, CN: cn, Actor: who.user, Source: c.cfg.Source(r).String()})
+	secret, expires, err := c.mint(who, Mint{Profile: view.Profile, CN: cn, Actor: who.user, Source: c.cfg.Source(r).String()})
 	if err != nil {
 		return err
 	}

@@ -17,25 +17,27 @@ const nobodysHash = "$argon2id$v=19$m=65536,t=3,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAA
 const (
 	minPassword = 12  // characters
 	maxPassword = 256 // bytes
-	maxWaiting  = 8   // sign-ins that may wait for the hasher
+	maxWaiting  = 8   // sign-ins of a kind that may wait for the hasher
 )
 
-// hasher runs argon2id one at a time: each run takes 64 MiB, and a small box has 512.
+// hasher runs argon2id one at a time: each run takes 64 MiB, and a small box has 512. Strangers wait apart
+// from people the box knows, so that many guesses at once do not turn those away.
 type hasher struct {
-	running chan struct{}
-	waiting chan struct{}
+	running   chan struct{}
+	known     chan struct{}
+	strangers chan struct{}
 }
 
 func newHasher() *hasher {
-	return &hasher{running: make(chan struct{}, 1), waiting: make(chan struct{}, maxWaiting)}
+	return &hasher{running: make(chan struct{}, 1), known: make(chan struct{}, maxWaiting), strangers: make(chan struct{}, maxWaiting)}
 }
 
-// run calls f when its turn comes. It returns errBusy when too many wait already, or the context's
+// run calls f when its turn comes, waiting among known or strangers. It returns errBusy when too many wait already, or the context's
 // error.
-func (h *hasher) run(ctx context.Context, f func()) error {
+func (h *hasher) run(ctx context.Context, waiting chan struct{}, f func()) error {
 	select {
-	case h.waiting <- struct{}{}:
-		defer func() { <-h.waiting }()
+	case waiting <- struct{}{}:
+		defer func() { <-waiting }()
 	default:
 		return errBusy
 	}
@@ -51,18 +53,18 @@ func (h *hasher) run(ctx context.Context, f func()) error {
 
 // hash returns the hash of password under a fresh salt.
 func (h *hasher) hash(ctx context.Context, password string) (text string, err error) {
-	err = h.run(ctx, func() { text = phc.Make([]byte(password)) })
+	err = h.run(ctx, h.known, func() { text = phc.Make([]byte(password)) })
 	return text, err
 }
 
-// verify returns nil for the right password and errWrongPassword for any other.
-func (h *hasher) verify(ctx context.Context, text, password string) error {
+// verify returns nil for the right password and errWrongPassword for any other. It waits among waiting.
+func (h *hasher) verify(ctx context.Context, waiting chan struct{}, text, password string) error {
 	hash, err := phc.Parse(text)
 	if err != nil {
 		return fmt.Errorf("stored password hash: %w", err)
 	}
 	var right bool
-	if err := h.run(ctx, func() { right = hash.Matches([]byte(password)) }); err != nil {
+	if err := h.run(ctx, waiting, func() { right = hash.Matches([]byte(password)) }); err != nil {
 		return err
 	}
 	if !right {

@@ -37,6 +37,11 @@ var (
 	errRole          = errors.New("role does not allow this")
 	errWrongCode     = errors.New("wrong claim code")
 	errWrongPassword = errors.New("wrong user or password")
+	errSwitchedOff   = errors.New("user is switched off")
+	errStale         = errors.New("signed in too long ago for this")
+	errScope         = errors.New("token is for minting challenges alone")
+	errPasskey       = errors.New("passkey not accepted")
+	errNoSession     = errors.New("no such session")
 	errCrossOrigin   = errors.New("request from another site")
 	errNotFound      = errors.New("no such page")
 	errMethod        = errors.New("method not allowed")
@@ -84,6 +89,32 @@ var problems = []struct {
 		"read the code off the box's own screen again; it changes with every boot"},
 	{errWrongPassword, http.StatusForbidden, "wrong-password", "user name or password is wrong",
 		"try again; the name is the one given when the box was claimed"},
+	{errSwitchedOff, http.StatusForbidden, "switched-off", "this user is switched off",
+		"ask an administrator of this box to switch it on again"},
+	{errStale, http.StatusForbidden, "sign-in-again", "you signed in too long ago to do this",
+		"sign out and in again, then repeat it: it makes something that outlives your session"},
+	{errScope, http.StatusForbidden, "scope", "the token is for minting challenges alone",
+		"use a token without profiles, or mint for a profile that the token names"},
+	{errPasskey, http.StatusForbidden, "passkey", "the passkey was not accepted",
+		"try again, or sign in with your password; a passkey that this box does not know can be removed from your device"},
+	{store.ErrSuspect, http.StatusForbidden, "passkey-suspect", "there may be a copy of this passkey, so it signs nobody in any more",
+		"sign in with your password and remove the passkey; if you do not know where the copy is, tell an administrator"},
+	{store.ErrPasskeyExists, http.StatusConflict, "passkey-known", "the box knows this passkey already",
+		"nothing is left to do"},
+	{store.ErrNoUser, http.StatusNotFound, "no-user", "the box has no such user",
+		"list its users: GET /api/v1/users, or Users and tokens in the console"},
+	{store.ErrNoToken, http.StatusNotFound, "no-token", "there is no such token",
+		"it may have been revoked before; reload the list"},
+	{store.ErrNoPasskey, http.StatusNotFound, "no-passkey", "there is no such passkey",
+		"it may have been removed before; reload the list"},
+	{errNoSession, http.StatusNotFound, "no-session", "there is no such session",
+		"it may have ended by itself; reload the list"},
+	{store.ErrUserExists, http.StatusConflict, "user-exists", "there is a user of that name already",
+		"choose another name"},
+	{store.ErrLastAdministrator, http.StatusConflict, "last-administrator", "nobody else could administer the box then",
+		"make another user an administrator first"},
+	{store.ErrTooMany, http.StatusConflict, "too-many", "the box keeps no more of these",
+		"remove one that nobody needs first"},
 	{store.ErrClaimed, http.StatusConflict, "already-claimed", "this box has been claimed already",
 		"sign in as its administrator; if nobody you know claimed it, take it off the network"},
 	{errCrossOrigin, http.StatusForbidden, "cross-origin", "another web site sent this request",

@@ -57,9 +57,6 @@ func routeTable() []route {
 	get, post := http.MethodGet, http.MethodPost
 	routes := []route{
 		{get, "/{$}", anonymous, nil, (*console).statusPage},
-		{post, "/claim", anonymous, nil, (*console).claimForm},
-		{post, "/sign-in", anonymous, nil, (*console).signInForm},
-		{post, "/sign-out", anonymous, nil, (*console).signOutForm},
 		{post, "/pending/{id}/approve", operator, nil, (*console).approveForm},
 		{post, "/pending/{id}/deny", operator, nil, (*console).denyForm},
 		{get, mscepPath, operator, nil, (*console).mscepPage},
@@ -104,7 +101,7 @@ func routeTable() []route {
 			responses: []response{{http.StatusOK, "metrics", mediaMetrics, nil}},
 		}, (*console).apiMetrics},
 	}
-	return slices.Concat(routes, enrollmentRoutes(), authorityRoutes(), settingsRoutes(), orderRoutes(), auditRoutes(), []route{certificatesRoute(), jamfRoute()})
+	return slices.Concat(routes, accountRoutes(), enrollmentRoutes(), authorityRoutes(), settingsRoutes(), orderRoutes(), auditRoutes(), []route{certificatesRoute(), jamfRoute()})
 }
 
 // enrollmentRoutes are what operators decide and administrators see of enrollment.

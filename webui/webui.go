@@ -88,7 +88,9 @@ type console struct {
 	hasher   *hasher
 	codes    *limiter      // wrong claim codes, per source
 	allCodes *limiter      // wrong claim codes, all sources together
-	signIns  *limiter      // wrong passwords, per source
+	signIns  *lockout      // wrong passwords, per source
+	guessed  *lockout      // wrong passwords, per user name, from sources that never signed in under it
+	passkeys *passkeys     // sign-ins and registrations by passkey under way
 	notes    *limiter      // refusals written to the audit log, all sources together
 	unnoted  atomic.Int64  // refusals since the last one written
 	exports  chan struct{} // one for each export of the audit log under way
@@ -117,7 +119,9 @@ func newConsole(cfg Config) (*console, error) {
 		hasher:   newHasher(),
 		codes:    newLimiter(5, time.Minute, cfg.Now),
 		allCodes: newLimiter(codesPerMinute, time.Minute, cfg.Now),
-		signIns:  newLimiter(5, time.Minute, cfg.Now),
+		signIns:  newLockout(5, time.Minute, 15*time.Minute, cfg.Now),
+		guessed:  newLockout(10, time.Minute, 15*time.Minute, cfg.Now),
+		passkeys: newPasskeys(cfg.Now),
 		notes:    newLimiter(notesPerMinute, time.Minute, cfg.Now),
 		exports:  make(chan struct{}, maxExports),
 	}

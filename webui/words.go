@@ -28,7 +28,7 @@ func parsePages(files fs.FS, a assets) (*template.Template, error) {
 		"sentence": sentence,
 		"visible":  visible,
 		"tone":     outcomeTone,
-	}).ParseFS(files, "templates/*.html")
+	}).Funcs(accountFuncs()).ParseFS(files, "templates/*.html")
 }
 
 // labelled is a certificate and what it is called on the page.
