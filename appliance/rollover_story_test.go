@@ -26,7 +26,8 @@ import (
 func TestLifeOfAuthorities(t *testing.T) {
 	site := variant(t, map[string]string{
 		"site.yaml": demo(t, "site.yaml", "authorities:\n", "authorities:\n"+
-			"  - {name: branch, mode: subordinate, subject: \"CN=Branch CA,O=Signet Demo\", key: {algorithm: rsa-2048, protection: resident}}\n"),
+			"  - {name: branch, mode: subordinate, subject: \"CN=Branch CA,O=Signet Demo\", path_len: 0, crl_validity: 12h, key: {algorithm: rsa-2048, protection: resident}}\n",
+			"{name: modern, mode: root,", "{name: modern, mode: root, path_len: 0,"),
 		"profiles/branch.yaml": demo(t, "profiles/corp.yaml", "default: true", "default: false", "name: corp", "name: branch", "authority: devices", "authority: branch"),
 	})
 	swtpm, state := tpmtest.Start(t), t.TempDir()
@@ -94,6 +95,9 @@ func (s *service) subordinate(t *testing.T, x *shell, token string) {
 	writeFile(t, filepath.Join(x.dir, "branch.csr"), []byte(asked.CSR))
 	x.run("openssl req -verify -in branch.csr -outform DER -out branch.csr.der 2>/dev/null")
 	checkCertification(t, asked.Certification, filepath.Join(x.dir, "branch.csr.der"))
+	if n := strings.Count(x.run("openssl req -noout -text -in branch.csr; C $EST/modern/cacerts | read_certs | openssl x509 -noout -text"), "CA:TRUE, pathlen:0"); n != 2 {
+		t.Errorf("path_len is in %d of request and root", n)
+	}
 
 	// Roots of somebody's own: one that may have subordinates, and a stranger.
 	x.run(`for name in root stranger; do openssl req -x509 -newkey rsa:2048 -nodes -keyout $name.key -out $name.pem -days 30 -subj "/CN=Offline $name" \
@@ -124,6 +128,9 @@ func (s *service) subordinate(t *testing.T, x *shell, token string) {
 	}
 	x.says("openssl verify -x509_strict -CAfile root.pem -untrusted branch.pem "+filepath.Join(d.dir, "plc.crt"), ": OK")
 	x.says("openssl ocsp -issuer branch.pem -cert d.crt -url $OCSP/branch -CAfile root.pem -verify_other branch.pem 2>&1", "Response verify OK", "d.crt: good")
+	x.says(`C -o branch.crl $PKI/branch.crl; openssl crl -inform DER -in branch.crl -CAfile branch.pem -noout -lastupdate -nextupdate 2>&1
+		at() { date -d "$(openssl crl -inform DER -in branch.crl -noout $1 | cut -d= -f2)" +%s; }
+		echo $(( ($(at -nextupdate) - $(at -lastupdate)) / 3600 )) hours`, "verify OK", "\n12 hours") // crl_validity
 	x.says("grep -c BEGIN $BUNDLE; openssl crl2pkcs7 -nocrl -certfile $BUNDLE | openssl pkcs7 -print_certs -noout", "CN = Offline root")
 }
 

@@ -124,6 +124,7 @@ func TestUploadedTLS(t *testing.T) {
 		t.Errorf("the console shows %s, the ready file says %s", before, s.ready.TLSSHA256)
 	}
 
+	t.Run("suites", func(t *testing.T) { x.in(t).suites(own) })
 	t.Run("refused", func(t *testing.T) { x.in(t).refused(before) })
 	x.shows(own, before, beforeRSA)
 	if t.Failed() {
@@ -186,6 +187,23 @@ func TestUploadedTLS(t *testing.T) {
 }
 
 func (x *tlsStory) in(t *testing.T) *tlsStory { return &tlsStory{x.shell.in(t), x.service, x.token} }
+
+// suites tries what the listeners do not speak: TLS 1.2 but on the legacy ones, and there nothing without forward secrecy and AEAD.
+func (x *tlsStory) suites(root string) {
+	for name, listener := range x.listeners() {
+		tries := []string{"-tls1_2"}
+		if strings.HasPrefix(name, "legacy") {
+			x.served(listener, root, "-tls1_2", "-cipher", "ECDHE-ECDSA-CHACHA20-POLY1305")
+			tries = []string{"-tls1_1 -cipher ALL:@SECLEVEL=0", "-tls1_2 -cipher ECDHE-RSA-AES128-SHA", "-tls1_2 -cipher ECDHE-ECDSA-AES256-SHA", "-tls1_2 -cipher ECDHE-RSA-AES128-SHA256", "-tls1_2 -cipher AES128-GCM-SHA256"}
+		}
+		for _, try := range tries {
+			out, err := x.try("openssl s_client -connect " + strings.TrimPrefix(listener, "https://") + " -CAfile " + root + " " + try + " </dev/null 2>&1")
+			if err == nil || !strings.Contains(out, "alert") {
+				x.t.Errorf("%s with %s: %s", name, try, out)
+			}
+		}
+	}
+}
 
 // refused uploads what clients would not accept. Nothing of it is served.
 func (x *tlsStory) refused(before string) {
