@@ -36,7 +36,8 @@
 // clock's floor. They cannot sign. They cannot change, drop, reorder or insert an audit record without
 // changing the root of the log's tree: unless they change the whole tree the store does not open, or an
 // export names the record; if they do, no checkpoint the box signed before fits any more, neither those
-// here nor those that were handed out. Whoever can only read it learns
+// here nor those that were handed out. That retention removed the first records is in the log itself, and
+// records that are gone without it are missing. Whoever can only read it learns
 // who enrolled, from where, and the argon2id hashes of the administrators' passwords.
 package store
 
