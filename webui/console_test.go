@@ -127,7 +127,9 @@ func newBox(t *testing.T, change ...func(*Config)) *testBox {
 	box.fake = newFakeBox(authorities, box.clock.Now)
 	cfg.Box = box.fake
 	cfg.SCEP = func() []SCEPProfile { return demoSCEP(authorities[0]) }
+	cfg.EST = func() []ESTProfile { return demoEST(authorities[0]) }
 	cfg.Metrics = promhttp.HandlerFor(prometheus.NewRegistry(), promhttp.HandlerOpts{})
+	cfg.Machine, cfg.History = demoMachine, demoHistory
 	cfg.Mint = func(m Mint) (string, time.Time, error) {
 		switch m.Profile {
 		case "iot":
@@ -145,6 +147,17 @@ func newBox(t *testing.T, change ...func(*Config)) *testBox {
 			return "", &TrustError{errors.New("trust/x.pem: no certificate in it")}
 		case "corp", "":
 			return "", ErrNoSigned
+		}
+		return "", ErrNoProfile
+	}
+	cfg.ReloadESTTrust = func(profile, actor string) (string, error) {
+		switch profile {
+		case "iot":
+			return profile, nil
+		case "broken":
+			return "", &TrustError{errors.New("trust/bootstrap.pem: no certificate in it")}
+		case "corp", "":
+			return "", ErrNoESTTrust
 		}
 		return "", ErrNoProfile
 	}
@@ -197,8 +210,13 @@ func demoSite() Site {
 		Name: "demo", Version: "0.1.0", PublicHost: "localhost", Demo: true,
 		Profiles: []Profile{
 			{Name: "corp", Default: true, Authority: "devices", SCEP: []string{"https://localhost:8443/scep/corp", "http://localhost/scep/corp"},
-				EST: []string{"https://localhost/.well-known/est/corp"}},
+				EST: []string{"https://localhost/.well-known/est/corp"}, Keys: DeviceKeys{RSABits: 2048, Curves: []string{"p256", "p384"}}, DNSNames: true,
+				Usages: []string{"clientAuth", "serverAuth"}, Validity: 90 * 24 * time.Hour, RenewsWithin: 30 * 24 * time.Hour},
 			{Name: "modern", Authority: "modern", SCEP: []string{"https://localhost:8443/scep/modern"}},
+			{Name: "intune", Authority: "devices", SCEP: []string{"https://localhost:8443/scep/intune", "https://localhost:7444/scep/intune", "http://localhost/scep/intune"},
+				Keys: DeviceKeys{RSABits: 2048}, Usages: []string{"clientAuth"}, Validity: 90 * 24 * time.Hour},
+			{Name: "iot", Authority: "devices", SCEP: []string{"https://localhost:8443/scep/iot", "http://localhost/scep/iot", "https://localhost/scep-mtls/iot"},
+				EST: []string{"https://localhost/.well-known/est/iot"}, Keys: DeviceKeys{RSABits: 2048}, DNSNames: true, Validity: 90 * 24 * time.Hour},
 		},
 	}
 }

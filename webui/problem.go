@@ -50,6 +50,8 @@ var (
 	errTooLarge      = errors.New("body too large")
 	errUnreadable    = errors.New("body not understood")
 	errExports       = errors.New("too many exports at once")
+	errStreams       = errors.New("too many event streams at once")
+	errBundles       = errors.New("too many support bundles at once")
 	errBusy          = errors.New("too many sign-ins at once")
 )
 
@@ -135,6 +137,10 @@ var problems = []struct {
 		"try again in a few seconds"},
 	{errExports, http.StatusServiceUnavailable, "busy-exports", "the audit log is being exported already",
 		"wait for the exports that are under way"},
+	{errStreams, http.StatusServiceUnavailable, "busy-events", "too many windows listen for events already",
+		"close windows of the console that nobody looks at"},
+	{errBundles, http.StatusServiceUnavailable, "busy-bundle", "a support bundle is being made already",
+		"try again in a few seconds"},
 	{store.ErrOutsideTree, http.StatusNotFound, "no-record", "the audit log has no such record, or was never that long",
 		"ask for an index below the size, and for sizes up to that of GET /api/v1/audit/checkpoint"},
 	{ErrNoProfile, http.StatusNotFound, "no-profile", "the site has no such profile",
@@ -147,6 +153,8 @@ var problems = []struct {
 		"add challenges: {one_time: {ttl: 24h}} to the profile and bake the site again"},
 	{ErrNoSigned, http.StatusConflict, "no-signed", "the profile takes no signed challenges",
 		"add challenges: {signed: …} to the profile and bake the site again"},
+	{ErrNoESTTrust, http.StatusConflict, "no-est-trust", "the profile lets nobody in over EST by certificates of a bundle",
+		"add est: {auth: {certificate: [{bundle: trust/x.pem}]}} to the profile and bake the site again"},
 	{enroll.ErrQuery, http.StatusUnprocessableEntity, "query", "there is no such list of certificates",
 		"state is active, revoked, expired or all, and after is the next of a page of the same search"},
 	{enroll.ErrNoRequest, http.StatusNotFound, "no-request", "no such request waits",

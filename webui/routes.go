@@ -101,7 +101,8 @@ func routeTable() []route {
 			responses: []response{{http.StatusOK, "metrics", mediaMetrics, nil}},
 		}, (*console).apiMetrics},
 	}
-	return slices.Concat(routes, accountRoutes(), enrollmentRoutes(), authorityRoutes(), settingsRoutes(), orderRoutes(), auditRoutes(), []route{certificatesRoute(), jamfRoute()})
+	return slices.Concat(routes, healthRoutes(), accountRoutes(), enrollmentRoutes(), authorityRoutes(), settingsRoutes(), authorityPageRoutes(), profileRoutes(), tlsRoutes(), setupRoutes(), auditRoutes(), []route{certificatesRoute(), jamfRoute()},
+		scepRoutes(), estRoutes(), connectRoutes())
 }
 
 // enrollmentRoutes are what operators decide and administrators see of enrollment.
@@ -160,5 +161,5 @@ func enrollmentRoutes() []route {
 
 // isAPI tells whether a program or a browser reads the answer to r.
 func isAPI(r *http.Request) bool {
-	return strings.HasPrefix(r.URL.Path, "/api/") || r.URL.Path == "/openapi.json" || r.URL.Path == "/metrics"
+	return strings.HasPrefix(r.URL.Path, "/api/") || r.URL.Path == "/openapi.json" || r.URL.Path == "/metrics" || r.URL.Path == "/events"
 }

@@ -12,11 +12,13 @@ import (
 type SCEPProfile struct {
 	Name      string
 	Authority string
-	Static    bool              // takes a challenge all devices share
-	OneTime   bool              // takes challenges that are good once
-	RA        *x509.Certificate // requests are encrypted to it
-	MTLSFile  string            // bundle of the sibling route; "" where that is off
-	Signed    *SignedChallenges // nil: takes none
+	Static    bool // takes a challenge all devices share
+	OneTime   bool // takes challenges that are good once
+
+	AsksIntune bool              // takes challenges that only Microsoft's service can open
+	RA         *x509.Certificate // requests are encrypted to it
+	MTLSFile   string            // bundle of the sibling route; "" where that is off
+	Signed     *SignedChallenges // nil: takes none
 }
 
 // SignedChallenges is how a profile takes signed challenges, now.
@@ -119,33 +121,41 @@ func (e *TrustError) Error() string { return e.Err.Error() }
 func (e *TrustError) Unwrap() error { return e.Err }
 
 func (c *console) apiSCEPProfiles(w http.ResponseWriter, r *http.Request, _ principal) error {
-	now := c.cfg.Now().UTC()
-	out := SCEPProfiles{Profiles: []SCEPProfileRow{}, GeneratedAt: now}
+	out := SCEPProfiles{Profiles: []SCEPProfileRow{}, GeneratedAt: c.cfg.Now().UTC()}
 	for _, p := range c.cfg.SCEP() {
-		ra, err := anchorOf(p.RA, now)
+		row, err := scepRow(p, out.GeneratedAt)
 		if err != nil {
 			return err
-		}
-		row := SCEPProfileRow{
-			PathID: p.Name, IssuerID: p.Authority, ChallengePasswordSet: p.Static,
-			RASubject: ra.Subject, RANotBefore: ra.NotBefore, RANotAfter: ra.NotAfter, RADaysToExpiry: ra.DaysToExpiry, RAExpired: ra.Expired,
-			MTLSEnabled: p.MTLSFile != "", MTLSFile: p.MTLSFile, GeneratedAt: now,
-		}
-		if s := p.Signed; s != nil {
-			anchors, err := anchorsOf(s.Certificates, now)
-			if err != nil {
-				return err
-			}
-			row.Intune = &IntuneSection{
-				TrustAnchorPath: s.File, TrustAnchors: anchors, Audience: s.Audience, ValidityNS: s.Validity.Nanoseconds(), SkewNS: s.Skew.Nanoseconds(),
-				RateLimitDisabled: s.PerDevice24h == 0, ReplayCacheSize: s.used(), Counters: s.Counters,
-			}
 		}
 		out.Profiles = append(out.Profiles, row)
 	}
 	out.ProfileCount = len(out.Profiles)
 	writeJSON(w, http.StatusOK, mediaJSON, out)
 	return nil
+}
+
+// scepRow is what the API says of a profile's SCEP side.
+func scepRow(p SCEPProfile, now time.Time) (SCEPProfileRow, error) {
+	ra, err := anchorOf(p.RA, now)
+	if err != nil {
+		return SCEPProfileRow{}, err
+	}
+	row := SCEPProfileRow{
+		PathID: p.Name, IssuerID: p.Authority, ChallengePasswordSet: p.Static,
+		RASubject: ra.Subject, RANotBefore: ra.NotBefore, RANotAfter: ra.NotAfter, RADaysToExpiry: ra.DaysToExpiry, RAExpired: ra.Expired,
+		MTLSEnabled: p.MTLSFile != "", MTLSFile: p.MTLSFile, GeneratedAt: now,
+	}
+	if s := p.Signed; s != nil {
+		anchors, err := anchorsOf(s.Certificates, now)
+		if err != nil {
+			return SCEPProfileRow{}, err
+		}
+		row.Intune = &IntuneSection{
+			TrustAnchorPath: s.File, TrustAnchors: anchors, Audience: s.Audience, ValidityNS: s.Validity.Nanoseconds(), SkewNS: s.Skew.Nanoseconds(),
+			RateLimitDisabled: s.PerDevice24h == 0, ReplayCacheSize: s.used(), Counters: s.Counters,
+		}
+	}
+	return row, nil
 }
 
 func (c *console) apiIntuneStats(w http.ResponseWriter, r *http.Request, _ principal) error {

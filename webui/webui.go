@@ -24,7 +24,7 @@ import (
 	"signet.internal/appliance/store"
 )
 
-// Config is what a console needs; every field but OnClaimed is required.
+// Config is what a console needs; every field but those that say so is required.
 type Config struct {
 	Store      *store.Store
 	Boot       handover.Boot
@@ -40,14 +40,22 @@ type Config struct {
 	Audit   *store.LogSigner     // signs the audit log
 	Enroll  *enroll.Engine       // decides what operators ask for
 	SCEP    func() []SCEPProfile // called for each answer, in the site's order
+	EST     func() []ESTProfile  // called for each answer, in the site's order
 	Box     Box                  // does what administrators order
 	Metrics http.Handler         // in Prometheus' text format
+
+	Machine   func() Machine          // called for each answer
+	History   func() (History, error) // of enrollments, counted as the audit log grows
+	RecentLog func() []byte           // the newest lines of the box's log; nil: none are kept
+	Stopping  <-chan struct{}         // closed when the box stops; nil: never
 
 	// Mint makes a one-time challenge: ErrNoProfile, ErrNoOneTime, or an error of the store.
 	Mint func(Mint) (secret string, expires time.Time, err error)
 	// ReloadTrust reads a profile's signers again, the default profile's for "", and returns its name:
 	// ErrNoProfile, ErrNoSigned, or a *TrustError, after which those before are still in use.
 	ReloadTrust func(profile, actor string) (name string, err error)
+	// ReloadESTTrust is ReloadTrust for the certificates that let devices in over EST: ErrNoESTTrust.
+	ReloadESTTrust func(profile, actor string) (name string, err error)
 }
 
 // Site is what the console shows of the baked site and of its certificates.
@@ -68,6 +76,18 @@ type Profile struct {
 	Authority string
 	SCEP      []string // absolute URLs, the preferred first
 	EST       []string // absolute URLs of its EST, the preferred first; empty where it is off
+
+	Keys         DeviceKeys
+	DNSNames     bool          // certificates may carry DNS names
+	Usages       []string      // extended key usages of certificates, as the site writes them
+	Validity     time.Duration // of certificates
+	RenewsWithin time.Duration // before its end a certificate can be renewed
+}
+
+// DeviceKeys are the keys that a profile takes from devices.
+type DeviceKeys struct {
+	RSABits int      // of an RSA key, at least; 0: takes none
+	Curves  []string // of ECDSA keys: "p256", "p384"
 }
 
 //go:embed templates/*.html
@@ -94,7 +114,10 @@ type console struct {
 	notes    *limiter      // refusals written to the audit log, all sources together
 	unnoted  atomic.Int64  // refusals since the last one written
 	exports  chan struct{} // one for each export of the audit log under way
+	bundling chan struct{} // one for the support bundle under way
 	claiming sync.Mutex
+	feed     *feed // of what changes, for browsers that listen
+	due      dueCount
 }
 
 // New returns the handler of the console listener. It expects TLS and timeouts around it.
@@ -108,7 +131,7 @@ func New(cfg Config) (http.Handler, error) {
 
 func newConsole(cfg Config) (*console, error) {
 	if cfg.Store == nil || cfg.Site == nil || cfg.CABundle == nil || cfg.Now == nil || cfg.Log == nil || cfg.Source == nil ||
-		cfg.Audit == nil || cfg.Enroll == nil || cfg.SCEP == nil || cfg.Box == nil || cfg.Metrics == nil || cfg.Mint == nil || cfg.ReloadTrust == nil {
+		cfg.Audit == nil || cfg.Enroll == nil || cfg.SCEP == nil || cfg.EST == nil || cfg.Box == nil || cfg.Metrics == nil || cfg.Machine == nil || cfg.History == nil || cfg.Mint == nil || cfg.ReloadTrust == nil || cfg.ReloadESTTrust == nil {
 		return nil, errors.New("console configuration: a required field is not set")
 	}
 	c := &console{
@@ -124,7 +147,9 @@ func newConsole(cfg Config) (*console, error) {
 		passkeys: newPasskeys(cfg.Now),
 		notes:    newLimiter(notesPerMinute, time.Minute, cfg.Now),
 		exports:  make(chan struct{}, maxExports),
+		bundling: make(chan struct{}, 1),
 	}
+	c.feed = newFeed(c)
 	var err error
 	if c.assets, err = loadAssets(staticFiles); err != nil {
 		return nil, fmt.Errorf("loading the console's files: %w", err)
