@@ -87,34 +87,3 @@ func mintedFor(m webui.Mint, until time.Time) string {
 	}
 	return text
 }
-
-// scepForConsole is what the console shows of every profile's SCEP side.
-func (a *Appliance) scepForConsole() []webui.SCEPProfile {
-	var all []webui.SCEPProfile
-	for _, s := range a.settings {
-		ras := a.identity.Snapshot(s.profile.Authority).RAs
-		if len(ras) == 0 || !s.profile.SCEP.On {
-			continue // there is nothing to enroll at, or its authority waits for a certificate
-		}
-		p := webui.SCEPProfile{
-			Name: s.profile.Name, Authority: s.profile.Authority,
-			Static: s.static != nil, OneTime: s.oneTime != nil,
-			RA: ras[0].Certificate,
-		}
-		if m := s.profile.SCEP.MTLS; m != nil {
-			p.MTLSFile = m.File
-		}
-		if c := s.profile.SCEP.Challenges.Signed; c != nil {
-			counters := map[string]int{}
-			for label, n := range s.set.Snapshot() {
-				counters[string(label)] = int(n)
-			}
-			p.Signed = &webui.SignedChallenges{
-				File: c.File, Certificates: s.signed.Signers().Certificates(), Audience: c.Audience,
-				Validity: c.Validity, Skew: c.Skew, PerDevice24h: c.PerDevice24h, Counters: counters,
-			}
-		}
-		all = append(all, p)
-	}
-	return all
-}

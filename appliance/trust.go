@@ -282,22 +282,6 @@ func trustedNow(certificates []*x509.Certificate, file string) string {
 	return text
 }
 
-// reloadTrust reads the signers of a profile again, for whoever orders it over the API.
-func (a *Appliance) reloadTrust(profile, actor string) (name string, err error) {
-	s, err := a.settingsOf(profile)
-	if err != nil {
-		return "", err
-	}
-	b := s.bundle(webui.BundleSigned)
-	if b == nil {
-		return "", webui.ErrNoSigned
-	}
-	if b.put.Load() != nil {
-		return "", &webui.ConflictError{What: "an administrator replaced these certificates, and the file is not in use", Mend: "go back to the baked bundle first"}
-	}
-	return s.profile.Name, a.reload(s.profile.Name, b, actor)
-}
-
 // reload reads a bundle's file again. A file that is not good in every part changes nothing; both ends
 // are recorded.
 func (a *Appliance) reload(profile string, b *bundle, actor string) error {
