@@ -85,7 +85,7 @@ func TestServicesWordsStayItsOwn(t *testing.T) {
 	serial := recorder{make(chan string, 10)}
 	m := &Machine{screen: &Screen{}, log: &logBuffer{}}
 	m.screen.addOutput(serial, false)
-	io.WriteString(m.log, "signet: ready {\"claim_code\":\"XXXX-XXXX\"}\n")
+	io.WriteString(m.log, "signet: ready {\"claim_code\":\"KT2H-Z8RM\"}\n")
 	m.dumpLog()
 	if got := <-serial.writes; !strings.HasPrefix(got, "| ") {
 		t.Errorf("a child's words came out as %q", got)
