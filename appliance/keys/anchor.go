@@ -25,7 +25,7 @@ var (
 
 // Anchor is the counter in the TPM by which an older disk shows that was put back.
 type Anchor struct {
-	Count uint64        // where it stands; 0: the TPM has none, or none that this box's keys open
+	Count uint64        // where it stands; 0: the TPM has none, or something else in its place
 	First uint64        // where it began at provisioning; 0: the box was provisioned before boxes had one
 	Wait  time.Duration // until it can be advanced
 }
@@ -62,7 +62,7 @@ func (a *anchor) read() ([]byte, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	count, err := a.counter.Read()
-	if err != nil && !errors.Is(err, tpm.ErrNoCounter) {
+	if err != nil && !errors.Is(err, tpm.ErrNoCounter) && !errors.Is(err, tpm.ErrHandleTaken) {
 		return nil, err
 	}
 	var b cryptobyte.Builder
@@ -129,7 +129,7 @@ func (c *Client) Anchor() (Anchor, error) {
 // Advance adds one to the counter, which stands at from, and returns where it stands then: ErrAnchorMoved
 // unless it stands there, ErrAnchorSoon within AnchorGap of the last time, but for the first of a boot;
 // then nothing happened. Advance(0) makes the counter of a box whose TPM has none that its keys open,
-// above all that the TPM ever had. After another error the counter may have been advanced, and Anchor
+// above all that the TPM ever had; an error where somebody else's is in its place. After another error the counter may have been advanced, and Anchor
 // says whether.
 func (c *Client) Advance(from uint64) (uint64, error) {
 	var b cryptobyte.Builder

@@ -180,3 +180,28 @@ func TestAnchorRemoved(t *testing.T) {
 		t.Errorf("made again at %d after %d, %v", n, first.Count, err)
 	}
 }
+
+// Something else in its place is as good as none, and stays there.
+func TestAnchorPlaceTaken(t *testing.T) {
+	m, st := tpmtest.New(t), newMemory()
+	dev := boot(t, m.Spec())
+	provision(t, dev, st, fewKeys, Binding{Kind: KindHost}).Close()
+	dev.Close()
+	m.UndefineNV(uint32(tpm.CounterHandle))
+	m.DefineNV(uint32(tpm.CounterHandle), 16)
+	dev = boot(t, m.Spec())
+	v, err := Open(dev, st, "demo", fewKeys, Binding{Kind: KindHost})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	c := hold(t, dev, v)
+	if got := mustAnchor(t, c); got.Count != 0 || got.First == 0 {
+		t.Errorf("%+v", got)
+	}
+	for range 2 {
+		if _, err := c.Advance(0); err == nil || errors.Is(err, ErrAnchorSoon) || errors.Is(err, ErrAnchorMoved) {
+			t.Errorf("made in its place: %v", err)
+		}
+	}
+}

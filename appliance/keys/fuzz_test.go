@@ -53,6 +53,13 @@ func FuzzServe(f *testing.F) {
 		}
 		f.Add(b)
 	}
+	for _, request := range []frame{{code: opAnchor}, {code: opAnchor, body: []byte{1}}, {code: opAdvance, body: make([]byte, 8)}, {code: opAdvance}} {
+		b, err := request.encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
 	// Without a TPM and a vault: making a key in the one panics, which is answered, and nothing is recorded.
 	h := &Holder{
 		keys:    map[string]*heldKey{"tls": {info: Info{Name: "tls", Public: key.public()}, key: key}},

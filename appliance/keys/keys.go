@@ -10,6 +10,9 @@
 // Keys and secrets of run time are made by the Holder, under a secret of their own, and written by the
 // Vault, which alone has the key of KEYS' MAC: a Holder can add and remove those, up to a number, and
 // touch nothing that was provisioned.
+//
+// The anchor is a counter in the TPM by which the service knows the newest of its disks; the Holder moves it, and
+// bounds how often.
 package keys
 
 import (

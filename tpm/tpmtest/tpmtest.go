@@ -115,19 +115,41 @@ func (m *Machine) Reboot() {
 // operating system. No other client may hold the TPM.
 func (m *Machine) UndefineNV(index uint32) {
 	m.t.Helper()
+	// TPM2_NV_UndefineSpace, TPM 2.0 Part 3 §31.4.
+	const nvUndefineSpace = 0x122
+	m.asOwner(nvUndefineSpace, []uint32{index}, nil)
+}
+
+// DefineNV makes an ordinary NV index of so many bytes, as UndefineNV removes one.
+func (m *Machine) DefineNV(index uint32, size uint16) {
+	m.t.Helper()
+	// TPM2_NV_DefineSpace, TPM 2.0 Part 3 §31.3: empty password, TPM2B_NV_PUBLIC with SHA-256 names and
+	// TPMA_NV_OWNERWRITE, OWNERREAD and NO_DA.
+	const nvDefineSpace, sha256, attributes = 0x12a, 0x000b, 1<<1 | 1<<17 | 1<<25
+	parameters := []byte{0, 0, 0, 14}
+	parameters = binary.BigEndian.AppendUint32(parameters, index)
+	parameters = binary.BigEndian.AppendUint16(parameters, sha256)
+	parameters = binary.BigEndian.AppendUint32(parameters, attributes)
+	parameters = append(parameters, 0, 0) // no policy
+	m.asOwner(nvDefineSpace, nil, binary.BigEndian.AppendUint16(parameters, size))
+}
+
+// asOwner sends a command that the owner authorises with an empty password.
+func (m *Machine) asOwner(command uint32, handles []uint32, parameters []byte) {
+	m.t.Helper()
 	conn, err := net.Dial("unix", m.socket())
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer conn.Close()
-	// TPM2_NV_UndefineSpace (TPM 2.0 Part 3 §31.4) with an empty password.
-	const sessions, size, nvUndefineSpace, owner, password = 0x8002, 31, 0x122, 0x40000001, 0x40000009
+	const sessions, owner, password = 0x8002, 0x40000001, 0x40000009
 	cmd := binary.BigEndian.AppendUint16(nil, sessions)
-	for _, v := range []uint32{size, nvUndefineSpace, owner, index, 9, password} {
+	size := uint32(27 + 4*len(handles) + len(parameters))
+	for _, v := range append(append([]uint32{size, command, owner}, handles...), 9, password) {
 		cmd = binary.BigEndian.AppendUint32(cmd, v)
 	}
 	cmd = append(cmd, 0, 0, 1, 0, 0) // empty nonce, continueSession, empty password
-	if _, err := conn.Write(cmd); err != nil {
+	if _, err := conn.Write(append(cmd, parameters...)); err != nil {
 		m.t.Fatal(err)
 	}
 	rsp, err := frame(conn)
@@ -135,7 +157,7 @@ func (m *Machine) UndefineNV(index uint32) {
 		m.t.Fatal(err)
 	}
 	if code := binary.BigEndian.Uint32(rsp[6:]); code != 0 {
-		m.t.Fatalf("undefining NV index %#x: TPM response code %#x", index, code)
+		m.t.Fatalf("command %#x: TPM response code %#x", command, code)
 	}
 }
 
