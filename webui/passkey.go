@@ -152,8 +152,9 @@ func (p *passkeys) use(one passkeyCeremony) error {
 func (c *console) passkeyHost(r *http.Request) (host, origin string, err error) {
 	address := strings.ToLower(r.Host)
 	host = address
-	if h, _, err := net.SplitHostPort(address); err == nil {
-		host = h
+	port := ""
+	if h, p, err := net.SplitHostPort(address); err == nil {
+		host, port = h, ":"+p
 	}
 	public := strings.ToLower(c.cfg.Site().PublicHost)
 	if _, err := netip.ParseAddr(public); err == nil {
@@ -162,7 +163,7 @@ func (c *console) passkeyHost(r *http.Request) (host, origin string, err error) 
 	if host != "localhost" && (host != public || host == "") {
 		mend := "the site names no host of its own: set public_host and bake it again; until then use the password"
 		if public != "" {
-			mend = "open the console at https://" + public + " and try there, or use the password"
+			mend = "open the console at https://" + public + port + " and try there, or use the password"
 		}
 		return "", "", &ConflictError{"passkeys belong to a name, and this is not the box's", mend}
 	}
