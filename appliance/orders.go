@@ -20,7 +20,10 @@ func (o orders) Authorities() []webui.AuthorityInfo {
 	var all []webui.AuthorityInfo
 	for _, site := range o.a.config.Site.Authorities {
 		now := o.a.identity.Snapshot(site.Name)
-		info := webui.AuthorityInfo{Name: site.Name, Mode: site.Mode, Protection: site.Protection}
+		info := webui.AuthorityInfo{Name: site.Name, Mode: site.Mode, Protection: site.Protection, Subject: site.SubjectText, Algorithm: site.Algorithm}
+		if site.PathLen != nil {
+			info.PathLen = *site.PathLen
+		}
 		for i := len(now.Earlier) - 1; i >= 0; i-- {
 			info.Generations = append(info.Generations, generationInfo(now.Earlier[i], webui.GenerationEarlier))
 		}

@@ -40,7 +40,11 @@ type Box interface {
 	// AcknowledgeRollback takes such a disk for the newest from now on, and has the box issue again. A
 	// *[ConflictError] where there is nothing to acknowledge.
 	AcknowledgeRollback(actor string) error
+	// TLS is the certificates that the box's listeners show now, the one most clients see first.
+	TLS() []TLSInfo
 
+	// Policy is what the site says of a profile, in words; nobody can change it but by baking.
+	Policy(profile string) ([]Rule, error)
 	// Settings is what of a profile an administrator can change while the box runs.
 	Settings(profile string) (ProfileSettings, error)
 	// SwitchProfile stops a profile from issuing, for a reason, or has it issue again, without one.
@@ -85,6 +89,9 @@ const (
 type AuthorityInfo struct {
 	Name        string
 	Mode        string           // "root" or "subordinate"
+	Subject     string           // of its CA certificates, as the site has it
+	Algorithm   string           // of the CA keys, such as "rsa-2048"
+	PathLen     int              // how many authorities there have to be room for below it
 	Protection  string           // of the CA keys: "resident" or "sealed"
 	Generations []GenerationInfo // by number, the oldest first
 	RAs         []RAInfo         // the newest first; empty before the first chain
@@ -104,6 +111,20 @@ type GenerationInfo struct {
 type RAInfo struct {
 	Certificate *x509.Certificate
 	Replaced    time.Time // since when it only decrypts; zero for the current one
+}
+
+// TLSInfo is a certificate of the box's listeners.
+type TLSInfo struct {
+	Certificate *x509.Certificate
+	Uploaded    bool // somebody else's authority signed it; false: the box made it
+}
+
+// Rule is one thing that the site says of a profile, for people.
+type Rule struct {
+	Group string   // rules of one group follow each other
+	About string   // what it is about, such as "Keys"
+	Says  []string // each a phrase that begins with a capital and has no stop
+	Weak  bool     // it lets in what is not safe any more
 }
 
 // AuthorityRequest asks for a subordinate's certificate.

@@ -18,6 +18,7 @@ type fakeBox struct {
 	mu          sync.Mutex
 	authorities []AuthorityInfo
 	settings    map[string]*ProfileSettings
+	tls         []TLSInfo
 	rollback    *Rollback
 	orders      []string // what was ordered, with the actor
 	fail        error    // of the next order
@@ -26,11 +27,18 @@ type fakeBox struct {
 func newFakeBox(authorities []AuthorityInfo, now func() time.Time) *fakeBox {
 	b := &fakeBox{now: now, authorities: authorities, settings: map[string]*ProfileSettings{}}
 	ca := authorities[0].Generations[0].Certificate
+	for i, name := range []string{"Demo Devices CA", "Demo Modern CA", "Plant 7 CA"} {
+		authorities[i].Subject, authorities[i].Algorithm = "CN="+name+",O=Signet Demo", "ecdsa-p256"
+	}
+	b.tls = []TLSInfo{{Certificate: authorities[1].RAs[0].Certificate}}
 	b.settings["corp"] = &ProfileSettings{Profile: "corp", Authority: "devices", Intune: true,
 		Bundles:   []BundleSetting{{Bundle: BundleEST, File: "trust/bootstrap.pem", Certificates: []*x509.Certificate{ca}}},
 		Challenge: &ChallengeSetting{}, Passwords: []PasswordSetting{{User: "device", For: []string{"*.example.com"}}},
 		Secrets: []SecretSetting{{Kind: SecretCompliance}}}
 	b.settings["modern"] = &ProfileSettings{Profile: "modern", Authority: "modern"}
+	for _, name := range []string{"intune", "iot"} {
+		b.settings[name] = &ProfileSettings{Profile: name, Authority: "devices"}
+	}
 	return b
 }
 
@@ -166,10 +174,42 @@ func (b *fakeBox) InstallTLS(pem []byte, actor string) error {
 	if strings.Count(string(pem), "BEGIN") < 2 {
 		return &OrderError{errors.New("the chain ends below its root")}
 	}
-	return b.locked(actor, "install tls")
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.order(actor, "install tls"); err != nil {
+		return err
+	}
+	b.tls = []TLSInfo{{Certificate: b.tls[0].Certificate, Uploaded: true}}
+	return nil
 }
 
-func (b *fakeBox) DropTLS(actor string) error { return b.locked(actor, "drop tls") }
+func (b *fakeBox) DropTLS(actor string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.order(actor, "drop tls"); err != nil {
+		return err
+	}
+	b.tls = []TLSInfo{{Certificate: b.tls[0].Certificate}}
+	return nil
+}
+
+func (b *fakeBox) TLS() []TLSInfo {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.tls)
+}
+
+func (b *fakeBox) Policy(profile string) ([]Rule, error) {
+	if _, err := b.Settings(profile); err != nil {
+		return nil, err
+	}
+	return []Rule{
+		{Group: "Who gets a certificate", About: "Approval", Says: []string{"Issued at once, unless the common name ends in .approve.test: then an operator decides"}},
+		{Group: "What is in a certificate", About: "Keys", Says: []string{"RSA of at least 2048 bits", "ECDSA on P-256 or P-384"}},
+		{Group: "What is in a certificate", About: "Validity", Says: []string{"90 days"}},
+		{Group: "How devices reach it", About: "Old cryptography", Says: []string{"SHA-1 digests and signatures"}, Weak: true},
+	}, nil
+}
 
 func (b *fakeBox) Settings(profile string) (ProfileSettings, error) {
 	b.mu.Lock()

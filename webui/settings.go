@@ -1,6 +1,7 @@
 package webui
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"net/http"
@@ -253,19 +254,25 @@ func (c *console) apiProfileOn(w http.ResponseWriter, r *http.Request, who princ
 
 // bundleOf is the bundle in the path, if the profile in the path has it.
 func (c *console) bundleOf(r *http.Request) (profile, bundle string, err error) {
-	s, err := c.cfg.Box.Settings(r.PathValue("name"))
+	profile = r.PathValue("name")
+	bundle, err = c.bundleNamed(profile, r.PathValue("bundle"))
+	return profile, bundle, err
+}
+
+// bundleNamed refuses bundles that the profile does not have.
+func (c *console) bundleNamed(profile, bundle string) (string, error) {
+	s, err := c.cfg.Box.Settings(profile)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	bundle = r.PathValue("bundle")
 	var has []string
 	for _, b := range s.Bundles {
 		if b.Bundle == bundle {
-			return s.Profile, bundle, nil
+			return bundle, nil
 		}
 		has = append(has, b.Bundle)
 	}
-	return "", "", missingPart("trust bundle of that name", has)
+	return "", missingPart("trust bundle of that name", has)
 }
 
 // missingPart refuses an order for something that the profile does not have; has is what it has.
@@ -334,6 +341,11 @@ func (c *console) readHash(w http.ResponseWriter, r *http.Request) (hash, secret
 	if err := readJSON(w, r, &in); err != nil {
 		return "", "", err
 	}
+	return c.hashOf(r.Context(), in)
+}
+
+// hashOf is the hash a person wants; secret is "" but where the box makes one.
+func (c *console) hashOf(ctx context.Context, in HashRequest) (hash, secret string, err error) {
 	if in.Generate == (in.Hash != "") {
 		return "", "", &inputError{"hash", "neither a hash nor generate is given, or both are", "send what signet hash printed as hash, or generate: true and the box makes a secret"}
 	}
@@ -344,7 +356,7 @@ func (c *console) readHash(w http.ResponseWriter, r *http.Request) (hash, secret
 		return in.Hash, "", nil
 	}
 	secret = strings.ToLower(rand.Text()) // 128 bits and a little more, in letters and digits easy to type on a device
-	hash, err = c.hasher.hash(r.Context(), secret)
+	hash, err = c.hasher.hash(ctx, secret)
 	return hash, secret, err
 }
 
@@ -407,7 +419,14 @@ func (c *console) apiPutSecret(w http.ResponseWriter, r *http.Request, who princ
 	if err := readJSON(w, r, &in); err != nil {
 		return err
 	}
-	profile, kind := r.PathValue("name"), r.PathValue("kind")
+	if err := c.keepSecret(r.PathValue("name"), r.PathValue("kind"), in.Value, who); err != nil {
+		return err
+	}
+	return c.showProfile(w, r)
+}
+
+// keepSecret gives the box a secret that the profile needs in clear.
+func (c *console) keepSecret(profile, kind, value string, who principal) error {
 	s, err := c.cfg.Box.Settings(profile)
 	if err != nil {
 		return err
@@ -419,13 +438,10 @@ func (c *console) apiPutSecret(w http.ResponseWriter, r *http.Request, who princ
 		}
 		return missingPart("use for such a secret", has)
 	}
-	if in.Value == "" || len(in.Value) > maxSecret {
+	if value == "" || len(value) > maxSecret {
 		return &inputError{"value", fmt.Sprintf("the value is empty or longer than %d bytes", maxSecret), "send the secret itself, without line breaks around it"}
 	}
-	if err := c.cfg.Box.PutSecret(kind+"/"+profile, []byte(in.Value), who.user); err != nil {
-		return err
-	}
-	return c.showProfile(w, r)
+	return c.cfg.Box.PutSecret(kind+"/"+profile, []byte(value), who.user)
 }
 
 func (c *console) apiIntuneCertificate(w http.ResponseWriter, r *http.Request, who principal) error {
