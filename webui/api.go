@@ -34,33 +34,10 @@ type ClaimResponse struct {
 	Password string `json:"password,omitempty" doc:"only when the box made it"`
 }
 
-// Health is the body of GET /api/v1/health; it tells strangers nothing else.
-type Health struct {
-	Status string `json:"status" doc:"\"ok\", or \"degraded\" when something needs a person"`
-	Ready  bool   `json:"ready" doc:"every authority can issue"`
-}
-
 // AuditPage is the body of GET /api/v1/audit.
 type AuditPage struct {
 	Records []audit.Record `json:"records"`
 	Next    uint64         `json:"next,omitempty" doc:"value of before for the next older page; absent on the last"`
-}
-
-func (c *console) apiHealth(w http.ResponseWriter, r *http.Request, _ principal) error {
-	s, err := c.status()
-	if err != nil {
-		return err
-	}
-	h := Health{Status: "ok", Ready: s.Ready}
-	if len(s.Conditions) > 0 {
-		h.Status = "degraded"
-	}
-	status := http.StatusOK
-	if !h.Ready {
-		h.Status, status = "degraded", http.StatusServiceUnavailable
-	}
-	writeJSON(w, status, mediaJSON, h)
-	return nil
 }
 
 func (c *console) apiCABundle(w http.ResponseWriter, r *http.Request, _ principal) error {

@@ -41,6 +41,7 @@ type Clock struct {
 	Source  string    `json:"source"`
 	Floor   time.Time `json:"floor" doc:"nothing is signed while the clock is before this"`
 	Started time.Time `json:"started" doc:"when this service started"`
+	Trusted bool      `json:"trusted" doc:"false: nothing is issued before the clock is set"`
 }
 
 // AuthorityStatus is one CA and its registration authority.
@@ -112,7 +113,7 @@ func (c *console) status() (Status, error) {
 		Name: site.Name, Version: site.Version, PublicHost: site.PublicHost, Demo: site.Demo,
 		Claimed: c.cfg.Store.Claimed(),
 		Kind:    boot.Kind, Epoch: boot.Epoch, Debug: boot.Debug, SecureBoot: boot.SecureBoot, PCR11: boot.PCR11, TPM: boot.TPM,
-		Clock:       Clock{Now: now.UTC(), Source: c.cfg.TimeSource, Floor: boot.TimeFloor.UTC(), Started: c.started.UTC()},
+		Clock:       c.clock(),
 		Authorities: []AuthorityStatus{},
 		Profiles:    []ProfileStatus{},
 		Conditions:  append([]handover.Condition{}, boot.Conditions...),

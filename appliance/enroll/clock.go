@@ -35,6 +35,9 @@ func (e *Engine) Condition() *Condition {
 	return nil
 }
 
+// TrustsClock returns nil, or ErrClock with what is wrong with the clock.
+func (e *Engine) TrustsClock() error { return e.checkClock(e.now()) }
+
 // checkClock returns ErrClock while the clock is before the image was built or before what is
 // already in the audit log.
 func (e *Engine) checkClock(now time.Time) error {

@@ -1,0 +1,145 @@
+package webui
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+
+	"signet.internal/appliance/handover"
+)
+
+// troubled is a site with something to mend.
+func troubled(c *Config) {
+	c.Site = func() Site {
+		s := demoSite()
+		s.Conditions = []handover.Condition{
+			{What: "Profile corp was switched off by <b>mallory</b>.", Mend: "Switch it on again when the reason is gone."},
+			{What: "The certificate of authority devices ends on 2026-12-01.", Mend: "Prepare its next generation."},
+			{What: "The box’s TLS certificate was uploaded and ends on 2026-12-02.", Mend: "Upload a new one."},
+			{What: "Something that no page is about.", Mend: "Think."},
+		}
+		return s
+	}
+}
+
+// TestDashboard: people signed in see what needs them, and where they deal with it.
+func TestDashboard(t *testing.T) {
+	box := newBox(t, troubled)
+	who := bearer(box.claimAs(administrator, auditor))
+	empty := box.get("/", who)
+	empty.says(t, 200, "No device has enrolled yet", `href="/setup"`)
+	box.enroll(40)
+	box.request("gate.wait")
+	page := box.get("/", who)
+	page.says(t, 200, "switched off by &lt;b&gt;mallory", `href="/profiles/corp">Profile corp`, `href="/authorities/devices">Authority devices`, `href="/tls">`,
+		"Something that no page is about", "One request waits for your decision", `href="/pending">Decide`,
+		"In the last 7 days: 402 issued, 31 refused, 3 failed.", "2026-11-21: 52 issued, 3 refused, 1 failed", "<td>118</td>",
+		"6.0 GiB", "212 ms", "real-time clock", "printer-3f-west", `href="/audit/`, `href="/connect/corp"`)
+	page.saysNot(t, "No device has enrolled yet", "<b>mallory", "Sign in</h2>", "nearly full", "not believed", "<script>")
+	if len(page.body) > 100<<10 {
+		t.Errorf("the page has %d bytes", len(page.body))
+	}
+	if got := strings.Count(string(page.body), `<li><a href="/audit/`); got != newestShown {
+		t.Errorf("%d of the newest are shown", got)
+	}
+}
+
+// TestDashboardAttention: what is worst comes first, and the machine's own troubles are among it.
+func TestDashboardAttention(t *testing.T) {
+	box := newBox(t, func(c *Config) {
+		c.Boot.Conditions = []handover.Condition{{What: "A thing of the boot.", Mend: "Mend it."}}
+		c.Machine = func() Machine {
+			m := demoMachine()
+			m.Storage.Free = 200 << 20
+			m.Watchdog = Watchdog{Answered: start.Add(-time.Hour), Missed: 3}
+			m.Keys.Waiting = 20
+			return m
+		}
+		c.History = func() (History, error) { return History{}, nil }
+	})
+	who := bearer(box.claimAs(administrator, auditor))
+	box.request("gate.wait")
+	page := box.get("/", who)
+	page.says(t, 200, "200 MiB", ">nearly full<", "The key holder does not answer", ">busy<", "is being counted")
+	at := -1
+	for _, text := range []string{"The key holder does not answer", "A thing of the boot", "One request waits"} {
+		next := strings.Index(string(page.body), text)
+		if next < at {
+			t.Errorf("%q comes too early", text)
+		}
+		at = next
+	}
+	calm := newBox(t, allIssue)
+	calm.get("/", bearer(calm.claimAs(administrator, auditor))).says(t, 200, "Nothing. The box does its work by itself.", "Ready to enroll devices")
+}
+
+// TestLiveInBrowser: the page follows what happens without being loaded again, says so, and leaves alone what
+// somebody has under their hands.
+func TestLiveInBrowser(t *testing.T) {
+	ctx := newBrowser(t)
+	box := quickFeed(newBox(t, troubled))
+	box.enroll(12)
+	out := box.mustClaim()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	do := func(actions ...chromedp.Action[chromedp.Void]) {
+		t.Helper()
+		if err := chromedp.Do(ctx, actions...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(what, script string) {
+		t.Helper()
+		eventually(t, what, func() bool {
+			got, err := chromedp.Run(ctx, chromedp.Evaluate[bool](script))
+			if err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			return got
+		})
+	}
+	run := func(script string) {
+		t.Helper()
+		if _, err := chromedp.Run(ctx, chromedp.Evaluate[bool]("(()=>{"+script+";return true})()")); err != nil {
+			t.Fatalf("%s: %v", script, err)
+		}
+	}
+	do(chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS("#user")))
+	do(chromedp.SendKeys(chromedp.CSS("#user"), "alice"), chromedp.SendKeys(chromedp.CSS("#password"), out.Password),
+		chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS("#attention")))
+	look(t, ctx, "overview")
+	eventually(t, "the browser listens", func() bool { return streamsOf(box) == 1 })
+	run(`window.loadedOnce = true; document.querySelector("#chart-numbers").open = true`)
+	box.request("gate-live.example.com.wait")
+	is("the request is on the page", `document.querySelector("#attention").textContent.includes("One request waits")`)
+	is("and in the navigation", `document.querySelector('nav a[href="/pending"]').textContent.includes("1")`)
+	is("and said", `[...document.querySelectorAll("[role=status]")].some(e => e.textContent.includes("Changed: Needs attention"))`)
+	is("what was open stays open", `window.loadedOnce && document.querySelector("#chart-numbers").open`)
+
+	run(`document.querySelector("#attention a").focus()`)
+	box.request("second.wait")
+	is("the navigation goes on", `document.querySelector('nav a[href="/pending"]').textContent.includes("2")`)
+	is("the focus stays where it was", `document.activeElement.closest("#attention") && document.querySelector("#attention").textContent.includes("One request waits")`)
+	run(`document.activeElement.blur()`)
+	is("what waited comes then", `document.querySelector("#attention").textContent.includes("2 requests wait")`)
+
+	run(`const field = document.createElement("input"); field.id = "typed"; document.querySelector("#attention").append(field); field.value = "half a reason"`)
+	box.request("third.wait")
+	is("the navigation goes on", `document.querySelector('nav a[href="/pending"]').textContent.includes("3")`)
+	is("what was typed stays", `document.querySelector("#typed").value === "half a reason"`)
+	run(`document.querySelector("#typed").value = ""; document.querySelector("#typed").dispatchEvent(new Event("focusout", {bubbles: true}))`)
+	is("and then goes", `!document.querySelector("#typed") && document.querySelector("#attention").textContent.includes("3 requests wait")`)
+
+	do(chromedp.Navigate(box.URL+"/box"), chromedp.WaitVisible(chromedp.CSS("#tpm")))
+	look(t, ctx, "box")
+	eventually(t, "the browser listens", func() bool { return streamsOf(box) == 1 })
+	box.console.sessions.mu.Lock()
+	clear(box.console.sessions.byID)
+	box.console.sessions.mu.Unlock()
+	box.request("fourth.wait")
+	is("somebody signed out is told so", `(document.querySelector(".not-live:not([hidden])")?.textContent ?? "").includes("You are signed out")`)
+	eventually(t, "the stream ended", func() bool { return streamsOf(box) == 0 })
+}
