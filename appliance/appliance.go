@@ -75,6 +75,7 @@ type Appliance struct {
 	hinting   sync.Mutex                    // serialises changes of hints
 	hints     atomic.Pointer[x509.CertPool] // see askForCertificates
 	engine    *enroll.Engine
+	health    *health
 	servers   []*server
 
 	writing sync.Mutex // serialises writes of the ready file
@@ -84,6 +85,8 @@ type Appliance struct {
 
 // New opens the state and puts the service together; Serve runs it.
 func New(c Config) (*Appliance, error) {
+	var recent *recentLog
+	c.Log, recent = keepLog(c.Log)
 	st, err := store.Open(store.Options{
 		Dir:       filepath.Join(c.StateDir, "store"),
 		MustExist: !c.Boot.Provisioning,
@@ -96,7 +99,7 @@ func New(c Config) (*Appliance, error) {
 		return nil, fmt.Errorf("opening the store: %w", err)
 	}
 	a := &Appliance{config: c, store: st}
-	if err := a.assemble(); err != nil {
+	if err := a.assemble(recent); err != nil {
 		if a.engine != nil {
 			err = errors.Join(err, a.engine.Close())
 		}
@@ -105,7 +108,7 @@ func New(c Config) (*Appliance, error) {
 	return a, nil
 }
 
-func (a *Appliance) assemble() error {
+func (a *Appliance) assemble(recent *recentLog) error {
 	c := a.config
 	var err error
 	if a.anchor, err = newAnchor(c, a.store, a.record); err != nil {
@@ -129,6 +132,9 @@ func (a *Appliance) assemble() error {
 		return err
 	}
 	if a.engine, err = a.newEngine(); err != nil {
+		return err
+	}
+	if a.health, err = a.newHealth(recent); err != nil {
 		return err
 	}
 	handlers, err := a.handlers()
@@ -161,10 +167,18 @@ func (a *Appliance) newConsole() (http.Handler, error) {
 		Audit:       a.logSigner,
 		Enroll:      a.engine,
 		SCEP:        a.scepForConsole,
-		Metrics:     newMetrics(a.settings, a.engine),
+		Metrics:     a.newMetrics(),
 		Box:         orders{a},
 		Mint:        a.mint,
 		ReloadTrust: a.reloadTrust,
+
+		Machine:   a.machine,
+		History:   a.history,
+		RecentLog: a.health.recent.text,
+		Stopping:  a.health.stopping,
+
+		EST:            a.estForConsole,
+		ReloadESTTrust: a.reloadESTTrust,
 	})
 }
 
@@ -178,6 +192,7 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	context.AfterFunc(ctx, a.health.stop) // streams end before the servers wait for what is under way
 	for _, s := range a.servers {
 		g.Go(s.serve)
 		g.Go(func() error {
@@ -200,6 +215,7 @@ func (a *Appliance) Serve(ctx context.Context) (err error) {
 	}
 	g.Go(func() error { return a.watch(ctx) })
 	g.Go(func() error { return a.upkeep(ctx) })
+	g.Go(func() error { return a.count(ctx) })
 	g.Go(func() error { return a.sweep(ctx) })
 	g.Go(func() error { return a.reloads(ctx) })
 	g.Go(func() error { return a.stream(ctx) })
@@ -287,6 +303,7 @@ func (a *Appliance) watch(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the watchdog's interval: %w", err)
 	}
+	a.health.arm(watchdog > 0)
 	if watchdog > 0 {
 		interval = min(interval, watchdog/3)
 	}
@@ -298,7 +315,9 @@ func (a *Appliance) watch(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if _, err := a.config.Keys.List(); err != nil {
+		_, err := a.config.Keys.List()
+		a.health.looked(a.config.Now(), err == nil)
+		if err != nil {
 			a.config.Log.Error("the key holder does not answer", "err", err)
 			a.notify("STATUS=not healthy") // no ping: the supervisor restarts what does not recover
 			continue
@@ -321,50 +340,13 @@ func (a *Appliance) siteForConsole() webui.Site {
 		PublicHost: a.config.Site.PublicHost,
 		Demo:       a.config.Site.Demo(),
 	}
-	for _, p := range a.config.Site.Profiles {
-		scep, est := a.urls(p)
-		site.Profiles = append(site.Profiles, webui.Profile{Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: scep, EST: est})
-	}
+	site.Profiles = a.profilesForConsole()
 	site.Conditions = a.conditions()
 	if c := a.engine.Condition(); c != nil {
 		site.Stopped = true
 		site.Conditions = append(site.Conditions, handover.Condition(*c))
 	}
 	return site
-}
-
-// urls are the addresses devices reach a profile at by each protocol, TLS first.
-func (a *Appliance) urls(p provision.Profile) (scep, est []string) {
-	add := func(to *[]string, listener, scheme, path string, usual int) {
-		if l := a.config.Listeners[listener]; l != nil {
-			*to = append(*to, scheme+"://"+hostPort(a.config.Site.PublicHost, l, usual)+path+"/"+p.Name)
-		}
-	}
-	if p.SCEP.On {
-		isOpen, mtls := p.SCEP.MTLS == nil || !p.SCEP.MTLS.Required, p.SCEP.MTLS != nil
-		for _, u := range []struct {
-			on                     bool
-			listener, scheme, path string
-			usual                  int
-		}{
-			{isOpen, "scep", "https", "/scep", 443},
-			{isOpen && p.SCEP.LegacyTLS, "legacy_scep", "https", "/scep", 443},
-			{isOpen && p.SCEP.PlainHTTP, "plain", "http", "/scep", 80},
-			{mtls, "est", "https", "/scep-mtls", 443},
-			{mtls && p.SCEP.LegacyTLS, "legacy", "https", "/scep-mtls", 443},
-		} {
-			if u.on {
-				add(&scep, u.listener, u.scheme, u.path, u.usual)
-			}
-		}
-	}
-	if p.EST != nil {
-		add(&est, "est", "https", "/.well-known/est", 443)
-		if p.EST.LegacyTLS {
-			add(&est, "legacy", "https", "/.well-known/est", 443)
-		}
-	}
-	return scep, est
 }
 
 // writeReadyFile writes the ready file and the bundle it names where they are wanted and not written as

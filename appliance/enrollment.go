@@ -220,6 +220,7 @@ func (a *Appliance) handlers() (map[string]http.Handler, error) {
 	handlers := map[string]http.Handler{
 		"est": nothing, "legacy": nothing, "scep": nothing, "legacy_scep": nothing, "console": console,
 	}
+	counted := a.health.published.Handler(published.Handler())
 	plain := http.Handler(nothing)
 	if scepServer != nil {
 		handlers["est"], handlers["legacy"] = scepServer.HandlerMTLS(), scepServer.HandlerLegacy(true)
@@ -230,7 +231,7 @@ func (a *Appliance) handlers() (map[string]http.Handler, error) {
 		handlers["est"] = routes(handlers["est"], map[string]http.Handler{"/.well-known/": estServer.Handler(false)})
 		handlers["legacy"] = routes(handlers["legacy"], map[string]http.Handler{"/.well-known/": estServer.Handler(true)})
 	}
-	handlers["plain"] = routes(plain, map[string]http.Handler{"/pki/": published.Handler(), "/ocsp/": published.Handler()})
+	handlers["plain"] = routes(plain, map[string]http.Handler{"/pki/": counted, "/ocsp/": counted})
 	return handlers, nil
 }
 

@@ -36,6 +36,7 @@ var allowed = map[string]string{
 	"appliance/est":                  "appliance/cms appliance/pki appliance/enroll appliance/exchange",
 	"appliance/syslog":               "appliance/store appliance/audit",
 	"appliance/validation":           "appliance/pki appliance/enroll appliance/exchange",
+	"appliance/metrics":              "appliance/store appliance/audit appliance/keys",
 	"appliance/authority":            "appliance/pki appliance/store appliance/audit appliance/keys provision",
 	"webui":                          "appliance/pki appliance/challenge appliance/enroll appliance/store appliance/audit appliance/handover appliance/challenge/phc",
 	"provision":                      "appliance/pki appliance/challenge/phc",
@@ -44,7 +45,7 @@ var allowed = map[string]string{
 	"appliance/box":                  "image/format provision tpm appliance/keys appliance/handover appliance/confine",
 	"appliance": "appliance/cms appliance/keys appliance/pki appliance/challenge appliance/challenge/phc appliance/challenge/compliance appliance/challenge/intune " +
 		"appliance/store appliance/audit appliance/authority appliance/enroll appliance/scep appliance/est appliance/validation " +
-		"appliance/handover appliance/confine appliance/exchange appliance/syslog webui provision",
+		"appliance/metrics appliance/handover appliance/confine appliance/exchange appliance/syslog webui provision",
 	"cmd/boxinit": "appliance/box",
 	"cmd/signetd": "appliance",
 	"cmd/signet":  "image image/format image/vm provision configs tpm appliance/audit webui",

@@ -3,49 +3,79 @@ package appliance
 import (
 	"net/http"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/metrics"
 )
 
-// metrics collects what the service counts when somebody asks.
-type metrics struct {
-	settings []*settings
-	engine   *enroll.Engine
-
-	signed  *prometheus.Desc
-	pending *prometheus.Desc
-}
-
-// newMetrics answers in Prometheus' text format.
-func newMetrics(settings []*settings, engine *enroll.Engine) http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), &metrics{
-		settings: settings,
-		engine:   engine,
-		signed: prometheus.NewDesc("signet_signed_challenges_total", "Signed challenges by how their check came out, since the service started.",
-			[]string{"profile", "outcome"}, nil),
-		pending: prometheus.NewDesc("signet_pending_requests", "Requests that wait for a person.", nil, nil),
+// newMetrics answers in Prometheus' text format with what the service counts when somebody asks.
+func (a *Appliance) newMetrics() http.Handler {
+	boot := a.config.Boot
+	return metrics.NewHandler(metrics.Sources{
+		Box:       metrics.Box{Site: a.config.Site.Name, Version: boot.Version, Kind: boot.Kind, Epoch: boot.Epoch},
+		Tally:     a.health.tally,
+		Published: a.health.published,
+		Challenges: func() map[string]map[string]uint64 {
+			all := map[string]map[string]uint64{}
+			for _, s := range a.settings {
+				outcomes := map[string]uint64{}
+				for label, n := range s.set.Snapshot() {
+					outcomes[string(label)] = n
+				}
+				all[s.profile.Name] = outcomes
+			}
+			return all
+		},
+		Pending: func() (int, error) {
+			held, err := a.engine.PendingRequests()
+			return len(held), err
+		},
+		Keys: a.config.Keys.Usage,
+		Storage: func() metrics.Storage {
+			space := a.store.Space()
+			return metrics.Storage{Total: space.Total, Free: space.Free, Reserve: space.Issue}
+		},
+		AuditRecords: func() (uint64, error) {
+			size, _, err := a.store.LogHead()
+			return size, err
+		},
+		Certificates: a.certificatesForMetrics,
+		Clock: func() metrics.Clock {
+			floor := boot.TimeFloor
+			if last := a.store.LastTime(); last.After(floor) {
+				floor = last
+			}
+			return metrics.Clock{Now: a.config.Now(), Floor: floor, Source: boot.TimeSource, Trusted: a.engine.TrustsClock() == nil}
+		},
+		Watchdog: func() metrics.Watchdog {
+			w := a.health.watchdogNow()
+			return metrics.Watchdog{Answered: w.Answered, Missed: w.Missed}
+		},
+		Stream: func() (metrics.Stream, bool) {
+			s, ok := a.streaming.status()
+			return metrics.Stream{Connected: s.Connected, Lag: s.Lag}, ok
+		},
+		Conditions: func() (n int, stopped bool) {
+			site := a.siteForConsole()
+			return len(site.Conditions) + len(boot.Conditions), site.Stopped
+		},
 	})
-	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{})
 }
 
-// Describe implements prometheus.Collector.
-func (m *metrics) Describe(to chan<- *prometheus.Desc) { to <- m.signed; to <- m.pending }
-
-// Collect implements prometheus.Collector.
-func (m *metrics) Collect(to chan<- prometheus.Metric) {
-	for _, c := range m.settings {
-		for label, n := range c.set.Snapshot() {
-			to <- prometheus.MustNewConstMetric(m.signed, prometheus.CounterValue, float64(n), c.profile.Name, string(label))
+// certificatesForMetrics are those that have to be renewed in time.
+func (a *Appliance) certificatesForMetrics() []metrics.Certificate {
+	var all []metrics.Certificate
+	for _, s := range a.config.Site.Authorities {
+		now := a.identity.Snapshot(s.Name)
+		if now.Active == nil {
+			continue
+		}
+		all = append(all, metrics.Certificate{Authority: s.Name, Kind: "ca", Generation: now.Active.Number, NotAfter: now.Active.Issuer.Certificate().NotAfter})
+		if r := now.Active.Responder; r != nil {
+			all = append(all, metrics.Certificate{Authority: s.Name, Kind: "ocsp", NotAfter: r.Certificate.NotAfter})
+		}
+		if len(now.RAs) > 0 {
+			all = append(all, metrics.Certificate{Authority: s.Name, Kind: "ra", NotAfter: now.RAs[0].Certificate.NotAfter})
 		}
 	}
-	held, err := m.engine.PendingRequests()
-	if err != nil {
-		to <- prometheus.NewInvalidMetric(m.pending, err)
-		return
-	}
-	to <- prometheus.MustNewConstMetric(m.pending, prometheus.GaugeValue, float64(len(held)))
+	served, _ := a.identity.Certificate(nil) // the same for every client
+	return append(all, metrics.Certificate{Kind: "tls", NotAfter: served.Leaf.NotAfter})
 }

@@ -21,12 +21,19 @@ type Sources struct {
 	Challenges   func() map[string]map[string]uint64 // signed challenges by profile and outcome
 	Pending      func() (int, error)
 	Keys         func() keys.Usage
-	Storage      func() (Storage, error)
+	Storage      func() Storage
 	AuditRecords func() (uint64, error)
 	Certificates func() []Certificate
 	Clock        func() Clock
 	Watchdog     func() Watchdog
 	Conditions   func() (n int, stopped bool)
+	Stream       func() (s Stream, ok bool) // ok is false where the audit log is sent nowhere
+}
+
+// Stream is the audit log on its way to its receiver.
+type Stream struct {
+	Connected bool
+	Lag       uint64 // records that are not there yet
 }
 
 // Box names the box in its metrics.
@@ -39,8 +46,9 @@ type Box struct {
 
 // Storage is the state disk, in bytes.
 type Storage struct {
-	Total uint64
-	Free  uint64
+	Total   uint64 // 0: the file system cannot tell
+	Free    uint64
+	Reserve uint64 // with less than this free nothing is issued
 }
 
 // Certificate is one that has to be renewed in time.
@@ -76,6 +84,7 @@ type descriptions struct {
 	keyWaiting, keyTook, keyBusy                                      *prometheus.Desc
 	published, storage, records, expiry                               *prometheus.Desc
 	clock, floor, clockTrusted, answered, missed, conditions, issuing *prometheus.Desc
+	streamLag, streamConnected                                        *prometheus.Desc
 }
 
 // NewHandler answers in Prometheus' text format.
@@ -98,7 +107,7 @@ func newCollector(s Sources) *collector {
 		keyTook:      desc("key_request_seconds", "How long signatures and decryptions took, waiting included.", "operation", "protection"),
 		keyBusy:      desc("key_requests_refused_total", "Signatures and decryptions refused because too many waited."),
 		published:    desc("published_requests_total", "Requests for revocation lists, CA certificates and OCSP by the status of the answer.", "authority", "document", "status"),
-		storage:      desc("storage_bytes", "Size of the state disk and what is free of it.", "kind"),
+		storage:      desc("storage_bytes", "The state disk: its size, what is free, and what has to be free for certificates to be issued.", "kind"),
 		records:      desc("audit_records", "Records of the audit log."),
 		expiry:       desc("certificate_expiry_timestamp_seconds", "When a certificate of the box ends.", "authority", "certificate", "generation"),
 		clock:        desc("clock_timestamp_seconds", "The box's time.", "source"),
@@ -108,6 +117,9 @@ func newCollector(s Sources) *collector {
 		missed:       desc("watchdog_missed_total", "Times the key holder did not answer the watchdog."),
 		conditions:   desc("conditions", "Things that need a person."),
 		issuing:      desc("issuing", "0 while nothing is issued."),
+		streamLag:    desc("audit_stream_lag_records", "Records of the audit log that its receiver does not have."),
+
+		streamConnected: desc("audit_stream_connected", "1 while the audit log's receiver is connected."),
 	}}
 }
 
@@ -115,7 +127,7 @@ func newCollector(s Sources) *collector {
 func (c *collector) Describe(to chan<- *prometheus.Desc) {
 	d := c.d
 	for _, one := range []*prometheus.Desc{d.info, d.enrollments, d.challenges, d.pending, d.keyWaiting, d.keyTook, d.keyBusy, d.published, d.storage,
-		d.records, d.expiry, d.clock, d.floor, d.clockTrusted, d.answered, d.missed, d.conditions, d.issuing} {
+		d.records, d.expiry, d.clock, d.floor, d.clockTrusted, d.answered, d.missed, d.conditions, d.issuing, d.streamLag, d.streamConnected} {
 		to <- one
 	}
 }
@@ -192,10 +204,10 @@ func (c *collector) keys(s scrape) {
 }
 
 func (c *collector) machine(s scrape) {
-	storage, err := c.Storage()
-	s.orInvalid(c.d.storage, float64(storage.Total), err, "total")
-	if err == nil {
+	if storage := c.Storage(); storage.Total > 0 {
+		s.gauge(c.d.storage, float64(storage.Total), "total")
 		s.gauge(c.d.storage, float64(storage.Free), "free")
+		s.gauge(c.d.storage, float64(storage.Reserve), "reserve")
 	}
 	records, err := c.AuditRecords()
 	s.orInvalid(c.d.records, float64(records), err)
@@ -213,6 +225,10 @@ func (c *collector) machine(s scrape) {
 	conditions, stopped := c.Conditions()
 	s.gauge(c.d.conditions, float64(conditions))
 	s.gauge(c.d.issuing, number(!stopped))
+	if stream, ok := c.Stream(); ok {
+		s.gauge(c.d.streamConnected, number(stream.Connected))
+		s.gauge(c.d.streamLag, float64(stream.Lag))
+	}
 }
 
 func number(b bool) float64 {

@@ -26,7 +26,7 @@ func sources(t *testing.T, s *store.Store) Sources {
 			return keys.Usage{Waiting: map[string]int{keys.Resident: 5}, Busy: 6, Operations: map[keys.Operation]keys.Latency{
 				{Name: "sign", Protection: keys.Resident}: {Count: 3, Sum: 900 * time.Millisecond, Buckets: []uint64{0, 0, 0, 1, 2, 3, 3, 3, 3, 3}}}}
 		},
-		Storage:      func() (Storage, error) { return Storage{Total: 1000, Free: 250}, nil },
+		Storage:      func() Storage { return Storage{Total: 1000, Free: 250, Reserve: 100} },
 		AuditRecords: func() (uint64, error) { return 17, nil },
 		Certificates: func() []Certificate {
 			return []Certificate{{Authority: "devices", Kind: "ca", Generation: 1, NotAfter: now}, {Kind: "tls", NotAfter: now}}
@@ -34,6 +34,7 @@ func sources(t *testing.T, s *store.Store) Sources {
 		Clock:      func() Clock { return Clock{Now: now, Floor: now.Add(-time.Hour), Source: "rtc", Trusted: true} },
 		Watchdog:   func() Watchdog { return Watchdog{Answered: now, Missed: 1} },
 		Conditions: func() (int, bool) { return 2, true },
+		Stream:     func() (Stream, bool) { return Stream{Lag: 9}, true },
 	}
 }
 
@@ -80,6 +81,7 @@ func TestMetrics(t *testing.T) {
 		`signet_published_requests_total{authority="",document="none",status="404"} 2`,
 		`signet_storage_bytes{kind="free"} 250`,
 		`signet_storage_bytes{kind="total"} 1000`,
+		`signet_storage_bytes{kind="reserve"} 100`,
 		`signet_audit_records 17`,
 		`signet_certificate_expiry_timestamp_seconds{authority="devices",certificate="ca",generation="1"} 1.795275e+09`,
 		`signet_certificate_expiry_timestamp_seconds{authority="",certificate="tls",generation=""} 1.795275e+09`,
@@ -88,6 +90,8 @@ func TestMetrics(t *testing.T) {
 		`signet_watchdog_missed_total 1`,
 		`signet_conditions 2`,
 		`signet_issuing 0`,
+		`signet_audit_stream_lag_records 9`,
+		`signet_audit_stream_connected 0`,
 	} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("no line %s", want)
@@ -105,7 +109,6 @@ func TestMetrics(t *testing.T) {
 func TestUnknownIsNotZero(t *testing.T) {
 	lost := errors.New("the disk is gone")
 	for name, change := range map[string]func(*Sources){
-		"storage": func(s *Sources) { s.Storage = func() (Storage, error) { return Storage{}, lost } },
 		"pending": func(s *Sources) { s.Pending = func() (int, error) { return 0, lost } },
 		"records": func(s *Sources) { s.AuditRecords = func() (uint64, error) { return 0, lost } },
 	} {
