@@ -1,7 +1,6 @@
 package webui
 
 import (
-	"context"
 	"strings"
 	"testing"
 	"time"
@@ -79,18 +78,12 @@ func TestDashboardAttention(t *testing.T) {
 // TestLiveInBrowser: the page follows what happens without being loaded again, says so, and leaves alone what
 // somebody has under their hands.
 func TestLiveInBrowser(t *testing.T) {
-	ctx := newBrowser(t)
 	box := quickFeed(newBox(t, troubled))
 	box.enroll(12)
-	out := box.mustClaim()
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	do := func(actions ...chromedp.Action[chromedp.Void]) {
-		t.Helper()
-		if err := chromedp.Do(ctx, actions...); err != nil {
-			t.Fatal(err)
-		}
-	}
+	box.mustClaim()
+	tb := newTab(t, box)
+	ctx := tb.ctx
+	tb.enter("alice")
 	is := func(what, script string) {
 		t.Helper()
 		eventually(t, what, func() bool {
@@ -107,10 +100,7 @@ func TestLiveInBrowser(t *testing.T) {
 			t.Fatalf("%s: %v", script, err)
 		}
 	}
-	do(chromedp.Navigate(box.URL), chromedp.WaitVisible(chromedp.CSS("#user")))
-	do(chromedp.SendKeys(chromedp.CSS("#user"), "alice"), chromedp.SendKeys(chromedp.CSS("#password"), out.Password),
-		chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS("#attention")))
-	look(t, ctx, "overview")
+	tb.open("overview", "/", "#attention")
 	eventually(t, "the browser listens", func() bool { return streamsOf(box) == 1 })
 	run(`window.loadedOnce = true; document.querySelector("#chart-numbers").open = true`)
 	box.request("gate-live.example.com.wait")
@@ -133,8 +123,10 @@ func TestLiveInBrowser(t *testing.T) {
 	run(`document.querySelector("#typed").value = ""; document.querySelector("#typed").dispatchEvent(new Event("focusout", {bubbles: true}))`)
 	is("and then goes", `!document.querySelector("#typed") && document.querySelector("#attention").textContent.includes("3 requests wait")`)
 
-	do(chromedp.Navigate(box.URL+"/box"), chromedp.WaitVisible(chromedp.CSS("#tpm")))
-	look(t, ctx, "box")
+	box.fake.rollback = &Rollback{Expected: 4, Found: 9, Since: start}
+	tb.open("box-acknowledge", "/box?do=acknowledge", "dialog[open]")
+	box.fake.rollback = nil
+	tb.open("box", "/box", "#tpm")
 	eventually(t, "the browser listens", func() bool { return streamsOf(box) == 1 })
 	box.console.sessions.mu.Lock()
 	clear(box.console.sessions.byID)

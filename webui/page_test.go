@@ -43,26 +43,21 @@ func (r reply) saysNot(t *testing.T, texts ...string) {
 	}
 }
 
-// TestStatusPage: who sees what.
-func TestStatusPage(t *testing.T) {
+// TestFirstPage: who sees what.
+func TestFirstPage(t *testing.T) {
 	box := newBox(t)
 	box.enroll(3)
 	unclaimed := box.get("/")
-	unclaimed.says(t, 200, "Claim this box", "Demo.", "Off: keys are not protected against a changed disk", "CN=Demo Devices CA", "Demo Modern CA RA",
-		"https://localhost:8443/scep/corp", "365 days left", "IBM", "7d1a", "real-time clock")
-	unclaimed.saysNot(t, "printer-3f-west", "Sign in</h2>", claimCode)
+	unclaimed.says(t, 200, "Claim this box", "Demo.")
+	unclaimed.saysNot(t, "printer-3f-west", "Sign in</h2>", claimCode, "IBM", "7d1a")
 	out := box.mustClaim()
 	anonymous := box.get("/")
 	anonymous.says(t, 200, "Sign in</h2>")
-	anonymous.saysNot(t, "Claim this box", "printer-3f-west", "alice")
+	anonymous.saysNot(t, "Claim this box", "printer-3f-west", "alice", "IBM", "7d1a")
 	box.get("/", bearer("sgt_garbage")).saysNot(t, "printer-3f-west")
 	signed := box.get("/", bearer(out.Token))
-	signed.says(t, 200, "printer-3f-west", "10.20.0.14", "scep_pkcsreq", "success", "&lt;script&gt;alert(1)&lt;/script&gt;")
-	signed.says(t, 200, "https://localhost/.well-known/est/corp", "Generation 1 waits for its certificate", "issues nothing yet", "Waiting for a certificate")
-	signed.saysNot(t, "not baked", `>off<`)
-	signed.saysNot(t, "<script>", "Sign in</h2>", "issuance_begun", "admin_claimed", "Sign out")
-	box.get("/?show=all", bearer(out.Token)).says(t, 200, "issuance_begun", "admin_claimed")
-	box.get("/?before=x", bearer(out.Token)).says(t, 422, "whole number")
+	signed.says(t, 200, "printer-3f-west", "&lt;script&gt;alert(1)&lt;/script&gt;", "issues nothing yet", "Waiting for a certificate")
+	signed.saysNot(t, "not baked", `>off<`, "<script>", "Sign in</h2>", "Sign out")
 }
 
 // TestStatusPageOfChanges: what administrators changed is there for those signed in, and for nobody else.
@@ -78,7 +73,7 @@ func TestStatusPageOfChanges(t *testing.T) {
 	}
 	certificate := pemOf(box.fake.authorities[0].Generations[0].Certificate)
 	box.put("/api/v1/authorities/plant/chain", certificate, who)
-	box.get("/", who).says(t, 200, `>off<`, "&lt;i&gt;a leak", "not baked", "Generation 1 issues no more since", "2026-11-21", ">generation 2<", "Generation 2 is published")
+	box.get("/", who).says(t, 200, `>off<`, "not baked", "next generation prepared")
 	box.get("/").saysNot(t, `>off<`, "a leak", "not baked")
 	var s Status
 	box.get("/api/v1/status", who).decode(t, &s)
@@ -104,48 +99,8 @@ func TestConditionsOnPage(t *testing.T) {
 	stranger.says(t, 200, "Sign in to see what needs attention.")
 	stranger.saysNot(t, "mallory")
 	signed := box.get("/", bearer(out.Token))
-	signed.says(t, 200, "switched off by mallory", "What to do")
+	signed.says(t, 200, "switched off by mallory", "Switch it on.")
 	signed.saysNot(t, "Sign in to see")
-}
-
-// TestPaging walks the log page by page: every enrollment once, in order, and nothing else.
-func TestPaging(t *testing.T) {
-	box := newBox(t)
-	box.enroll(40)
-	out := box.mustClaim()
-	index := regexp.MustCompile(`record (\d+)`)
-	older := regexp.MustCompile(`href="(/\?[^"]*before=\d+)" rel="next"`)
-	for _, c := range []struct {
-		first string
-		want  func(audit.Record) bool
-	}{
-		{"/", func(r audit.Record) bool { return r.Protocol != "" && r.Outcome != audit.OutcomeBegun }},
-		{"/?show=all", func(audit.Record) bool { return true }},
-	} {
-		var want, got []string
-		for _, r := range box.records() {
-			if c.want(r) {
-				want = append(want, fmt.Sprint(r.Index))
-			}
-		}
-		path, pages := c.first, 0
-		for ; path != "" && pages < 20; pages++ {
-			page := box.get(path, bearer(out.Token))
-			for _, m := range index.FindAllStringSubmatch(string(page.body), -1) {
-				got = append(got, m[1])
-			}
-			path = ""
-			if m := older.FindStringSubmatch(string(page.body)); m != nil {
-				path = strings.ReplaceAll(m[1], "&amp;", "&")
-			}
-		}
-		if strings.Join(got, " ") != strings.Join(want, " ") {
-			t.Errorf("%s: got %v, want %v", c.first, got, want)
-		}
-		if pages < 3 {
-			t.Errorf("%s: %d pages, too few to prove anything", c.first, pages)
-		}
-	}
 }
 
 func TestAuditAPI(t *testing.T) {
