@@ -3,6 +3,7 @@ package appliance_test
 // What administrators and SIGHUP change while the service runs, as devices see it.
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -184,12 +186,32 @@ func (c *changing) hashes(t *testing.T) {
 	takes("the baked ones again", "corp-demo-challenge", "corp-demo-password")
 }
 
+// hints are the names of the authorities whose certificates listener est says it takes.
+func (c *changing) hints(t *testing.T) (names [][]byte) {
+	t.Helper()
+	config := c.client.Transport.(*http.Transport).TLSClientConfig.Clone()
+	config.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		names = info.AcceptableCAs
+		return &tls.Certificate{}, nil
+	}
+	conn, err := tls.Dial("tcp", strings.TrimPrefix(c.ready.EST, "https://"), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	return names
+}
+
 func (c *changing) bundles(t *testing.T) {
 	baked := demoPointer(t, "bootstrap-ca")
 	file, put := newAuthority(t, "From the file"), newAuthority(t, "By an administrator")
 	takes := func(when string, trusted *tls.Certificate) {
 		t.Helper()
+		hints := c.hints(t)
 		for _, ca := range []*tls.Certificate{baked, file, put} {
+			if hinted := slices.ContainsFunc(hints, func(name []byte) bool { return bytes.Equal(name, ca.Leaf.RawSubject) }); hinted != (ca == trusted) {
+				t.Errorf("%s: that certificates of %s are taken is said: %v", when, ca.Leaf.Subject, hinted)
+			}
 			want := http.StatusUnauthorized
 			if ca == trusted {
 				want = http.StatusOK
