@@ -270,7 +270,7 @@ func (x *recipe) proofs() []evidence {
 			add("A challenge of Intune’s", "Intune gives it to each device. There is nothing to type.")
 		}
 		if s.MTLSFile != "" {
-			add("A certificate it was made with, over SCEP", "Of somebody in %s, at the address with scep-mtls. The challenge is needed all the same.", s.MTLSFile)
+			add("A certificate it was made with, besides the challenge", "Of somebody in %s, at the address with scep-mtls.", s.MTLSFile)
 		}
 	}
 	if e := x.est; e != nil {

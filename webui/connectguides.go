@@ -396,7 +396,7 @@ func (x *recipe) intune() guide {
 		fields = append(fields, guideField{"SCEP server URL for Windows 10", legacy, true})
 	}
 	g.Steps = []guideStep{
-		{Title: "Trusted certificate", Text: "Upload the CA certificates of this page, one profile for each."},
+		{Title: "Trusted certificate", Text: "Upload the CA certificate, and those above it one profile for each. They are below, under CA certificate."},
 		{Title: "SCEP certificate", Text: "Choose the platform Windows 10 and later, and fill in:", Fields: fields},
 	}
 	return g

@@ -1,6 +1,7 @@
 package webui
 
 import (
+	"net/http"
 	"slices"
 
 	"signet.internal/appliance/audit"
@@ -16,8 +17,9 @@ type chip struct {
 
 // enrollmentLog is one page of the records of a protocol's enrollments, newest first.
 type enrollmentLog struct {
-	Path    string // of the page it is on
-	Show    string // the chip that is chosen
+	Path    string       // of the page it is on
+	Refused audit.Action // of requests that were refused before they got this far
+	Show    string       // the chip that is chosen
 	Chips   []chip
 	Entries []audit.Record
 	Newer   bool   // this is not the first page
@@ -30,13 +32,17 @@ const (
 	logScanned = 4000
 )
 
-// enrollmentLog reads a page of the records that the chip called show lists, the first chip's where there
-// is none of that name.
-func (c *console) enrollmentLog(path, show string, before uint64, chips []chip) (*enrollmentLog, error) {
+// enrollmentLog reads the page of records that the address asks for: those that the chip in show lists, the
+// first chip's where there is none of that name, below the index in before.
+func (c *console) enrollmentLog(r *http.Request, path string, refused audit.Action, chips []chip) (*enrollmentLog, error) {
+	before, err := queryUint(r, "before", 0, 0, 1<<63)
+	if err != nil {
+		return nil, err
+	}
+	show := r.URL.Query().Get("show")
 	chosen := max(0, slices.IndexFunc(chips, func(c chip) bool { return c.Key == show }))
 	chips[chosen].Current = true
-	out := &enrollmentLog{Path: path, Show: chips[chosen].Key, Chips: chips, Newer: before != 0}
-	var err error
+	out := &enrollmentLog{Path: path, Refused: refused, Show: chips[chosen].Key, Chips: chips, Newer: before != 0}
 	out.Entries, out.Older, err = c.scanLog(before, logPage, func(r audit.Record) bool { return slices.Contains(chips[chosen].actions, r.Action) })
 	return out, err
 }

@@ -154,11 +154,8 @@ func (c *console) estView(r *http.Request, who principal) (*estView, error) {
 		return v, nil
 	}
 	if v.Tab == tabActivity {
-		before, err := queryUint(r, "before", 0, 0, 1<<63)
-		if err != nil {
-			return nil, err
-		}
-		v.Log, err = c.enrollmentLog("/est", r.URL.Query().Get("show"), before, estChips())
+		var err error
+		v.Log, err = c.enrollmentLog(r, "/est", audit.ESTRefused, estChips())
 		return v, err
 	}
 	name := r.FormValue("profile")

@@ -100,11 +100,8 @@ func (c *console) scepView(r *http.Request, who principal) (*scepView, error) {
 		return v, nil
 	}
 	if v.Tab == tabActivity {
-		before, err := queryUint(r, "before", 0, 0, 1<<63)
-		if err != nil {
-			return nil, err
-		}
-		v.Log, err = c.enrollmentLog("/scep", r.URL.Query().Get("show"), before, scepChips())
+		var err error
+		v.Log, err = c.enrollmentLog(r, "/scep", audit.SCEPRefused, scepChips())
 		return v, err
 	}
 	served := map[string]bool{}

@@ -70,7 +70,7 @@ func TestIntuneTab(t *testing.T) {
 	for _, path := range []string{"/scep?tab=intune", "/scep/intune", "/scep/intune?tab=intune"} {
 		page := box.get(path, admin)
 		page.says(t, 200, `href="/scep?tab=intune" aria-current="page"`, `id="intune-intune"`, "CN=Demo Devices CA RA", "trust/connector.pem", "signet-demo",
-			"1 hour, clocks may differ by 60 seconds", "3 certificates in 24 hours", "No challenge of Intune")
+			"60 minutes, clocks may differ by 60 seconds", "3 certificates in 24 hours", "No challenge of Intune")
 		for _, label := range challenge.Labels() {
 			page.says(t, 200, fmt.Sprintf("<code>%s</code>", label))
 		}
@@ -200,7 +200,7 @@ func TestSCEPPageOfStrangeNames(t *testing.T) {
 	admin := bearer(box.claimAs(administrator, administrator))
 	for _, tab := range []string{"profiles", "intune"} {
 		page := box.get("/scep?tab="+tab, admin)
-		page.says(t, 200, "&lt;script&gt;")
+		page.says(t, 200, `CN=\&lt;script\&gt;`)
 		page.saysNot(t, "<script>alert", "\u202e", "<b>")
 	}
 }
