@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"sync"
 	"testing"
 	"time"
 
@@ -33,6 +34,8 @@ func TestBurstWaitsItsTurn(t *testing.T) {
 		json.NewEncoder(w).Encode(map[string]bool{"allow": true})
 	}))
 	defer hook.Close()
+	release := sync.OnceFunc(func() { close(answer) })
+	defer release()
 	hooked := cheap(demo(t, "profiles/corp.yaml", "default: true", "default: false", "name: corp", "name: hooked"), "corp-demo-password") +
 		"\ncompliance: {url: \"" + hook.URL + "/\", roots: trust/compliance.pem, timeout: 10s}\n"
 	s := startSite(t, variant(t, map[string]string{
@@ -84,12 +87,12 @@ func TestBurstWaitsItsTurn(t *testing.T) {
 	start("late.example.com")
 	select {
 	case status := <-statuses:
-		t.Errorf("one more was answered %s at once", status)
+		t.Fatalf("one more was answered %s at once", status)
 	case <-asked:
-		t.Error("one more was worked on at the same time")
+		t.Fatal("one more was worked on at the same time")
 	case <-time.After(500 * time.Millisecond): // sending it away would take no longer
 	}
-	close(answer)
+	release()
 	for range all + 1 {
 		if status := <-statuses; status != "200 <nil>" {
 			t.Errorf("answered %s", status)
