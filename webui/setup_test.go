@@ -18,7 +18,7 @@ func TestSetup(t *testing.T) {
 	})
 	admin := bearer(box.claimAs(administrator, administrator))
 	page := box.get("/setup", admin)
-	page.says(t, 200, `href="/authorities/devices"`, "The device enrolls with", `href="/setup?profile=modern"`, `name="make" value="challenge"`, `href="/connect/corp"`, "Waiting for the first device of corp", `id="arrivals" data-live`)
+	page.says(t, 200, `href="/authorities/devices"`, "The device enrolls with", `href="/setup?profile=modern"`, `name="make" value="challenge"`, `href="/connect/corp"`, "Waiting for the first device of corp", `id="arrivals" data-live=`)
 	page.saysNot(t, "demo-challenge", "refused", `target="_blank"`)
 	if n := strings.Count(string(page.body), "is-done"); n != 2 {
 		t.Errorf("%d steps are ticked, want the authority and the profile", n)

@@ -21,7 +21,7 @@ func TestBrowserSite(t *testing.T) {
 	tb.open("setup", "/setup", "#arrivals")
 	tb.open("authorities", "/authorities", "#authority-list")
 	tb.step("authorities-rotate", chromedp.Click(chromedp.CSS(`a[href="/authorities?do=rotate"]`)), chromedp.WaitVisible(chromedp.CSS("dialog[open]")))
-	tb.open("authority-waits", "/authorities/plant", ".steps")
+	tb.open("authority-waits", "/authorities/plant", ".walk")
 	file := filepath.Join(t.TempDir(), "plant.pem")
 	if err := os.WriteFile(file, []byte("not a certificate"), 0o600); err != nil {
 		t.Fatal(err)
@@ -46,7 +46,7 @@ func TestBrowserSite(t *testing.T) {
 	tb.step("profile-is-off", chromedp.SendKeys(chromedp.CSS("#reason"), "a stolen laptop"), chromedp.Submit(chromedp.CSS("#reason")), chromedp.WaitVisible(chromedp.CSS(".card.off")))
 	tb.step("profile-challenge", chromedp.Click(chromedp.CSS(`a[href$="do=challenge"]`)), chromedp.WaitVisible(chromedp.CSS("dialog[open]")))
 	tb.step("profile-hash-wrong", chromedp.Click(chromedp.CSS("dialog summary")), chromedp.SendKeys(chromedp.CSS("#hash"), "plain"), chromedp.Submit(chromedp.CSS("#hash")), chromedp.WaitVisible(chromedp.CSS("#challenge-problem")))
-	tb.step("profile-challenge-made", chromedp.Click(chromedp.CSS(`dialog input[name=generate] ~ .choices .danger`)), chromedp.WaitVisible(chromedp.CSS(".made")))
+	tb.step("profile-challenge-made", chromedp.Click(chromedp.CSS(`dialog input[name=generate] ~ .choices .danger`)), chromedp.WaitVisible(chromedp.CSS(".new-secret")))
 	tb.open("profile-bundle", "/profiles/corp?do=bundle&of=est", "dialog[open]")
 	tb.step("profile-bundle-wrong", chromedp.SendKeys(chromedp.CSS("#bundle-pem"), "nonsense"), chromedp.Submit(chromedp.CSS("#bundle-pem")), chromedp.WaitVisible(chromedp.CSS("#bundle-problem")))
 	tb.open("profile-back", "/profiles/corp?do=challenge-baked", "dialog[open]")
@@ -64,7 +64,11 @@ func TestBrowserSite(t *testing.T) {
 		t.Fatal(err)
 	}
 	box.request("gate.wait")
-	tb.step("setup-made", chromedp.Navigate(box.URL+"/setup?profile=iot"), chromedp.Click(chromedp.CSS(`input[value=challenge] ~ button`)), chromedp.WaitVisible(chromedp.CSS(".steps .copyable")))
+	tb.step("setup-made", chromedp.Navigate(box.URL+"/setup?profile=iot"), chromedp.Click(chromedp.CSS(`input[value=challenge] ~ button`)), chromedp.WaitVisible(chromedp.CSS(".walk .copyable")))
+	made := tb.text(".walk .copyable code")
 	box.request("cam-1.example.com")
-	tb.open("setup-arrived", "/setup?profile=iot", "#arrivals.is-done")
+	tb.step("setup-arrived", chromedp.WaitVisible(chromedp.CSS("#arrivals.is-done"))) // by itself
+	if got := tb.text(".walk .copyable code"); got != made || made == "" {
+		t.Errorf("after the device came the secret on the page is %q, before it was %q", got, made)
+	}
 }
