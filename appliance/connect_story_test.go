@@ -225,3 +225,69 @@ func (s *service) typedIntoCertmonger(t *testing.T, token string, ours func(t *t
 	}
 	ours(t, dir, cn+".crt", cn)
 }
+
+// TestTrustIsReloaded: an administrator has the box read a bundle of EST again. Whom it names is let in
+// from then on and nobody else; what cannot be used changes nothing.
+func TestTrustIsReloaded(t *testing.T) {
+	site := variant(t, nil)
+	s := startSite(t, site, tpmtest.Start(t), t.TempDir(), nil)
+	token := s.claim(t)
+	x := newShell(t, s, tlsRoot(t, s))
+	x.run(fmt.Sprintf(`signed() { request $1 $1.factory.test; openssl req -inform DER -in $1.der -out $1.csr; openssl x509 -req -in $1.csr -CA $2.crt -CAkey $2.key -days 1 -out $1.crt 2>/dev/null; }
+openssl req -x509 -newkey rsa:2048 -nodes -keyout other.key -subj "/CN=Another factory" -days 2 -out other.crt 2>/dev/null
+signed a %s; signed b other`, absolute(t, demoSite+"/demo-keys/bootstrap-ca")))
+	enrolls := func(when string, a, b bool) {
+		t.Helper()
+		for device, want := range map[string]bool{"a": a, "b": b} {
+			out, err := x.try(fmt.Sprintf("request m %[1]s.meter.example.com; openssl base64 -in m.der | post --cert %[1]s.crt --key %[1]s.key $EST/iot/simpleenroll", device))
+			if (err == nil) != want {
+				t.Errorf("%s: device %s: %v: %s", when, device, err, out)
+			}
+		}
+	}
+	reload := func(profile string, want int) {
+		t.Helper()
+		if got := s.api(t, "POST", "/api/v1/admin/est/reload-trust", token, map[string]string{"path_id": profile}, nil); got != want {
+			t.Errorf("reloading %s: HTTP %d, want %d", profile, got, want)
+		}
+	}
+	bundle := filepath.Join(site, "trust/bootstrap.pem")
+	enrolls("at first", true, false)
+	writeFile(t, bundle, readFile(t, filepath.Join(x.dir, "other.crt")))
+	enrolls("before it is read again", true, false)
+	reload("iot", 200)
+	enrolls("with another file", false, true)
+	writeFile(t, bundle, []byte("nothing of use"))
+	reload("iot", 500)
+	enrolls("with a bad file", false, true)
+	reload("corp", 409)
+	reload("nobody", 404)
+
+	var shown struct {
+		Profiles []struct {
+			Profile string `json:"path_id"`
+			Anchors []struct {
+				Subject string `json:"subject"`
+			} `json:"trust_anchors"`
+		}
+	}
+	s.api(t, "GET", "/api/v1/admin/est/profiles", token, nil, &shown)
+	found := false
+	for _, p := range shown.Profiles {
+		found = found || p.Profile == "iot" && len(p.Anchors) == 1 && p.Anchors[0].Subject == "CN=Another factory"
+	}
+	if !found {
+		t.Errorf("shown as %+v", shown)
+	}
+	var page auditPage
+	s.api(t, "GET", "/api/v1/audit?limit=500", token, nil, &page)
+	count := map[string]int{}
+	for _, r := range page.Records {
+		if r.Action == "trust_replaced" && r.Profile == "iot" && r.Actor != "box" {
+			count[r.Outcome]++
+		}
+	}
+	if count["success"] != 1 || count["refused"] != 1 {
+		t.Errorf("in the log: %v", count)
+	}
+}

@@ -38,6 +38,11 @@ func TestDevicesInBrowser(t *testing.T) {
 	tb.do("another tab", chromedp.Click(chromedp.CSS(`.tabs a[href="/scep?tab=activity"]`)), chromedp.WaitVisible(chromedp.CSS("#enrollments")))
 	tb.do("back", chromedp.NavigateBack(), chromedp.WaitVisible(chromedp.CSS("#intune-intune")))
 	tb.open("scep-activity", "/scep?tab=activity", "#enrollments")
+	box.append(audit.Record{Action: audit.SCEPPKCSReq, Protocol: "scep", Identity: "just-now", Outcome: audit.OutcomeSuccess})
+	tb.do("a device enrolls", chromedp.WaitVisible(chromedp.CSS("#enrollments tbody tr:nth-child(4)")))
+	if got := tb.text("#enrollments tbody tr:first-child"); !strings.Contains(got, "just-now") {
+		t.Errorf("the newest is %q", got)
+	}
 	tb.do("chip", chromedp.Click(chromedp.CSS(`.chips a[href$="show=renewal"]`)), chromedp.WaitVisible(chromedp.CSS(`.chips a[aria-current][href$="show=renewal"]`)))
 	if got := tb.text("#enrollments"); !strings.Contains(got, "printer-3f-west") || strings.Contains(got, "laptop-anna") {
 		t.Errorf("renewals are %q", got)
