@@ -291,3 +291,41 @@ signed a %s; signed b other`, absolute(t, demoSite+"/demo-keys/bootstrap-ca")))
 		t.Errorf("in the log: %v", count)
 	}
 }
+
+// TestConnectBelowAnotherAuthority: the commands and the configuration profile hold where the CA certificate
+// is not a root's.
+func TestConnectBelowAnotherAuthority(t *testing.T) {
+	site := variant(t, map[string]string{
+		"site.yaml": demo(t, "site.yaml", "authorities:\n", "authorities:\n"+
+			"  - {name: branch, mode: subordinate, subject: \"CN=Branch CA,O=Signet Demo\", key: {algorithm: rsa-2048, protection: resident}}\n"),
+		"profiles/branch.yaml": demo(t, "profiles/corp.yaml", "default: true", "default: false", "name: corp", "name: branch", "authority: devices", "authority: branch"),
+	})
+	s := startSite(t, site, tpmtest.Start(t), t.TempDir(), nil)
+	token := s.claim(t)
+	if page := s.page(t, token, "/connect/branch?for=strongswan", nil); !strings.Contains(page, "Not ready yet") {
+		t.Error("the page does not say that the authority waits for its certificate")
+	}
+	x := newShell(t, s, tlsRoot(t, s))
+	var asked struct {
+		CSR string `json:"csr"`
+	}
+	s.order(t, "GET", "/api/v1/authorities/branch/request", token, &asked)
+	writeFile(t, filepath.Join(x.dir, "branch.csr"), []byte(asked.CSR))
+	x.run(`openssl req -x509 -newkey rsa:2048 -nodes -keyout root.key -out root.pem -days 30 -subj "/CN=Offline root" -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign 2>/dev/null
+		printf 'basicConstraints=critical,CA:TRUE,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n' > ca.ext
+		openssl x509 -req -in branch.csr -CA root.pem -CAkey root.key -days 20 -extfile ca.ext -out branch.pem 2>/dev/null`)
+	if code, said := s.upload(t, "/api/v1/authorities/branch/chain", token, []byte(x.run("cat branch.pem root.pem"))); code != http.StatusOK {
+		t.Fatalf("the chain: HTTP %d %s", code, said)
+	}
+	const cn = "plc-9.example.com"
+	steps := commands(t, s.page(t, token, "/connect/branch?for=strongswan&cn="+cn, nil))
+	typed(t, x.dir, steps[0], "CHALLENGE='CHALLENGE'", "CHALLENGE='corp-demo-challenge'")
+	typed(t, x.dir, steps[1])
+	x.says("openssl verify -x509_strict -CAfile root.pem -untrusted branch.pem "+cn+".crt", ": OK")
+	file := s.page(t, token, "/connect/branch/mobileconfig?cn="+cn, nil)
+	for _, kind := range []string{"com.apple.security.pkcs1", "com.apple.security.root", "com.apple.security.scep"} {
+		if n := strings.Count(file, "<string>"+kind+"</string>"); n != 1 {
+			t.Errorf("%d payloads of %s", n, kind)
+		}
+	}
+}
