@@ -3,6 +3,7 @@ package webui
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,6 +38,8 @@ const (
 	maxCertificatePage = 100
 	// minSerialSearch is from how many hex digits on a search looks for a serial: fewer are likelier a name.
 	minSerialSearch = 6
+	// stateDue lists what should have been renewed.
+	stateDue = "due"
 )
 
 func certificatesRoute() route {
@@ -45,7 +48,7 @@ func certificatesRoute() route {
 		query: []parameter{
 			{"q", "beginning of a serial in hex, at least 6 digits, where any begins so; else beginning of an identity, in any case", map[string]any{"type": "string"}},
 			{"profile", "only of this profile", map[string]any{"type": "string"}},
-			{"state", "only in this state", map[string]any{"type": "string", "enum": []string{"all", "active", "revoked", "expired"}, "default": "all"}},
+			{"state", "only in this state; due: near the end of its time and not renewed, the first to end first (q then narrows each page)", map[string]any{"type": "string", "enum": []string{"all", "active", "due", "revoked", "expired"}, "default": "all"}},
 			{"after", "next of the page before, of the same search", map[string]any{"type": "string"}},
 			{"limit", "certificates at most", map[string]any{"type": "integer", "minimum": 1, "maximum": maxCertificatePage, "default": certificatePage}},
 		},
@@ -78,6 +81,9 @@ func (c *console) apiCertificates(w http.ResponseWriter, r *http.Request, _ prin
 // search lists by serial where text can be the beginning of one and any begins so, else by identity. A
 // place to go on at belongs to one of the two lists, and the engine refuses it for the other.
 func (c *console) search(text string, q enroll.Query) ([]enroll.CertInfo, string, error) {
+	if q.State == stateDue {
+		return c.searchDue(text, q)
+	}
 	serial := strings.ToLower(strings.ReplaceAll(text, ":", ""))
 	if len(serial) >= minSerialSearch && strings.Trim(serial, "0123456789abcdef") == "" {
 		bySerial := q
@@ -92,6 +98,17 @@ func (c *console) search(text string, q enroll.Query) ([]enroll.CertInfo, string
 	}
 	q.Identity = text
 	return c.cfg.Enroll.Certificates(q)
+}
+
+// searchDue lists what is due, and leaves out of each page what does not begin as text does.
+func (c *console) searchDue(text string, q enroll.Query) ([]enroll.CertInfo, string, error) {
+	found, next, err := c.cfg.Enroll.Due(q.Profile, q.After, q.Limit)
+	text = strings.ToLower(text)
+	serial := strings.ReplaceAll(text, ":", "")
+	found = slices.DeleteFunc(found, func(i enroll.CertInfo) bool {
+		return !strings.HasPrefix(strings.ToLower(i.Identity), text) && (len(serial) < minSerialSearch || !strings.HasPrefix(i.Serial, serial))
+	})
+	return found, next, err
 }
 
 func rowOf(info enroll.CertInfo, now time.Time) CertificateRow {

@@ -221,28 +221,6 @@ func (c *console) apiMetrics(w http.ResponseWriter, r *http.Request, _ principal
 	return nil
 }
 
-func (c *console) approveForm(w http.ResponseWriter, r *http.Request, who principal) error {
-	if err := readForm(w, r); err != nil {
-		return err
-	}
-	if err := c.approve(r, r.PathValue("id"), who); err != nil {
-		return err
-	}
-	http.Redirect(w, r, "/", http.StatusSeeOther)
-	return nil
-}
-
-func (c *console) denyForm(w http.ResponseWriter, r *http.Request, who principal) error {
-	if err := readForm(w, r); err != nil {
-		return err
-	}
-	if err := c.deny(r, r.PathValue("id"), r.PostForm.Get("reason"), who); err != nil {
-		return err
-	}
-	http.Redirect(w, r, "/", http.StatusSeeOther)
-	return nil
-}
-
 // IssuedCertificate is the body of GET /api/v1/certificates/{serial}.
 type IssuedCertificate struct {
 	Serial   string       `json:"serial"`
@@ -253,7 +231,7 @@ type IssuedCertificate struct {
 	Reason   string       `json:"reason,omitempty" doc:"of the revocation, by its name in RFC 5280 §5.3.1"`
 	Revoked  string       `json:"revoked_at,omitempty" doc:"RFC 3339"`
 	Renews   string       `json:"renews,omitempty" doc:"serial of the certificate it renewed"`
-	PEM      string       `json:"pem,omitempty"`
+	PEM      string       `json:"pem,omitempty" doc:"absent while it is withheld because Intune was not told yet"`
 	Details  *Certificate `json:"certificate,omitempty"`
 }
 
@@ -281,6 +259,10 @@ func (c *console) apiCertificate(w http.ResponseWriter, r *http.Request, _ princ
 		}
 		if out.Details, err = describe(cert); err != nil {
 			return err
+		}
+		if t.Withheld {
+			writeJSON(w, http.StatusOK, mediaJSON, out)
+			return nil
 		}
 		out.PEM = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: t.Certificate}))
 	}

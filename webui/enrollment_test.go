@@ -10,7 +10,6 @@ import (
 	"crypto/x509/pkix"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strings"
 	"testing"
@@ -90,59 +89,6 @@ func (b *testBox) request(cn string) *enroll.Result {
 		b.t.Fatal(err)
 	}
 	return result
-}
-
-// TestPendingPage: who sees what waits, and who may decide by the forms there.
-func TestPendingPage(t *testing.T) {
-	box := newBox(t)
-	op := bearer(box.claimAs(operator, operator))
-	box.get("/", op).saysNot(t, "Waiting for approval")
-	first, second, third := box.request("<b>door</b>.wait"), box.request("gate.wait"), box.request("hall.wait")
-	if !first.Pending || first.ID == "" {
-		t.Fatalf("%+v", first)
-	}
-	box.get("/", op).says(t, 200, "Waiting for approval", "&lt;b&gt;door&lt;/b&gt;.wait", "CN=gate.wait", "10.20.0.77",
-		`action="/pending/`+first.ID+`/approve"`, `action="/pending/`+second.ID+`/deny"`)
-	box.get("/").saysNot(t, "gate.wait")
-
-	var list PendingList
-	box.get("/api/v1/pending", op).decode(t, &list)
-	if len(list.Pending) != 3 || list.Pending[0].ID != first.ID || list.Pending[0].Profile != "iot" || list.Pending[0].Source != "10.20.0.77" {
-		t.Errorf("%+v", list)
-	}
-
-	if got := box.submit("/pending/"+first.ID+"/approve", url.Values{}, op); got.StatusCode != http.StatusSeeOther || got.Header.Get("Location") != "/" {
-		t.Errorf("approving: status %d: %s", got.StatusCode, got.body)
-	}
-	box.submit("/pending/"+first.ID+"/approve", url.Values{}, op).says(t, 409, "decided on before")
-	box.submit("/pending/"+second.ID+"/deny", url.Values{"reason": {" "}}, op).says(t, 422, "reason is empty")
-	if got := box.submit("/pending/"+second.ID+"/deny", url.Values{"reason": {"not ours"}}, op); got.StatusCode != http.StatusSeeOther {
-		t.Errorf("denying: status %d: %s", got.StatusCode, got.body)
-	}
-	box.submit("/pending/"+third.ID+"/approve", url.Values{}, op, header("Sec-Fetch-Site", "cross-site")).says(t, 403)
-	box.get("/", op).says(t, 200, "hall.wait")
-
-	found := map[audit.Action]string{}
-	for _, r := range box.records() {
-		if r.Actor == "alice" {
-			found[r.Action] = r.Identity + " " + r.Reason
-		}
-	}
-	if !strings.HasPrefix(found[audit.RequestApproved], "<b>door</b>.wait") || !strings.Contains(found[audit.RequestDenied], "not ours") {
-		t.Errorf("decisions in the log: %v", found)
-	}
-}
-
-// TestPendingForAuditors: they see what waits, and no form.
-func TestPendingForAuditors(t *testing.T) {
-	box := newBox(t)
-	held := box.request("gate.wait")
-	who := bearer(box.claimAs(auditor, auditor))
-	page := box.get("/", who)
-	page.says(t, 200, "gate.wait", "an operator decides")
-	page.saysNot(t, "/pending/"+held.ID)
-	box.submit("/pending/"+held.ID+"/approve", url.Values{}, who).says(t, 403)
-	box.post("/api/v1/pending/"+held.ID+"/approve", nil, who).checkProblem(t, 403, "role")
 }
 
 // TestCertificate: what became of a serial.

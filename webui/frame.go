@@ -142,6 +142,9 @@ var notices = map[string]string{
 	"tls-installed":         "New connections see the uploaded certificate.",
 	"tls-dropped":           "New connections see the box’s own certificate again.",
 	"approved":              "Approved. The device gets its certificate when it asks again.",
+	"revoked":               "Revoked. The next revocation list has it, and OCSP says so now.",
+	"held":                  "On hold. Whoever checks refuses it until it is released.",
+	"released":              "Released. It is good again.",
 	"denied":                "Denied. The device is told so when it asks again.",
 }
 

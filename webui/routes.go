@@ -102,7 +102,8 @@ func routeTable() []route {
 		}, (*console).apiMetrics},
 	}
 	return slices.Concat(routes, healthRoutes(), accountRoutes(), enrollmentRoutes(), authorityRoutes(), settingsRoutes(), authorityPageRoutes(), profileRoutes(), tlsRoutes(), setupRoutes(), auditRoutes(), []route{certificatesRoute(), jamfRoute()},
-		scepRoutes(), estRoutes(), connectRoutes())
+		scepRoutes(), estRoutes(), connectRoutes(),
+		explorerRoutes(), certificatePageRoutes(), pendingRoutes())
 }
 
 // enrollmentRoutes are what operators decide and administrators see of enrollment.

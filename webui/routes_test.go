@@ -17,7 +17,7 @@ import (
 
 // pathOf makes a request path of a pattern.
 func pathOf(rt route) string {
-	return strings.NewReplacer("{$}", "", "{file}", "console.css", "{id}", "0123456789abcdef", "{serial}", "2a",
+	return strings.NewReplacer("{$}", "", "{file}", "console.css", "{id}", "0123456789abcdef", "{serial}", "2a", "{index}", "0",
 		"authorities/{name}", "authorities/devices", "{name}", "corp", "{bundle}", "est", "{user}", "device", "{kind}", "compliance", "{profile}", "iot",
 		"{account}", "alice", "{token}", "0123456789abcdef", "{passkey}", "AAAA", "{session}", "0123456789abcdef").Replace(rt.pattern)
 }
@@ -200,6 +200,11 @@ func TestRouteRoles(t *testing.T) {
 		"GET /certsrv/mscep_admin":     "operator",
 		"GET /certsrv/mscep_admin/{$}": "operator",
 
+		"GET /audit": "auditor", "GET /audit/{index}": "auditor", "GET /audit/{index}/proof.json": "auditor",
+		"GET /certificates": "auditor", "GET /certificates/{serial}": "auditor",
+		"GET /certificates/{serial}/certificate.pem": "auditor", "GET /certificates/{serial}/certificate.der": "auditor", "GET /certificates/{serial}/chain.pem": "auditor",
+		"POST /certificates/{serial}/revoke": "operator", "POST /certificates/{serial}/hold": "operator", "POST /certificates/{serial}/release": "operator",
+		"GET /pending": "auditor", "GET /pending/{id}": "auditor",
 		"POST /pending/{id}/approve":                "operator",
 		"POST /pending/{id}/deny":                   "operator",
 		"GET /api/v1/pending":                       "auditor",

@@ -202,9 +202,7 @@ func (e *Engine) Due(profile, after string, limit int) (list []CertInfo, next st
 		return nil, "", fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	for _, t := range found {
-		if info := certInfo(t); !q.Now.Before(e.DueFrom(info)) {
-			list = append(list, info)
-		}
+		list = append(list, certInfo(t))
 	}
 	return list, next, nil
 }
@@ -212,7 +210,7 @@ func (e *Engine) Due(profile, after string, limit int) (list []CertInfo, next st
 // DueFrom is when the device of a certificate should have renewed it: in its profile's renewal window,
 // where the profile renews none in its last 30 days, but not before the last third of its life.
 func (e *Engine) DueFrom(c CertInfo) time.Time {
-	return c.NotAfter.Add(-min(e.dueWindow(c.Profile), c.NotAfter.Sub(c.Issued)/3))
+	return store.Transaction{Intent: store.Intent{NotAfter: c.NotAfter}, Decided: c.Issued}.DueFrom(e.dueWindow(c.Profile))
 }
 
 func (e *Engine) dueWindow(profile string) time.Duration {

@@ -265,9 +265,13 @@ func (d due) compare(o due) int {
 	return cmp.Or(cmp.Compare(d.end, o.end), strings.Compare(d.serial, o.serial))
 }
 
-// DueCertificates returns up to q.Limit certificates that end within their profile's window, are not over,
+// maxDueRead is how many certificates one call of DueCertificates reads.
+const maxDueRead = 20_000
+
+// DueCertificates returns up to q.Limit certificates that are due, see [Transaction.DueFrom], are not over,
 // revoked or renewed, and were handed out: the one that ends first at the beginning. next is where to go
-// on, "" at the end. It looks at every certificate's place in an index, and reads those that are due.
+// on, "" at the end; it may find fewer than there are, or none. It looks at every certificate's place in an
+// index, and reads a bounded number of those within their profile's window.
 func (s *Store) DueCertificates(q DueQuery) (found []Transaction, next string, err error) {
 	after, err := parseDue(q.After)
 	if err != nil {
@@ -278,21 +282,26 @@ func (s *Store) DueCertificates(q DueQuery) (found []Transaction, next string, e
 		return nil, "", fmt.Errorf("listing certificates that are due: %w", err)
 	}
 	slices.SortFunc(all, due.compare)
-	for _, d := range all {
+	for i, d := range all {
+		if len(found) == q.Limit || i == maxDueRead {
+			return found, next, nil
+		}
+		next = hex.EncodeToString(append(binary.BigEndian.AppendUint64(nil, d.end), d.serial...))
 		t, err := s.Transaction(d.serial)
 		if err != nil {
 			return nil, "", fmt.Errorf("listing certificates that are due: %w", err)
 		}
-		if t.State != Issued || t.Revoked() || t.SupersededBy != "" || t.Withheld {
-			continue
+		if t.State == Issued && !t.Revoked() && t.SupersededBy == "" && !t.Withheld && !q.Now.Before(t.DueFrom(q.Windows[t.Profile])) {
+			found = append(found, t)
 		}
-		if len(found) == q.Limit {
-			return found, next, nil
-		}
-		found = append(found, t)
-		next = hex.EncodeToString(append(binary.BigEndian.AppendUint64(nil, d.end), d.serial...))
 	}
 	return found, "", nil
+}
+
+// DueFrom is when a certificate should have been renewed, where its profile says how long before its end:
+// not before the last third of its life.
+func (t Transaction) DueFrom(window time.Duration) time.Time {
+	return t.NotAfter.Add(-min(window, t.NotAfter.Sub(t.Decided)/3))
 }
 
 // parseDue reads what DueCertificates returned as next.
