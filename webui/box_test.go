@@ -170,7 +170,7 @@ func TestSettings(t *testing.T) {
 	}
 	var list ProfileList
 	box.get("/api/v1/profiles", admin).decode(t, &list)
-	if len(list.Profiles) != 2 || list.Profiles[0].Name != "corp" || list.Profiles[0].NotBaked || !list.Profiles[0].Intune || list.Profiles[1].Challenge != nil {
+	if len(list.Profiles) != len(demoSite().Profiles) || list.Profiles[0].Name != "corp" || list.Profiles[0].NotBaked || !list.Profiles[0].Intune || list.Profiles[1].Challenge != nil {
 		t.Errorf("%+v", list)
 	}
 
