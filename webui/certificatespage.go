@@ -46,10 +46,30 @@ type certificatesView struct {
 	Now      time.Time
 	Profiles []string
 	States   []certificateState
-	Rows     []CertificateRow
+	Rows     []certificateLine
 	After    string // next page; "" on the last
 	Later    bool   // this is not the first page
 	Wrong    *Problem
+}
+
+// certificateLine is a certificate in the list, and what is left of it.
+type certificateLine struct {
+	CertificateRow
+	Left expiry
+}
+
+// lifeOf says what is left of a certificate, by its own life: a device that renews in time is well.
+func lifeOf(info enroll.CertInfo, due, now time.Time) expiry {
+	left := info.NotAfter.Sub(now)
+	switch {
+	case left <= 0:
+		return expiry{"plain", "ended " + span(-left) + " ago"}
+	case now.Before(due):
+		return expiry{"good", span(left) + " left"}
+	case left < info.NotAfter.Sub(info.Issued)/10:
+		return expiry{"bad", span(left) + " left"}
+	}
+	return expiry{"warn", span(left) + " left"}
 }
 
 // certificateState is a filter of the list.
@@ -101,7 +121,7 @@ func (c *console) certificatesPage(w http.ResponseWriter, r *http.Request, who p
 	}
 	v.After = next
 	for _, info := range found {
-		v.Rows = append(v.Rows, rowOf(info, v.Now))
+		v.Rows = append(v.Rows, certificateLine{rowOf(info, v.Now), lifeOf(info, c.cfg.Enroll.DueFrom(info), v.Now)})
 	}
 	return c.page(w, "certificates", v)
 }
@@ -120,6 +140,7 @@ type certificateView struct {
 	Row       CertificateRow
 	Now       time.Time
 	DueFrom   time.Time
+	Left      expiry
 	Details   *Certificate // nil: there is none
 	SHA1      string
 	Subject   []named
@@ -181,7 +202,7 @@ func (c *console) certificateView(r *http.Request, who principal) (*certificateV
 	}
 	v := &certificateView{frame: c.frame(r, who, "/certificates", "Certificate "+t.Serial), Now: c.cfg.Now(), Begun: t.Begun, State: t.State,
 		Withheld: t.Withheld, Request: t.Held, Reasons: reasonChoices(), DueFrom: c.cfg.Enroll.DueFrom(info)}
-	v.Row = rowOf(info, v.Now)
+	v.Row, v.Left = rowOf(info, v.Now), lifeOf(info, v.DueFrom, v.Now)
 	if len(t.Certificate) > 0 {
 		cert, err := x509.ParseCertificate(t.Certificate)
 		if err != nil {

@@ -162,11 +162,9 @@ func contentsWords(cert *x509.Certificate) []named {
 			add("Must-staple", "A server that has it must show a fresh OCSP response with it.", "yes")
 			isWritten[e.Id.String()] = true
 		case "2.5.29.19":
-			says := "no authority"
 			if cert.IsCA {
-				says = "an authority"
+				add("It is", "", "an authority: it may sign other certificates")
 			}
-			add("It is", "", says)
 			isWritten[e.Id.String()] = true
 		}
 	}

@@ -30,6 +30,14 @@ type entry struct{ audit.Record }
 // Name is the action in words.
 func (e entry) Name() string { return wordsOf(e.Action).Name }
 
+// ShortSerial is the beginning of the serial, enough to tell it from others and to search for.
+func (e entry) ShortSerial() string {
+	if len(e.Serial) <= 20 {
+		return e.Serial
+	}
+	return e.Serial[:16] + "…"
+}
+
 // Person is the user who did it, "" for devices and the box.
 func (e entry) Person() string {
 	if e.Actor == audit.ActorDevice || e.Actor == audit.ActorBox {

@@ -30,7 +30,14 @@ type pendingView struct {
 }
 
 // Waited is how long a request waits, in words.
-func (v *pendingView) Waited(r PendingRequest) string { return span(v.Now.Sub(r.Since)) }
+func (v *pendingView) Waited(r PendingRequest) string { return waited(v.Now.Sub(r.Since)) }
+
+func waited(d time.Duration) string {
+	if d < time.Minute {
+		return "less than a minute"
+	}
+	return span(d)
+}
 
 func (c *console) pendingPage(w http.ResponseWriter, r *http.Request, who principal) error {
 	list, err := c.pending()
@@ -76,7 +83,7 @@ type askedExtension struct {
 func (v *requestView) IsWaiting() bool { return v.Decision == "" }
 
 // Waited is how long it waits, Left how long it still does before it counts as denied.
-func (v *requestView) Waited() string { return span(v.Now.Sub(v.Since)) }
+func (v *requestView) Waited() string { return waited(v.Now.Sub(v.Since)) }
 func (v *requestView) Left() string   { return span(v.Until.Sub(v.Now)) }
 
 // Kind is what the device asks for.

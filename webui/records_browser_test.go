@@ -21,7 +21,9 @@ func TestBrowserRecords(t *testing.T) {
 	tb := newTab(t, box)
 	tb.enter("alice")
 	click := func(selector string) chromedp.Action[chromedp.Void] { return chromedp.Click(chromedp.CSS(selector)) }
-	visible := func(selector string) chromedp.Action[chromedp.Void] { return chromedp.WaitVisible(chromedp.CSS(selector)) }
+	visible := func(selector string) chromedp.Action[chromedp.Void] {
+		return chromedp.WaitVisible(chromedp.CSS(selector))
+	}
 
 	tb.open("approvals", "/pending", ".rows")
 	tb.step("request", click(".rows a.name"), visible(".decision"))
