@@ -236,8 +236,8 @@ func (e *Engine) issuerCRL(ctx context.Context, issuer *pki.Issuer) (CRL, error)
 func (e *Engine) signCRL(c *crl, issuer *pki.Issuer, now time.Time) error {
 	c.stale.Store(false) // before reading: what is revoked from here on makes it stale again
 	id := issuer.ID()
-	last, err := e.store.LastCRL(id)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	number, err := e.store.NextCRL(id)
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	revoked, err := e.store.Revoked(id)
@@ -249,7 +249,7 @@ func (e *Engine) signCRL(c *crl, issuer *pki.Issuer, now time.Time) error {
 		validity = e.crlValidity(issuer)
 	}
 	thisUpdate := now.UTC().Truncate(time.Second)
-	list := pki.CRL{Number: last.Number + 1, ThisUpdate: thisUpdate, NextUpdate: thisUpdate.Add(validity)}
+	list := pki.CRL{Number: number, ThisUpdate: thisUpdate, NextUpdate: thisUpdate.Add(validity)}
 	for _, r := range revoked {
 		list.Revoked = append(list.Revoked, pki.RevokedSerial{Serial: r.Serial, At: r.At, Reason: r.Reason})
 	}

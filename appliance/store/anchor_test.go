@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"testing"
 	"time"
@@ -62,8 +63,8 @@ func TestAnchor(t *testing.T) {
 	}
 	wantIs(t, "confirming the one before", s.ConfirmAnchor(7), ErrConflict)
 
-	must(t, s.ResetAnchor(40, record(audit.BoxRollbackAcknowledged, audit.OutcomeSuccess, "")))
-	if diff := cmp.Diff(AnchorState{Confirmed: 40, Intended: 40}, mustAnchor(t, s)); diff != "" {
+	must(t, s.AcknowledgeAnchor(40, record(audit.BoxRollbackAcknowledged, audit.OutcomeSuccess, "")))
+	if diff := cmp.Diff(AnchorState{Confirmed: 40, Intended: 40, Lists: 40 << 20}, mustAnchor(t, s)); diff != "" {
 		t.Error(diff)
 	}
 	records, err := s.Records(0, 1)
@@ -192,4 +193,83 @@ func TestCheckpointsSayTheAnchor(t *testing.T) {
 	must(t, s.ResetAnchor(4, record(audit.BoxRollbackAcknowledged, audit.OutcomeSuccess, "")))
 	sign()
 	wantIs(t, "verifying a log whose counter fell", verifyLog(t, s, l), audit.ErrRolledBack)
+}
+
+// What an older state is found to lack is recorded once, whatever its log gets while the box stands still, and
+// once acknowledged is said of the next time alone.
+func TestOlderState(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs)
+	_, err := s.Older()
+	wantIs(t, "a state that was never older", err, ErrNotFound)
+	must(t, s.Append(record(audit.BoxStarted, audit.OutcomeSuccess, "")))
+	want := Older{Records: 1, Until: epoch, Found: epoch.Add(time.Hour)}
+	check := func(what string, got Older, err error) {
+		t.Helper()
+		must(t, err)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: %s", what, diff)
+		}
+	}
+	got, err := s.FoundOlder(want.Found)
+	check("found", got, err)
+	must(t, s.Append(record(audit.BoxRollbackFound, audit.OutcomeRefused, "")))
+	closeStore(t, s)
+	s = open(t, fs)
+	got, err = s.FoundOlder(want.Found.Add(time.Hour))
+	check("found again", got, err)
+
+	acknowledged := record(audit.BoxRollbackAcknowledged, audit.OutcomeSuccess, "")
+	must(t, s.AcknowledgeAnchor(9, acknowledged))
+	want.Acknowledged = acknowledged.Time
+	got, err = s.Older()
+	check("acknowledged", got, err)
+	want = Older{Records: 3, Until: epoch, Found: epoch.Add(2 * time.Hour)}
+	got, err = s.FoundOlder(want.Found)
+	check("another older state", got, err)
+	closeStore(t, s)
+}
+
+// The numbers of revocation lists never fall, whichever older state takes the place of the one that signed
+// them, and for issuers that it does not know.
+func TestCRLNumbersOfAnOlderState(t *testing.T) {
+	issuer, later := sha256.Sum256([]byte("issuer")), sha256.Sum256([]byte("made later"))
+	acknowledged := record(audit.BoxRollbackAcknowledged, audit.OutcomeSuccess, "")
+	highest := map[[sha256.Size]byte]uint64{}
+	sign := func(s *Store, issuer [sha256.Size]byte, times int) {
+		t.Helper()
+		for range times {
+			n, err := s.NextCRL(issuer)
+			must(t, err)
+			if n <= highest[issuer] {
+				t.Errorf("number %d after %d", n, highest[issuer])
+			}
+			highest[issuer] = n
+			must(t, s.StoreCRL(issuer, CRL{Number: n, ThisUpdate: epoch}, nil, record(audit.CRLSigned, audit.OutcomeSuccess, "")))
+		}
+	}
+	older := func() *Store {
+		s := open(t, vfs.NewMem())
+		must(t, s.ResetAnchor(7, record(audit.BoxAnchored, audit.OutcomeSuccess, "")))
+		return s
+	}
+	s := older()
+	sign(s, issuer, 20)
+	sign(s, later, 5)
+	closeStore(t, s)
+	for counter := uint64(8); counter < 11; counter++ { // each time from the same copy, in which nothing was signed
+		s := older()
+		must(t, s.AcknowledgeAnchor(counter, acknowledged))
+		sign(s, issuer, 3)
+		sign(s, later, 2)
+		must(t, s.IntendAnchor(counter+1))
+		must(t, s.ConfirmAnchor(counter+1))
+		sign(s, issuer, 2)
+		closeStore(t, s)
+	}
+	s = older()
+	must(t, s.AcknowledgeAnchor(11, acknowledged))
+	must(t, s.AcknowledgeAnchor(3, acknowledged)) // a TPM that was replaced
+	sign(s, issuer, 1)
+	closeStore(t, s)
 }

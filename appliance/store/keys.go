@@ -18,6 +18,7 @@ import (
 //	m floor              clock floor: Unix milliseconds, 8 bytes big-endian
 //	m identity           the box's own certificates: valueVersion, JSON
 //	m anchor             where the state-rollback counter stands and goes: valueVersion, JSON
+//	m older              that this was found to be an older state: valueVersion, JSON
 //	m removed            which of the audit log's first records are gone: valueVersion, JSON
 //	m cursor             how far the audit log was delivered elsewhere: valueVersion, JSON
 //	a <index, 8 bytes>   audit record: valueVersion, leaf hash (32 bytes), leaf
@@ -77,6 +78,7 @@ var (
 	keyFloor    = []byte("mfloor")
 	keyIdentity = []byte("midentity")
 	keyAnchor   = []byte("manchor")
+	keyOlder    = []byte("molder")
 	keyRemoved  = []byte("mremoved")
 	keyCursor   = []byte("mcursor")
 )

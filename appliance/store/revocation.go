@@ -134,37 +134,46 @@ func (s *Store) Revoked(issuer [sha256.Size]byte) ([]Revocation, error) {
 	return all, nil
 }
 
-// LastCRL returns the issuer's newest recorded CRL, or ErrNotFound.
-func (s *Store) LastCRL(issuer [sha256.Size]byte) (CRL, error) {
-	var crl CRL
-	err := s.read(func(db *pebble.DB) error {
-		b, err := s.get(db, hashKey(prefixCRL, issuer))
-		if err != nil {
-			return err
-		}
-		return decode(b, &crl)
+// NextCRL returns the number of the issuer's next CRL: one above the last, or above all that a newer state
+// can have signed whose place this one took.
+func (s *Store) NextCRL(issuer [sha256.Size]byte) (number uint64, err error) {
+	err = s.read(func(db *pebble.DB) (err error) {
+		number, err = nextCRL(func(k []byte) ([]byte, error) { return s.get(db, k) }, issuer)
+		return err
 	})
 	if err != nil {
-		return CRL{}, fmt.Errorf("reading CRL number: %w", err)
+		return 0, fmt.Errorf("reading CRL number: %w", err)
 	}
-	return crl, nil
+	return number, nil
+}
+
+func nextCRL(get func([]byte) ([]byte, error), issuer [sha256.Size]byte) (uint64, error) {
+	var last CRL
+	b, err := get(hashKey(prefixCRL, issuer))
+	if err == nil {
+		err = decode(b, &last)
+	}
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return 0, err
+	}
+	a, err := readAnchor(get)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return 0, err
+	}
+	return max(last.Number, a.Lists) + 1, nil
 }
 
 // StoreCRL records that an issuer's next CRL is signed; only then may it be handed out. Its number
-// has to follow the last one's, else ErrConflict. listed are the serials on it: those whose
+// has to be that of NextCRL, else ErrConflict. listed are the serials on it: those whose
 // certificate had ended before it was made are not kept for another (RFC 5280 §3.3 wants a revoked
 // certificate on one CRL past its end).
 func (s *Store) StoreCRL(issuer [sha256.Size]byte, crl CRL, listed []Revocation, rec audit.Record) error {
 	err := s.do(false, func(c *change) error {
-		var last CRL
-		b, err := c.get(hashKey(prefixCRL, issuer))
-		if err == nil {
-			err = decode(b, &last)
-		}
-		if err != nil && !errors.Is(err, ErrNotFound) {
+		next, err := nextCRL(c.get, issuer)
+		if err != nil {
 			return err
 		}
-		if crl.Number != last.Number+1 {
+		if crl.Number != next {
 			return ErrConflict
 		}
 		for _, r := range listed {
