@@ -167,7 +167,8 @@ func benchConsole(b *testing.B) (*console, *store.Store) {
 		Audit:  signer, Enroll: engine, SCEP: func() []SCEPProfile { return nil }, Box: newBenchBox(), Metrics: http.NotFoundHandler(),
 		Machine: func() Machine { return Machine{} }, History: func() (History, error) { return History{}, nil },
 		Mint:        func(Mint) (string, time.Time, error) { return "", time.Time{}, ErrNoProfile },
-		ReloadTrust: func(string, string) (string, error) { return "", ErrNoProfile },
+		EST:         func() []ESTProfile { return nil },
+		ReloadTrust: func(string, string) (string, error) { return "", ErrNoProfile }, ReloadESTTrust: func(string, string) (string, error) { return "", ErrNoProfile },
 	})
 	must(err)
 	return c, st

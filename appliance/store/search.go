@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -142,7 +143,7 @@ func (s *Store) firstSince(t time.Time, from, to uint64) (uint64, error) {
 
 // sift adds to a page what is wanted of the records before to, newest first, down to from or until the
 // page is full. It returns the index of the last one that it looked at.
-func (s *Store) sift(page *RecordPage, wanted sieve, from, to uint64, limit int) (at uint64, err error) {
+func (s *Store) sift(page *RecordPage, wanted *sieve, from, to uint64, limit int) (at uint64, err error) {
 	at = from
 	err = s.read(func(db *pebble.DB) (err error) {
 		it, err := db.NewIter(&pebble.IterOptions{LowerBound: auditKey(from), UpperBound: auditKey(to)})
@@ -186,10 +187,12 @@ type sieve struct {
 	all  [][]byte // of the leaf; every one has to be there
 	any  [][]byte // one of them has to be, unless there are none
 	part []byte   // of the leaf in lower case
+
+	lower []byte // the leaf looked at in lower case, written over by the next
 }
 
-func newSieve(q RecordQuery) sieve {
-	s := sieve{q: q, text: strings.ToLower(strings.ToValidUTF8(q.Text, "\ufffd"))}
+func newSieve(q RecordQuery) *sieve {
+	s := &sieve{q: q, text: strings.ToLower(strings.ToValidUTF8(q.Text, "\ufffd"))}
 	member := func(name, value string) []byte { return fmt.Appendf(nil, `"%s":"%s"`, name, inJSON(value)) }
 	for _, f := range []struct{ name, value string }{{"outcome", string(q.Outcome)}, {"profile", q.Profile}, {"protocol", q.Protocol}} {
 		if f.value != "" {
@@ -218,7 +221,7 @@ func inJSON(text string) []byte {
 }
 
 // mayPass is false for what is certainly not wanted.
-func (s sieve) mayPass(value []byte) bool {
+func (s *sieve) mayPass(value []byte) bool {
 	leaf := value[min(len(value), 33):]
 	in := func(part []byte) bool { return bytes.Contains(leaf, part) }
 	for _, part := range s.all {
@@ -229,10 +232,24 @@ func (s sieve) mayPass(value []byte) bool {
 	if len(s.any) > 0 && !slices.ContainsFunc(s.any, in) {
 		return false
 	}
-	return len(s.part) == 0 || bytes.Contains(bytes.ToLower(leaf), s.part)
+	return len(s.part) == 0 || bytes.Contains(s.toLower(leaf), s.part)
 }
 
-func (s sieve) passes(r audit.Record) bool {
+// toLower is bytes.ToLower that makes no copy of most leaves.
+func (s *sieve) toLower(leaf []byte) []byte {
+	s.lower = append(s.lower[:0], leaf...)
+	for i, c := range s.lower {
+		switch {
+		case c >= utf8.RuneSelf:
+			return bytes.ToLower(leaf)
+		case 'A' <= c && c <= 'Z':
+			s.lower[i] = c + 'a' - 'A'
+		}
+	}
+	return s.lower
+}
+
+func (s *sieve) passes(r audit.Record) bool {
 	q := s.q
 	is := func(asked, has string) bool { return asked == "" || asked == has }
 	if !is(string(q.Outcome), string(r.Outcome)) || !is(q.Profile, r.Profile) || !is(q.Protocol, r.Protocol) ||
