@@ -158,7 +158,7 @@ func (c *console) estView(r *http.Request, who principal) (*estView, error) {
 		v.Log, err = c.enrollmentLog(r, "/est", audit.ESTRefused, estChips())
 		return v, err
 	}
-	name := r.FormValue("profile")
+	name := fieldOf(r, "profile")
 	for _, p := range c.cfg.EST() {
 		card := estCard{Users: p.Users, TrustChanged: p.Trust != nil && p.Trust.Replaced != nil}
 		var err error

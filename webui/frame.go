@@ -2,6 +2,7 @@ package webui
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"mime"
@@ -224,6 +225,12 @@ func readForm(w http.ResponseWriter, r *http.Request) error {
 		return unreadable(err)
 	}
 	return nil
+}
+
+// fieldOf is an input of a form that readForm or readOrder read, or else of the address. It reads no body by
+// itself, as [http.Request.FormValue] does: of 32 MiB in memory and any size on the disk, of anybody's GET too.
+func fieldOf(r *http.Request, name string) string {
+	return cmp.Or(r.PostForm.Get(name), r.URL.Query().Get(name))
 }
 
 // refusalPage says to a person what problem details say to a program.

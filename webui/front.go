@@ -38,7 +38,7 @@ func (c *console) frontView(r *http.Request, who principal) (frontView, error) {
 	if err != nil {
 		return frontView{}, err
 	}
-	v := frontView{frame: c.frame(r, who, "", s.Name), Claimed: s.Claimed, Box: s.Kind == handover.KindBox, Host: s.PublicHost, Next: localPath(r.FormValue("next"))}
+	v := frontView{frame: c.frame(r, who, "", s.Name), Claimed: s.Claimed, Box: s.Kind == handover.KindBox, Host: s.PublicHost, Next: localPath(fieldOf(r, "next"))}
 	_, _, err = c.passkeyHost(r)
 	v.Passkeys = err == nil
 	v.Tone, v.Summary = summary(s)

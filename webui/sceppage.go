@@ -120,7 +120,7 @@ func (c *console) scepView(r *http.Request, who principal) (*scepView, error) {
 	if v.Tab != tabIntune {
 		return v, nil
 	}
-	name := r.FormValue("profile")
+	name := fieldOf(r, "profile")
 	for i := range v.Profiles {
 		if p := &v.Profiles[i]; p.Intune != nil && p.PathID == name {
 			v.Reload = p

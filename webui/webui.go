@@ -225,6 +225,7 @@ func (c *console) observed(next http.Handler) http.Handler {
 		securityHeaders(w.Header())
 		id := rand.Text()[:12]
 		w.Header().Set("X-Request-Id", id)
+		r.Body = http.MaxBytesReader(w, r.Body, maxUpload) // whatever reads it: no route takes more
 		logged := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		start := time.Now()
 		next.ServeHTTP(logged, r)
