@@ -39,11 +39,16 @@ type anchor struct {
 	record func(audit.Action) audit.Record
 
 	rollback atomic.Pointer[webui.Rollback] // nil: the disk is the newest
+	older    atomic.Pointer[store.Older]    // what of an older disk is recorded, acknowledged or not; nil: none was ever put back
 	failure  atomic.Pointer[string]         // why the counter could not be moved the last time; nil: it could
 
 	mu  sync.Mutex // held while the counter is looked at and moved
 	due time.Time  // by the monotonic clock: the counter is not asked for before
 }
+
+// olderMention is how long the console says that an older disk was acknowledged, as long as records are kept at
+// least: what was lost has to be made good by people.
+const olderMention = store.MinRetention
 
 // anchorRetry is how soon a counter that could not be moved is tried again at the earliest.
 const anchorRetry = time.Minute
@@ -68,10 +73,15 @@ func newAnchor(c Config, st *store.Store, record func(audit.Action) audit.Record
 	return a, nil
 }
 
-// open compares the disk with the counter.
+// open compares the disk with the counter. On a disk that is not new nothing may be written before.
 func (a *anchor) open(now time.Time) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if older, err := a.store.Older(); err == nil {
+		a.older.Store(&older)
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
 	at, err := a.keys.Anchor()
 	if err != nil {
 		return err
@@ -89,8 +99,7 @@ func (a *anchor) open(now time.Time) error {
 	case known.Confirmed:
 		return nil
 	}
-	a.found(known.Confirmed, at.Count, now)
-	return nil
+	return a.found(known.Confirmed, at.Count, now)
 }
 
 // begin is open on a disk that knows of no counter: the first start since the box was provisioned, or since
@@ -100,8 +109,7 @@ func (a *anchor) open(now time.Time) error {
 // back, for a disk that says "any counter will do" could be put back for ever.
 func (a *anchor) begin(at keys.Anchor, now time.Time) error {
 	if at.Count != at.First {
-		a.found(0, at.Count, now)
-		return nil
+		return a.found(0, at.Count, now)
 	}
 	if at.Count == 0 {
 		var err error
@@ -115,10 +123,19 @@ func (a *anchor) begin(at keys.Anchor, now time.Time) error {
 }
 
 // found closes the box.
-func (a *anchor) found(expected, found uint64, now time.Time) {
-	a.rollback.Store(&webui.Rollback{Expected: expected, Found: found, Since: now})
-	a.log.Error("the disk is not the newest", "disk", expected, "tpm", found)
+func (a *anchor) found(expected, found uint64, now time.Time) error {
+	older, err := a.store.FoundOlder(now)
+	if err != nil {
+		return err
+	}
+	a.older.Store(&older)
+	a.rollback.Store(&webui.Rollback{Expected: expected, Found: found, Since: older.Found, Records: older.Records, Until: older.Until})
+	a.log.Error("the disk is not the newest", "disk", expected, "tpm", found, "records", older.Records)
+	return nil
 }
+
+// isOlder says whether the box is closed because its disk is not the newest.
+func (a *anchor) isOlder() bool { return a.rollback.Load() != nil }
 
 // started moves the counter once the start is in the log, or has the log say why the box is closed.
 func (a *anchor) started() {
@@ -129,10 +146,15 @@ func (a *anchor) started() {
 	}
 	record := a.record(audit.BoxRollbackFound)
 	record.Outcome = audit.OutcomeRefused
-	record.Reason = fmt.Sprintf("the disk knows the counter at %d, the TPM has it at %d", r.Expected, r.Found)
+	record.Reason = fmt.Sprintf("the disk knows the counter at %d, the TPM has it at %d; %s", r.Expected, r.Found, lost(*a.older.Load()))
 	if err := a.store.Append(record); err != nil { // a full disk: the console says it all the same
 		a.log.Error("recording that the disk is not the newest", "err", err)
 	}
+}
+
+// lost says what an older disk does not know, and where who has a copy of the newer log finds it.
+func lost(o store.Older) string {
+	return fmt.Sprintf("it does not know what was issued and revoked after %s, in records %d and on of the newer log", o.Until.UTC().Format(time.RFC3339), o.Records)
 }
 
 // stopped is what keeps the box from issuing, for enroll.Config; nil on the newest disk.
@@ -143,7 +165,7 @@ func (a *anchor) stopped() *enroll.Condition {
 	}
 	const (
 		put   = "Put the box's newest disk back. If there is none, an administrator can acknowledge it on the page of the box: "
-		loses = "what it did since is forgotten then, such as revocations, and challenges that were used up can be used again."
+		loses = "what it did since is forgotten then. Revocations have to be made again, certificates issued since are unknown to the box and not revoked by their serial, challenges that were used up can be used again, and users, passwords and tokens are those of then."
 	)
 	switch {
 	case r.Found == 0:
@@ -153,26 +175,35 @@ func (a *anchor) stopped() *enroll.Condition {
 		}
 	case r.Expected == 0:
 		return &enroll.Condition{
-			What: fmt.Sprintf("The disk is an older copy of this box's, so nothing is issued: the TPM has counted to %d, and the disk is from before it counted.", r.Found),
+			What: fmt.Sprintf("The disk is an older copy of this box's, so nothing is issued: the TPM has counted to %d, and the disk is from before it counted; its audit log ends on %s.", r.Found, r.Until.UTC().Format(time.RFC3339)),
 			Mend: put + loses + " The same shows where the power went while this box counted for the very first time; then nothing is lost.",
 		}
 	}
 	return &enroll.Condition{
-		What: fmt.Sprintf("The disk is an older copy of this box's, so nothing is issued: the TPM has counted to %d, the disk to %d.", r.Found, r.Expected),
+		What: fmt.Sprintf("The disk is an older copy of this box's, so nothing is issued: the TPM has counted to %d, the disk to %d; its audit log ends on %s.", r.Found, r.Expected, r.Until.UTC().Format(time.RFC3339)),
 		Mend: put + loses,
 	}
 }
 
 // conditions are what about the counter needs a person while the box goes on.
-func (a *anchor) conditions() []handover.Condition {
-	why := a.failure.Load()
-	if why == nil || a.rollback.Load() != nil {
+func (a *anchor) conditions(now time.Time) []handover.Condition {
+	if a.isOlder() {
 		return nil
 	}
-	return []handover.Condition{{
-		What: "The counter in the TPM could not be moved, so that an older disk which is put back might not show: " + *why + ".",
-		Mend: "Switch the box off and on; if it comes back, the TPM is failing.",
-	}}
+	var all []handover.Condition
+	if why := a.failure.Load(); why != nil {
+		all = append(all, handover.Condition{
+			What: "The counter in the TPM could not be moved, so that an older disk which is put back might not show: " + *why + ".",
+			Mend: "Switch the box off and on; if it comes back, the TPM is failing.",
+		})
+	}
+	if o := a.older.Load(); o != nil && now.Before(o.Acknowledged.Add(olderMention)) {
+		all = append(all, handover.Condition{
+			What: fmt.Sprintf("The box goes on with an older copy of its disk since %s: %s.", o.Acknowledged.UTC().Format(time.RFC3339), lost(*o)),
+			Mend: "Revoke again what was revoked then: lists and OCSP call it good. Certificates issued then are unknown here and not revoked by their serial: where one must end, those who rely on it have to refuse it. Whoever was sent the audit log, or exported it, has those records.",
+		})
+	}
+	return all
 }
 
 // upkeep moves the counter where that is due, and says so where it cannot.
@@ -258,10 +289,13 @@ func (a *anchor) acknowledge(actor string) error {
 	}
 	r := a.record(audit.BoxRollbackAcknowledged)
 	r.Actor = actor
-	r.Reason = fmt.Sprintf("the disk knew the counter at %d, the TPM had it at %d", was.Expected, at.Count)
-	if err := a.store.ResetAnchor(at.Count, r); err != nil {
+	r.Reason = fmt.Sprintf("the disk knew the counter at %d, the TPM had it at %d; %s", was.Expected, at.Count, lost(*a.older.Load()))
+	if err := a.store.AcknowledgeAnchor(at.Count, r); err != nil {
 		return err
 	}
+	older := *a.older.Load()
+	older.Acknowledged = r.Time
+	a.older.Store(&older)
 	a.rollback.Store(nil)
 	a.log.Warn("the disk was acknowledged as the newest", "actor", actor, "counter", at.Count)
 	if err := a.move(); err != nil { // upkeep tries again

@@ -93,8 +93,8 @@ func (b *anchored) on(what string, issues bool) {
 		b.t.Errorf("%s: %+v", what, c)
 	}
 	b.anchor.started()
-	if c := b.anchor.conditions(); c != nil {
-		b.t.Errorf("%s: %+v", what, c)
+	if why := b.anchor.failure.Load(); why != nil {
+		b.t.Errorf("%s: %s", what, *why)
 	}
 }
 
@@ -167,7 +167,7 @@ func TestAnchorMovesOnceAStart(t *testing.T) {
 	again := &anchor{keys: b.anchor.keys, store: b.anchor.store, log: b.anchor.log, record: b.anchor.record}
 	must(t, again.open(time.Now()))
 	again.upkeep()
-	if at, known := b.stands(); at != known.Confirmed || at != known.Intended || again.conditions() != nil {
+	if at, known := b.stands(); at != known.Confirmed || at != known.Intended || again.conditions(time.Now()) != nil {
 		t.Errorf("started anew: the counter is at %d, the disk has %+v", at, known)
 	}
 }
@@ -238,7 +238,7 @@ func TestAnchorPowerCuts(t *testing.T) {
 		})
 		must(t, b.boot(faulty))
 		b.anchor.upkeep()
-		if c := b.anchor.conditions(); len(c) != 1 || c[0].What == "" || c[0].Mend == "" {
+		if c := b.anchor.conditions(time.Now()); len(c) != 1 || c[0].What == "" || c[0].Mend == "" {
 			t.Errorf("fault %d: conditions %+v", fault, c)
 		}
 		b.off()
@@ -384,6 +384,11 @@ func TestRollbackIsAcknowledged(t *testing.T) {
 	if got := b.actions(); got[len(got)-1] != audit.BoxRollbackFound {
 		t.Errorf("log: %s", got)
 	}
+	was := *b.anchor.rollback.Load()
+	b.on("older disk, started again", false)
+	if is := *b.anchor.rollback.Load(); is != was || was.Records != 3 || was.Until.IsZero() {
+		t.Errorf("found %+v, and at the next start %+v", was, is)
+	}
 	found, _ := b.stands()
 	b.anchor.upkeep()
 	if at, _ := b.stands(); at != found {
@@ -398,9 +403,18 @@ func TestRollbackIsAcknowledged(t *testing.T) {
 	}
 	records, err := b.anchor.store.Records(0, 1)
 	must(t, err)
-	if r := records[0]; r.Action != audit.BoxRollbackAcknowledged || r.Actor != "ada" || !strings.Contains(r.Reason, "TPM") {
+	if r := records[0]; r.Action != audit.BoxRollbackAcknowledged || r.Actor != "ada" || !strings.Contains(r.Reason, "TPM") || !strings.Contains(r.Reason, "in records 3 and on") {
 		t.Errorf("record %+v", r)
 	}
+	mention := func(what string, when time.Time, want bool) {
+		t.Helper()
+		c := b.anchor.conditions(when)
+		if got := len(c) == 1 && strings.Contains(c[0].What, "in records 3 and on") && c[0].Mend != ""; got != want || !want && len(c) > 0 {
+			t.Errorf("%s: %+v", what, c)
+		}
+	}
+	mention("acknowledged", time.Now(), true)
+	mention("a month later", time.Now().Add(olderMention), false)
 	if at, known := b.stands(); at != found+1 || known.Confirmed != at {
 		t.Errorf("the counter is at %d, the disk has %+v", at, known)
 	}

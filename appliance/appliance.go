@@ -114,11 +114,19 @@ func (a *Appliance) assemble(recent *recentLog) error {
 	if a.anchor, err = newAnchor(c, a.store, a.record); err != nil {
 		return err
 	}
-	if a.identity, err = openIdentity(c, a.store); err != nil {
+	isNew := !a.store.Initialised() // then what is recorded first is that it is
+	if !isNew {
+		if err := a.anchor.open(c.Now()); err != nil {
+			return err
+		}
+	}
+	if a.identity, err = openIdentity(c, a.store, a.anchor.isOlder); err != nil {
 		return err
 	}
-	if err := a.anchor.open(c.Now()); err != nil {
-		return err
+	if isNew {
+		if err := a.anchor.open(c.Now()); err != nil {
+			return err
+		}
 	}
 	if a.settings, err = a.newSettings(); err != nil {
 		return err

@@ -20,7 +20,7 @@ func (a *Appliance) conditions() []handover.Condition {
 	}
 	all = append(all, a.spaceConditions()...)
 	all = append(all, a.streaming.conditions(now)...)
-	all = append(all, a.anchor.conditions()...)
+	all = append(all, a.anchor.conditions(now)...)
 	all = append(all, a.proxies.conditions(now)...)
 	for _, s := range a.settings {
 		all = append(all, s.conditions(now)...)

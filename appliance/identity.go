@@ -36,14 +36,15 @@ type view struct {
 	published []validation.Generation // oldest first
 }
 
-// openIdentity loads the box's certificates, and makes them in a provisioning boot.
-func openIdentity(c Config, st *store.Store) (*identity, error) {
+// openIdentity loads the box's certificates, and makes them in a provisioning boot. While isOlder, it does not
+// look after those that devices get.
+func openIdentity(c Config, st *store.Store, isOlder func() bool) (*identity, error) {
 	if !st.Initialised() && c.Boot.Provisioning && c.Boot.Kind == handover.KindBox {
 		awaitAddress()
 	}
 	set, err := authority.Open(authority.Config{
 		Site: c.Site, Store: st, Keys: c.Keys, Now: c.Now, TimeSource: c.Boot.TimeSource, Log: c.Log,
-		Locations: c.locations,
+		Locations: c.locations, Older: isOlder,
 	}, c.Boot.Provisioning)
 	if err != nil {
 		return nil, err

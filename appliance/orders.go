@@ -123,6 +123,8 @@ func ordered(err error) error {
 		return webui.ErrNoAuthority
 	case errors.Is(err, authority.ErrPrepared):
 		return conflict("activate or cancel the generation that is there")
+	case errors.Is(err, authority.ErrOlder):
+		return conflict("put the newest disk back, or acknowledge on the page of the box that there is none")
 	case errors.Is(err, authority.ErrOverlap):
 		return conflict("wait until the overlap of one is over")
 	case errors.Is(err, authority.ErrNotPrepared):

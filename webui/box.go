@@ -149,6 +149,8 @@ type Rollback struct {
 	Expected uint64    // where the disk knows it; 0: the disk is from before the box counted
 	Found    uint64    // where the TPM has it; 0: it is gone from the TPM
 	Since    time.Time // when that was found
+	Records  uint64    // audit records the disk had then: those that it lacks begin with this index
+	Until    time.Time // when the newest of them was written
 }
 
 // ProfileSettings is what of a profile can be changed while the box runs, and what was.

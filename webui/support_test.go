@@ -141,9 +141,9 @@ func TestRollback(t *testing.T) {
 	box.get("/box?do=acknowledge", admin).saysNot(t, "<dialog", "The disk is not the newest")
 	box.post("/api/v1/rollback/acknowledge", nil, admin).checkProblem(t, 409, "conflict")
 
-	box.fake.rollback = &Rollback{Expected: 4, Found: 9, Since: start}
-	box.get("/box", admin).says(t, 200, "The TPM has counted to 9, the disk to 4.", `href="/box?do=acknowledge"`)
-	box.get("/box?do=acknowledge", admin).says(t, 200, `<dialog open`, "Go on with this disk")
+	box.fake.rollback = &Rollback{Expected: 4, Found: 9, Since: start, Records: 1234, Until: start.AddDate(0, 0, -1)}
+	box.get("/box", admin).says(t, 200, "The TPM has counted to 9, the disk to 4.", `href="/box?do=acknowledge"`, "before record 1234")
+	box.get("/box?do=acknowledge", admin).says(t, 200, `<dialog open`, "Go on with this disk", "in record 1234 and those after it", "cannot be revoked by their serial", "Revoke it again")
 	box.fake.failNext(&ConflictError{"the counter moved within the hour", "try again later"})
 	refused := box.submit("/box/acknowledge", nil, admin)
 	refused.says(t, 409, `<dialog open`, "The counter moved within the hour.", "Try again later.")

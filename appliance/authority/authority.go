@@ -74,6 +74,8 @@ var (
 	ErrWaiting = errors.New("the authority waits for its certificate; have its request signed and upload the chain")
 	// ErrOverlap: as many registration keys as there may be still decrypt.
 	ErrOverlap = fmt.Errorf("%d registration keys still decrypt, and no more are made by order; wait until the overlap of one is over", maxRAs)
+	// ErrOlder: the state is an older one, see Config.
+	ErrOlder = errors.New("the box's disk is an older copy, and its newest one may name other keys and certificates")
 	// ErrRoot: the order is one for subordinates.
 	ErrRoot = errors.New("this authority is its own root; nobody signs a request for it")
 )
@@ -115,7 +117,10 @@ type Config struct {
 	// Locations says where a generation of an authority publishes CRL, OCSP and certificate; nil: nowhere.
 	Locations func(authority string, generation int) pki.Locations
 	Addresses func() []net.IP // the box's own, now; nil: InterfaceAddresses
-	Log       *slog.Logger    // nil discards
+	// Older says whether the store holds an older state than the keys may have served; nil: never. Then no
+	// key is made, removed or certified but those of TLS: the newest state, should it come back, may name them.
+	Older func() bool
+	Log   *slog.Logger // nil discards
 }
 
 // Generation is one key of an authority with its certificates. It must not be changed.
@@ -186,6 +191,9 @@ func Open(c Config, provisioning bool) (*Set, error) {
 	s := &Set{cfg: c, snapshots: map[string]*atomic.Pointer[Snapshot]{}, held: map[string]*keys.Key{}, ended: map[generationID]time.Time{}, over: map[generationID]time.Time{}, sweep: true}
 	if s.cfg.Addresses == nil {
 		s.cfg.Addresses = InterfaceAddresses
+	}
+	if s.cfg.Older == nil {
+		s.cfg.Older = func() bool { return false }
 	}
 	if s.cfg.Log == nil {
 		s.cfg.Log = slog.New(slog.DiscardHandler)

@@ -75,6 +75,7 @@ type box struct {
 	store     *store.Store
 	now       time.Time
 	addresses []net.IP
+	older     bool
 	*authority.Set
 }
 
@@ -143,6 +144,7 @@ func (b *box) config() authority.Config {
 		Site: b.site, Store: b.store, Keys: b.holder, TimeSource: "ntp",
 		Now:       func() time.Time { return b.now },
 		Addresses: func() []net.IP { return slices.Clone(b.addresses) },
+		Older:     func() bool { return b.older },
 		Locations: func(name string, generation int) pki.Locations {
 			return pki.Locations{CRL: fmt.Sprintf("http://pki.example.com/pki/%s.%d.crl", name, generation)}
 		},

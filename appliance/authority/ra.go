@@ -16,10 +16,13 @@ import (
 const maxRAs = 8
 
 // RotateRA makes a new registration key, which every active authority certifies. The one before decrypts
-// what is still sent to it for the site's overlap, and is removed then. Error: ErrOverlap.
+// what is still sent to it for the site's overlap, and is removed then. Errors: ErrOverlap, ErrOlder.
 func (s *Set) RotateRA(actor string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.cfg.Older() {
+		return ErrOlder
+	}
 	decrypt := map[int]bool{}
 	for _, a := range s.saved.Authorities {
 		for _, r := range a.RAs {

@@ -37,7 +37,7 @@ func (s *Set) transition(f func(next *store.Identity) ([]audit.Record, error)) e
 	return nil
 }
 
-// order is a transition of one authority that a user asks for.
+// order is a transition of one authority that a user asks for. Error: ErrOlder.
 func (s *Set) order(name string, f func(a provision.Authority, next *store.Identity) ([]audit.Record, error)) error {
 	a, err := s.of(name)
 	if err != nil {
@@ -45,6 +45,9 @@ func (s *Set) order(name string, f func(a provision.Authority, next *store.Ident
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.cfg.Older() {
+		return fmt.Errorf("authority %s: %w", name, ErrOlder)
+	}
 	err = s.transition(func(next *store.Identity) ([]audit.Record, error) { return f(a, next) })
 	if err != nil {
 		return fmt.Errorf("authority %s: %w", name, err)

@@ -13,10 +13,13 @@ import (
 // Upkeep does what has come due: it retires what has ended, rotates the registration key, renews the
 // responders' and TLS certificates, and removes keys nobody needs. Called every minute it costs a look at
 // the clock and at the box's addresses. What fails is returned, keeps nothing else from being done, and
-// is tried again by the next call.
+// is tried again by the next call. On an older state it looks after TLS alone.
 func (s *Set) Upkeep(now time.Time) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.cfg.Older() {
+		return s.upkeepTLS(now)
+	}
 	failed := []error{s.retire(now), s.retireRAs(now)}
 	if s.raDue(now) {
 		failed = append(failed, s.rotateRA(audit.ActorBox, now))
@@ -29,13 +32,18 @@ func (s *Set) Upkeep(now time.Time) error {
 			failed = append(failed, fmt.Errorf("authority %s: %w", a.Name, err))
 		}
 	}
-	if err := s.refreshTLS(now); err != nil {
-		failed = append(failed, fmt.Errorf("renewing the TLS certificate: %w", err))
-	}
+	failed = append(failed, s.upkeepTLS(now))
 	if s.sweep {
 		s.sweepKeys()
 	}
 	return errors.Join(failed...)
+}
+
+func (s *Set) upkeepTLS(now time.Time) error {
+	if err := s.refreshTLS(now); err != nil {
+		return fmt.Errorf("renewing the TLS certificate: %w", err)
+	}
+	return nil
 }
 
 // renewResponders renews the responder certificates of an authority's active and earlier generations at

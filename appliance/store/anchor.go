@@ -148,7 +148,7 @@ func (s *Store) FoundOlder(now time.Time) (o Older, err error) {
 		if o, err = readOlder(c.get); err == nil && o.Acknowledged.IsZero() || err != nil && !errors.Is(err, ErrNotFound) {
 			return err
 		}
-		o = Older{Records: c.head.next, Until: c.head.last, Found: now}
+		o = Older{Records: c.head.next, Until: c.head.last, Found: now.Round(0).UTC()}
 		return c.setJSON(keyOlder, o)
 	})
 	if err != nil {
