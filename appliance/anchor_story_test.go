@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -97,9 +98,9 @@ func startParts(t *testing.T, spec, state string) (*service, *appliance.Applianc
 	return s, a
 }
 
-// An older copy of the whole disk is put back while the box is off. It starts, its console and its lists of
-// what is revoked are there, and it issues nothing, until an administrator says so; the log tells it all and
-// verifies.
+// An older copy of the whole disk is put back while the box is off. It starts, its console is there, and it
+// issues nothing and signs no list that would lack what was revoked since, until an administrator says so; the
+// log tells it all and verifies, and no list has a lower number than one before.
 func TestOlderDiskIsPutBack(t *testing.T) {
 	spec, state := tpmtest.Start(t), t.TempDir()
 	s, a := startParts(t, spec, state)
@@ -122,7 +123,8 @@ func TestOlderDiskIsPutBack(t *testing.T) {
 		d := newDevice(t, s.ready.SCEPPlain+"/scep/corp")
 		return d.request(cn, d.newKey("k.key"), "k.crt", "--password", "corp-demo-challenge")
 	}
-	crl := func() []string {
+	number := big.NewInt(0)
+	crl := func() (status int, serials []string) {
 		t.Helper()
 		resp, err := http.Get(s.ready.PKI + "/pki/devices.crl")
 		if err != nil {
@@ -131,17 +133,20 @@ func TestOlderDiskIsPutBack(t *testing.T) {
 		defer resp.Body.Close()
 		der, err := io.ReadAll(resp.Body)
 		if err != nil || resp.StatusCode != http.StatusOK {
-			t.Fatalf("CRL: HTTP %d, %v", resp.StatusCode, err)
+			return resp.StatusCode, nil
 		}
 		list, err := x509.ParseRevocationList(der)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var serials []string
+		if list.Number.Cmp(number) <= 0 {
+			t.Errorf("list %v comes after list %v", list.Number, number)
+		}
+		number = list.Number
 		for _, e := range list.RevokedCertificateEntries {
 			serials = append(serials, hex.EncodeToString(e.SerialNumber.Bytes()))
 		}
-		return serials
+		return resp.StatusCode, serials
 	}
 	stop := func() {
 		t.Helper()
@@ -177,15 +182,21 @@ func TestOlderDiskIsPutBack(t *testing.T) {
 	if code := s.api(t, "POST", "/api/v1/certificates/"+revoked+"/revoke", token, map[string]string{"reason": "keyCompromise"}, nil); code != 200 {
 		t.Fatalf("revoking: HTTP %d", code)
 	}
+	crl()
 	first := exported()
 	if first.Anchor == 0 {
 		t.Errorf("the log does not say where the counter is: %+v", first)
 	}
 	older := copied()
 	s, a = startParts(t, spec, state)
-	if err := enroll("second.example.com"); err != nil {
+	d = newDevice(t, s.ready.SCEPPlain+"/scep/corp")
+	if err := d.request("second.example.com", d.newKey("k.key"), "k.crt", "--password", "corp-demo-challenge"); err != nil {
 		t.Fatal(err)
 	}
+	if code := s.api(t, "POST", "/api/v1/certificates/"+d.serial("k.crt")+"/revoke", token, map[string]string{"reason": "keyCompromise"}, nil); code != 200 {
+		t.Fatalf("revoking: HTTP %d", code)
+	}
+	crl()
 	second := exported()
 	if second.Anchor != first.Anchor+1 {
 		t.Errorf("the counter went from %d to %d at a start", first.Anchor, second.Anchor)
@@ -196,8 +207,8 @@ func TestOlderDiskIsPutBack(t *testing.T) {
 	if err := enroll("third.example.com"); err == nil {
 		t.Error("issued on an older disk")
 	}
-	if got := crl(); !slices.Contains(got, revoked) {
-		t.Errorf("%s was revoked before the copy was made, and is not on the list %s", revoked, got)
+	if status, _ := crl(); status != http.StatusServiceUnavailable {
+		t.Errorf("a list that lacks what was revoked since: HTTP %d", status)
 	}
 	if !s.has(t, token, "box_rollback_found", "refused", "") {
 		t.Error("the log does not say what was found")
@@ -210,6 +221,9 @@ func TestOlderDiskIsPutBack(t *testing.T) {
 	}
 	if err := enroll("third.example.com"); err != nil {
 		t.Errorf("acknowledged: %v", err)
+	}
+	if status, got := crl(); status != http.StatusOK || !slices.Contains(got, revoked) {
+		t.Errorf("%s was revoked before the copy was made, and is not on the list %s (HTTP %d)", revoked, got, status)
 	}
 	if !s.has(t, token, "box_rollback_acknowledged", "success", "") {
 		t.Error("the log does not say who acknowledged")

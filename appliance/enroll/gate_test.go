@@ -10,8 +10,9 @@ import (
 	"signet.internal/appliance/audit"
 )
 
-// While the box is stopped nothing is issued, approved or handed out, nothing is used up, and what was
-// revoked stays listed and can grow. When it goes on, the very same requests are answered.
+// While the box is stopped nothing is issued, approved or handed out, nothing is used up, and no list is signed
+// that may lack what a newer state has revoked; revocations are taken in. When it goes on, the very same
+// requests are answered, and what was revoked is listed.
 func TestStopped(t *testing.T) {
 	b := newBox(t)
 	d := newDevice(t)
@@ -54,9 +55,12 @@ func TestStopped(t *testing.T) {
 		t.Errorf("revoking: %v", err)
 	}
 	b.clock.advance(crlRest)
-	b.wantCRL(2, map[string]int{first.Serial: 1})
+	if list, err := b.engine.CRL(context.Background(), "corp"); !errors.Is(err, ErrUnavailable) || list != nil {
+		t.Errorf("a list of %d bytes, %v", len(list), err)
+	}
 
 	b.engine.gated = func() *Condition { return nil }
+	b.wantCRL(2, map[string]int{first.Serial: 1})
 	b.issue(once)
 	if err := b.approve(id); err != nil {
 		t.Errorf("approving: %v", err)

@@ -215,6 +215,9 @@ func (e *Engine) issuerCRL(ctx context.Context, issuer *pki.Issuer) (CRL, error)
 	if err := e.checkClock(now); err != nil {
 		return CRL{}, err
 	}
+	if err := e.gate(); err != nil {
+		return CRL{}, err
+	}
 	c := e.crlOf(issuer.ID())
 	c.mu.Lock()
 	defer c.mu.Unlock()
