@@ -188,19 +188,19 @@ func (c *console) showAccount(w http.ResponseWriter, _ *http.Request, who princi
 	return nil
 }
 
-// changePassword has the caller's password replaced, and ends their sessions. The old password is a guess as
-// at sign-in, so that a browser left open is no place to guess it.
-func (c *console) changePassword(r *http.Request, in PasswordRequest, who principal) error {
+// changePassword has the caller's password replaced, ends their sessions, and returns the caller as it left them.
+// The old password is a guess as at sign-in, so that a browser left open is no place to guess it.
+func (c *console) changePassword(r *http.Request, in PasswordRequest, who principal) (store.User, error) {
 	if err := checkPassword(in.New); err != nil {
-		return err
+		return store.User{}, err
 	}
 	user, err := c.cfg.Store.User(who.user)
 	if err != nil {
-		return fmt.Errorf("looking up user: %w", err)
+		return user, fmt.Errorf("looking up user: %w", err)
 	}
 	key := "password of " + who.user
 	if retry, ok := c.signIns.take(key); !ok {
-		return &limitedError{"too many wrong passwords", retry}
+		return user, &limitedError{"too many wrong passwords", retry}
 	}
 	if len(in.Current) > maxPassword {
 		in.Current = ""
@@ -208,20 +208,25 @@ func (c *console) changePassword(r *http.Request, in PasswordRequest, who princi
 	err = c.hasher.verify(r.Context(), c.hasher.known, user.PasswordHash, in.Current)
 	if errors.Is(err, errWrongPassword) {
 		c.noteOf(r, audit.LoginRefused, "wrong password in order to change it", who.user)
-		return &inputError{"current", "the current password is wrong", "type it again; an administrator can set another"}
+		return user, &inputError{"current", "the current password is wrong", "type it again; an administrator can set another"}
 	}
 	c.signIns.giveBack(key)
 	if err != nil {
-		return err
+		return user, err
 	}
 	hash, err := c.hasher.hash(r.Context(), in.New)
 	if err != nil {
-		return err
+		return user, err
 	}
-	if err := c.cfg.Store.ChangeUser(who.user, store.UserChange{PasswordHash: &hash}, c.orderRecord(r, audit.PasswordChanged, who, who.user)); err != nil {
-		return err
+	to := store.UserChange{PasswordHash: &hash, Knew: &user.PasswordHash} // an administrator may have set another meanwhile
+	if err := c.cfg.Store.ChangeUser(who.user, to, c.orderRecord(r, audit.PasswordChanged, who, who.user)); err != nil {
+		if errors.Is(err, store.ErrConflict) {
+			err = errChanged
+		}
+		return user, err
 	}
-	return c.endSessions(r, who.user, "their password changed", who)
+	user.PasswordHash = hash
+	return user, c.endSessions(r, who.user, "their password changed", who)
 }
 
 // endSessions ends every session of a user, and records it where there was one.
@@ -246,18 +251,27 @@ func (c *console) apiPassword(w http.ResponseWriter, r *http.Request, who princi
 	if err := readJSON(w, r, &in); err != nil {
 		return err
 	}
-	if err := c.changePassword(r, in, who); err != nil {
+	user, err := c.changePassword(r, in, who)
+	if err != nil {
 		return err
 	}
-	c.goOn(w, r, who)
+	if err := c.goOn(w, r, who, user); err != nil {
+		return err
+	}
 	return c.showAccount(w, r, who)
 }
 
 // goOn gives a browser whose sessions have ended with others a fresh one, as if it had just signed in as it did.
-func (c *console) goOn(w http.ResponseWriter, r *http.Request, who principal) {
-	if who.via == viaSession {
-		setSession(w, c.openSession(r, who.user, who.session.how))
+func (c *console) goOn(w http.ResponseWriter, r *http.Request, who principal, user store.User) error {
+	if who.via != viaSession {
+		return nil
 	}
+	id, err := c.openSession(r, user, session{how: who.session.how})
+	if err != nil {
+		return err
+	}
+	setSession(w, id)
+	return nil
 }
 
 // endSession ends one of the caller's sessions.
@@ -361,10 +375,13 @@ func (c *console) ownPasswordForm(w http.ResponseWriter, r *http.Request, who pr
 	if in.New != r.PostForm.Get("again") {
 		return c.accountAgain(w, r, who, "password", &inputError{"again", "the two new passwords differ", "type the same one twice"}, "current", "new", "again")
 	}
-	if err := c.changePassword(r, in, who); err != nil {
+	user, err := c.changePassword(r, in, who)
+	if err != nil {
 		return c.accountAgain(w, r, who, "password", err, "current", "new", "again")
 	}
-	c.goOn(w, r, who)
+	if err := c.goOn(w, r, who, user); err != nil {
+		return err
+	}
 	return c.done(w, r, "/account", "password-changed")
 }
 

@@ -178,7 +178,7 @@ func (c *console) signIn(r *http.Request, name, password string) (string, error)
 		return "", err
 	}
 	c.guessed.forget(name)
-	return c.beginSession(r, name, howPassword)
+	return c.beginSession(r, user, howPassword)
 }
 
 // takeSignIn counts a guess before it is checked, and returns what takes it back.
@@ -219,19 +219,33 @@ func (c *console) checkSignIn(ctx context.Context, user store.User, password str
 	return nil
 }
 
-// beginSession signs user in. No session exists that is not in the audit log.
-func (c *console) beginSession(r *http.Request, user, how string) (string, error) {
+// beginSession signs in a user who proved who they are; user is as they were before that. No session exists that
+// is not in the audit log.
+func (c *console) beginSession(r *http.Request, user store.User, how string) (string, error) {
 	rec := c.record(r, audit.SignedIn, audit.OutcomeSuccess)
-	rec.Actor, rec.Reason = user, "by "+how
-	if err := c.cfg.Store.SignIn(user, sourceKey(c.cfg.Source(r)), rec); err != nil {
+	rec.Actor, rec.Reason = user.Name, "by "+how
+	if err := c.cfg.Store.SignIn(user.Name, sourceKey(c.cfg.Source(r)), rec); err != nil {
 		return "", fmt.Errorf("recording a sign-in: %w", err)
 	}
-	return c.openSession(r, user, how), nil
+	return c.openSession(r, user, session{how: how})
 }
 
-// openSession keeps a session whose beginning is recorded.
-func (c *console) openSession(r *http.Request, user, how string) string {
-	return c.sessions.begin(session{user: user, how: how, source: c.cfg.Source(r).String(), agent: r.UserAgent()})
+// openSession keeps a session whose beginning is recorded, of a user as they were when they proved who they are.
+//
+// Whoever changes or removes a user does so in the store first and ends their sessions after it. So the store is
+// asked once more when the session is kept already: what it does not know of yet ends the session as all others.
+func (c *console) openSession(r *http.Request, was store.User, one session) (string, error) {
+	one.user, one.source, one.agent = was.Name, c.cfg.Source(r).String(), r.UserAgent()
+	id := c.sessions.begin(one)
+	is, err := c.cfg.Store.User(was.Name)
+	if err == nil && is.Role == was.Role && is.PasswordHash == was.PasswordHash && is.Created.Equal(was.Created) && !is.Off {
+		return id, nil
+	}
+	c.sessions.end(id)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return "", fmt.Errorf("looking up user: %w", err)
+	}
+	return "", errChanged
 }
 
 // notesPerMinute bounds what strangers can make the box write, and sync, to its log.

@@ -109,7 +109,12 @@ func (c *console) claimForm(w http.ResponseWriter, r *http.Request, who principa
 	}
 	// Without a session the answer still has to be shown: it is the only copy.
 	who = principal{}
-	if id, err := c.beginSession(r, out.User, howClaim); err != nil {
+	user, err := c.cfg.Store.User(out.User)
+	id := ""
+	if err == nil {
+		id, err = c.beginSession(r, user, howClaim)
+	}
+	if err != nil {
 		c.cfg.Log.LogAttrs(r.Context(), slog.LevelError, "signing in after the claim", slog.Any("err", err))
 	} else {
 		setSession(w, id)

@@ -4,8 +4,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
+	"time"
+
+	"signet.internal/appliance/store"
 )
 
 // endless is a body without an end, which counts what is read of it.
@@ -53,4 +58,92 @@ func TestNobodyFillsMemory(t *testing.T) {
 	}
 	part := "--b\r\nContent-Disposition: form-data; name=\"next\"\r\n\r\n/box\r\n--b--\r\n"
 	box.send("GET", "/sign-in", strings.NewReader(part), header("Content-Type", "multipart/form-data; boundary=b")).saysNot(t, `name="next"`)
+}
+
+// meanwhile has f done once, at the nth time that the console asks where a request comes from: between two steps
+// of what it does for one.
+func (b *testBox) meanwhile(n int, f func()) {
+	source := b.console.cfg.Source
+	b.console.cfg.Source = func(r *http.Request) netip.Addr {
+		if n--; n == 0 {
+			f()
+		}
+		return source(r)
+	}
+}
+
+// TestSignInAgainstChange: who signs in with a password, role or account that an administrator takes away at the
+// same moment has no session afterwards, at whatever step of the sign-in that comes.
+func TestSignInAgainstChange(t *testing.T) {
+	role, password := "auditor", "another horse battery"
+	for name, change := range map[string]func(box *testBox, admin principal) error{
+		"another password": func(box *testBox, admin principal) error {
+			_, err := box.console.changeUser(httptest.NewRequest("PATCH", "/", nil), "bob", UserPatch{Password: &password}, admin)
+			return err
+		},
+		"another role": func(box *testBox, admin principal) error {
+			_, err := box.console.changeUser(httptest.NewRequest("PATCH", "/", nil), "bob", UserPatch{Role: &role}, admin)
+			return err
+		},
+		"another user": func(box *testBox, admin principal) error {
+			if _, err := box.console.removeUser(httptest.NewRequest("DELETE", "/", nil), "bob", admin); err != nil {
+				return err
+			}
+			box.clock.pass(time.Second)
+			_, err := box.console.createUser(httptest.NewRequest("POST", "/", nil), UserRequest{Name: "bob", Role: "operator"}, admin)
+			return err
+		},
+	} {
+		for _, step := range []int{2, 4} { // before the sign-in is recorded, and before its session is kept
+			box := newBox(t)
+			out := box.mustClaim()
+			box.post("/api/v1/users", UserRequest{Name: "bob", Role: "operator", Password: "correct horse battery"}, bearer(out.Token))
+			done := false
+			box.meanwhile(step, func() {
+				done = true
+				source := box.console.cfg.Source
+				box.console.cfg.Source = func(*http.Request) netip.Addr { return addr("192.0.2.9") }
+				defer func() { box.console.cfg.Source = source }()
+				if err := change(box, principal{user: "alice", role: administrator, via: "test"}); err != nil {
+					t.Error(err)
+				}
+			})
+			in := box.submit("/sign-in", url.Values{"user": {"bob"}, "password": {"correct horse battery"}})
+			for _, c := range in.Cookies() {
+				if c.Name != sessionCookie || c.Value == "" {
+					continue
+				}
+				if got := box.get("/api/v1/account", withCookie(c)); got.StatusCode == 200 {
+					t.Errorf("%s at step %d: the session is good", name, step)
+				}
+			}
+			if !done {
+				t.Errorf("a sign-in asks for the source less than %d times: this test tests nothing", step)
+			}
+			if in.StatusCode == http.StatusInternalServerError {
+				t.Errorf("%s at step %d: status %d: %s", name, step, in.StatusCode, box.log.String())
+			}
+		}
+	}
+}
+
+// TestOwnPasswordAgainstReset: who changes their password with the one that an administrator replaces at the same
+// moment does not undo that.
+func TestOwnPasswordAgainstReset(t *testing.T) {
+	box := newBox(t)
+	out := box.mustClaim()
+	box.post("/api/v1/users", UserRequest{Name: "bob", Role: "operator", Password: "correct horse battery"}, bearer(out.Token))
+	mallory := withCookie(box.signedIn("bob", "correct horse battery")) // knows bob's password
+	admins := "a password only bob is told"
+	box.meanwhile(1, func() {
+		hash, err := box.console.hasher.hash(t.Context(), admins)
+		if err != nil {
+			t.Error(err)
+		}
+		if err := box.store.ChangeUser("bob", store.UserChange{PasswordHash: &hash}); err != nil {
+			t.Error(err)
+		}
+	})
+	box.post("/api/v1/account/password", PasswordRequest{Current: "correct horse battery", New: "mallory keeps it"}, mallory).checkProblem(t, 409, "account-changed")
+	box.signedIn("bob", admins)
 }

@@ -323,7 +323,8 @@ func (c *console) passkeySignIn(w http.ResponseWriter, r *http.Request, in Passk
 	if err := c.cfg.Store.SignInByPasskey(known.ID, data.Counter, data.Flags.HasBackupState(), sourceKey(c.cfg.Source(r)), rec, suspect); err != nil {
 		return "", store.User{}, err
 	}
-	return c.openSession(r, user.Name, howPasskey), user, nil
+	id, err := c.openSession(r, user, session{how: howPasskey})
+	return id, user, err
 }
 
 // apiPasskeyOptions begins the registration of a passkey for whoever is signed in.

@@ -38,6 +38,7 @@ var (
 	errWrongCode     = errors.New("wrong claim code")
 	errWrongPassword = errors.New("wrong user or password")
 	errSwitchedOff   = errors.New("user is switched off")
+	errChanged       = errors.New("user changed meanwhile")
 	errStale         = errors.New("signed in too long ago for this")
 	errScope         = errors.New("token is for minting challenges alone")
 	errPasskey       = errors.New("passkey not accepted")
@@ -93,6 +94,8 @@ var problems = []struct {
 		"try again; the name is the one given when the box was claimed"},
 	{errSwitchedOff, http.StatusForbidden, "switched-off", "this user is switched off",
 		"ask an administrator of this box to switch it on again"},
+	{errChanged, http.StatusConflict, "account-changed", "the account was changed just now",
+		"sign in again, with the password of now"},
 	{errStale, http.StatusForbidden, "sign-in-again", "you signed in too long ago to do this",
 		"sign out and in again, then repeat it: it makes something that outlives your session"},
 	{errScope, http.StatusForbidden, "scope", "the token is for minting challenges alone",

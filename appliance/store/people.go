@@ -114,14 +114,19 @@ type UserChange struct {
 	Role         *string
 	PasswordHash *string
 	Off          *bool
+	Knew         *string // the password hash that whoever changes it knows the password of; nil: any
 }
 
-// ChangeUser changes a user, with a record of each thing that changes: ErrNoUser, or ErrLastAdministrator.
+// ChangeUser changes a user, with a record of each thing that changes: ErrNoUser, ErrLastAdministrator, or
+// ErrConflict where the password is not the one that was known.
 func (s *Store) ChangeUser(name string, to UserChange, recs ...audit.Record) error {
 	err := s.do(false, func(c *change) error {
 		was, err := c.user(name)
 		if err != nil {
 			return err
+		}
+		if to.Knew != nil && *to.Knew != was.PasswordHash {
+			return ErrConflict
 		}
 		u := was
 		if to.Role != nil {
