@@ -134,6 +134,9 @@ func (e *Engine) renewedBy(h store.Held) (*x509.Certificate, error) {
 
 // preview decides what approving h would have signed, as Approve does.
 func (e *Engine) preview(ctx context.Context, h store.Held) (*x509.Certificate, error) {
+	if err := e.gate(); err != nil {
+		return nil, err
+	}
 	now := e.now()
 	if err := e.checkClock(now); err != nil {
 		return nil, err

@@ -84,6 +84,10 @@ func TestExplainRule(t *testing.T) {
 	if x := b.explain(own); x.Refused == nil || !strings.Contains(x.Refused.Error(), "a name of this box") {
 		t.Errorf("what approving would refuse is not shown: %v", x.Refused)
 	}
+	b.engine.gated = func() *Condition { return &Condition{What: "The disk is an older one."} }
+	if x := b.explain(own); !errors.Is(x.Refused, ErrUnavailable) || x.Would != nil {
+		t.Errorf("while nothing is issued: %v", x.Refused)
+	}
 	b.close()
 }
 
