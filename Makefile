@@ -95,6 +95,8 @@ bench: test-parts ## what enrollment, lists, OCSP and signatures cost here, vari
 	$(call bench,A SCEP message opened: signature verified and content decrypted.,./appliance,Message,1s)
 	$(call bench,Syncs of the disk: an enrollment without HTTP and TPM; a transaction of the store.,./appliance/enroll ./appliance/store,Enroll|Transaction,512x)
 	$(call bench,Published with 10000 of 100000 certificates revoked: the list signed anew and current; OCSP kept and signed live.,./appliance/validation,Published,1s)
+	$(call bench,The audit log of a million records: appending and pages of the explorer and a record verified; export and verification.,./webui,Explorer,3x)
+	$(call bench,What sending the audit log to a receiver costs whoever appends.,./appliance/syslog,Append,1s)
 	$(call bench,Messages of SCEP and EST.,./appliance/cms,.,200ms)
 	$(call bench,Signatures of the TPM by its policy; of the key holder: authorities by the TPM and ra and tls in memory.,./tpm ./appliance/keys,Sign,1s)
 
