@@ -128,6 +128,9 @@ func refusalStatuses(rt route) []int {
 		statuses = append(statuses, http.StatusBadRequest, http.StatusForbidden, http.StatusRequestEntityTooLarge,
 			http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity)
 	}
+	if rt.method != http.MethodGet {
+		statuses = append(statuses, http.StatusInsufficientStorage)
+	}
 	slices.Sort(statuses)
 	return slices.Compact(statuses)
 }

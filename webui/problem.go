@@ -184,16 +184,16 @@ var problems = []struct {
 		"set the machine's clock and start the box again"},
 	{enroll.ErrBusy, http.StatusServiceUnavailable, "busy-signing", "the box is busy signing",
 		"try again in a few seconds"},
-	{enroll.ErrUnavailable, http.StatusServiceUnavailable, "unavailable", "the box could not finish this",
-		"try again; if it happens again look into the box's log"},
-	{enroll.ErrClosed, http.StatusServiceUnavailable, "stopping", "the box is stopping",
-		"try again when it is up"},
 	{store.ErrFull, http.StatusInsufficientStorage, "disk-full", "the box's state disk is nearly full",
 		"free or add space; until then the box issues nothing and changes nothing"},
 	{store.ErrFailed, http.StatusServiceUnavailable, "store-failed", "the box's state disk failed a write",
 		"start the box again; if it happens again replace the disk"},
 	{store.ErrDamaged, http.StatusInternalServerError, "store-damaged", "the box's stored state is damaged",
 		"restore the state from a backup"},
+	{enroll.ErrUnavailable, http.StatusServiceUnavailable, "unavailable", "the box could not finish this",
+		"try again; if it happens again look into the box's log"},
+	{enroll.ErrClosed, http.StatusServiceUnavailable, "stopping", "the box is stopping",
+		"try again when it is up"},
 }
 
 // problemOf gives the wire form of err, and whether the table knew it.
