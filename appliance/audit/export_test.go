@@ -505,6 +505,43 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
+func FuzzVerifyRemoved(f *testing.F) {
+	const n, first = 300, 270
+	l := newLog(f, n)
+	l.telling(n-1, first)
+	whole := l.export(f, 280, n)
+	good := bytes.Join(removed(whole, first), nil)
+	if _, err := Verify(bytes.NewReader(good), l.key); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	for _, other := range []int{1, first - 1, first + 1, 280, n - 1, n, n + 1} {
+		f.Add(slices.Concat(RemovedLine(uint64(other)), bytes.Join(whole[min(other, n):], nil)))
+	}
+	for _, line := range []string{"0", "01", "-1", "270 ", "9223372036854775807", "9223372036854775808", "18446744073709551615", `"270"`, ""} {
+		f.Add(slices.Concat([]byte(removedStart+line+"}\n"), bytes.Join(whole[first:], nil)))
+	}
+	f.Add(slices.Concat(RemovedLine(first), good))
+	f.Add([]byte("{\"removed_before\":9223372036854775807}\n{\"index\":9223372036854775807}\n"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		report, err := Verify(bytes.NewReader(b), l.key)
+		if err != nil {
+			return
+		}
+		// The log tells of one removal: what verifies lacks just that, and its leaves are the log's.
+		rest, ok := bytes.CutPrefix(b, RemovedLine(first))
+		if !ok || report.Gone() != first || report.Records != n {
+			t.Fatalf("%.60q verifies: %+v", b, report)
+		}
+		for i := uint64(first); i < n; i++ {
+			var line []byte
+			if line, rest, _ = bytes.Cut(rest, []byte("\n")); !bytes.Equal(line, l.leaves[i]) {
+				t.Fatalf("record %d verifies as %q", i, line)
+			}
+		}
+	})
+}
+
 func FuzzCheckpoint(f *testing.F) {
 	l := newLog(f, 3)
 	f.Add(l.checkpoint(f, 3))
