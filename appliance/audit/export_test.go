@@ -518,7 +518,7 @@ func FuzzVerifyRemoved(f *testing.F) {
 	for _, other := range []int{1, first - 1, first + 1, 280, n - 1, n, n + 1} {
 		f.Add(slices.Concat(RemovedLine(uint64(other)), bytes.Join(whole[min(other, n):], nil)))
 	}
-	for _, line := range []string{"0", "01", "-1", "270 ", "9223372036854775807", "9223372036854775808", "18446744073709551615", `"270"`, ""} {
+	for _, line := range []string{"0", "01", "0270", "+270", "-1", "270 ", "9223372036854775807", "9223372036854775808", "18446744073709551615", `"270"`, ""} {
 		f.Add(slices.Concat([]byte(removedStart+line+"}\n"), bytes.Join(whole[first:], nil)))
 	}
 	f.Add(slices.Concat(RemovedLine(first), good))
