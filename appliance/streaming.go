@@ -71,15 +71,20 @@ func (s *streaming) status() (status syslog.Status, ok bool) {
 	return s.sender.Status(), true
 }
 
-// retain removes the records that have served until ctx ends.
+// retain counts how long the box runs, and removes the records that have served, until ctx ends. It counts
+// where the site keeps all of them too: another image's site may not.
 func (a *Appliance) retain(ctx context.Context) error {
-	if a.config.Site.Audit.Retention == 0 {
-		return nil
-	}
 	tick := time.NewTicker(retainInterval)
 	defer tick.Stop()
-	for {
-		a.removeRecords()
+	for counted := time.Now(); ; {
+		now := time.Now() // with a monotonic clock
+		if err := a.store.Ran(now.Sub(counted)); err != nil {
+			a.config.Log.Error("counting how long the box runs", "err", err)
+		}
+		counted = now
+		if a.config.Site.Audit.Retention > 0 {
+			a.removeRecords()
+		}
 		select {
 		case <-ctx.Done():
 			return nil
@@ -93,8 +98,13 @@ func (a *Appliance) removeRecords() {
 	if a.engine.Condition() != nil {
 		return // by a clock that is not trusted nothing is old
 	}
+	aged, err := a.store.Aged()
+	if err != nil {
+		a.config.Log.Error("removing audit records", "err", err)
+		return
+	}
 	now, keep := a.config.Now(), a.config.Site.Audit.Retention
-	r := store.Retention{Now: now, Keep: keep + now.Sub(now.Truncate(retainGrain)), Delivered: store.Everyone}
+	r := store.Retention{Now: now, Keep: keep + now.Sub(now.Truncate(retainGrain)), Aged: aged, Delivered: store.Everyone}
 	if status, ok := a.streaming.status(); ok {
 		r.Delivered = status.Delivered
 	}

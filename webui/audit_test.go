@@ -121,7 +121,7 @@ func TestExportAfterRetention(t *testing.T) {
 	}
 	box.appendRecords(700)
 	rec := audit.Record{Time: box.clock.Now(), TimeSource: "rtc", Action: audit.RecordsRemoved, Outcome: audit.OutcomeSuccess, Reason: "kept for 30d"}
-	removed, err := box.store.RemoveRecords(store.Retention{Now: box.clock.Now(), Keep: store.MinRetention, Delivered: store.Everyone}, rec)
+	removed, err := box.store.RemoveRecords(store.Retention{Now: box.clock.Now(), Keep: store.MinRetention, Aged: store.Everyone, Delivered: store.Everyone}, rec)
 	if err != nil || removed != 1300 {
 		t.Fatalf("%d records removed, %v", removed, err)
 	}

@@ -179,7 +179,7 @@ func TestRecordRemoved(t *testing.T) {
 	box.clock.pass(store.MinRetention + time.Hour)
 	now := box.clock.Now()
 	rec := audit.Record{Time: now, TimeSource: "rtc", Action: audit.RecordsRemoved, Actor: audit.ActorBox, Outcome: audit.OutcomeSuccess}
-	removed, err := box.store.RemoveRecords(store.Retention{Now: now, Keep: store.MinRetention, Delivered: store.Everyone}, rec)
+	removed, err := box.store.RemoveRecords(store.Retention{Now: now, Keep: store.MinRetention, Aged: store.Everyone, Delivered: store.Everyone}, rec)
 	if err != nil || removed == 0 {
 		t.Fatalf("%d records removed: %v", removed, err)
 	}

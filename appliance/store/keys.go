@@ -20,6 +20,7 @@ import (
 //	m anchor             where the state-rollback counter stands and goes: valueVersion, JSON
 //	m older              that this was found to be an older state: valueVersion, JSON
 //	m removed            which of the audit log's first records are gone: valueVersion, JSON
+//	m running            how long the box has run, and how long the log was when: valueVersion, JSON
 //	m cursor             how far the audit log was delivered elsewhere: valueVersion, JSON
 //	a <index, 8 bytes>   audit record: valueVersion, leaf hash (32 bytes), leaf
 //	s <level, 1 byte> <index, 8 bytes>  hash of a complete subtree of the log's tree, single records being level 0: 32 bytes
@@ -80,6 +81,7 @@ var (
 	keyAnchor   = []byte("manchor")
 	keyOlder    = []byte("molder")
 	keyRemoved  = []byte("mremoved")
+	keyRunning  = []byte("mrunning")
 	keyCursor   = []byte("mcursor")
 )
 

@@ -12,8 +12,8 @@ import (
 	"signet.internal/appliance/audit"
 )
 
-// MinRetention is how long every record of the audit log is kept at least, whatever a site says: who
-// makes a box forget has to wait for it.
+// MinRetention is how long every record of the audit log is kept at least, whatever a site says, by the clock
+// and by the time that the box ran: who makes a box forget has to wait for it, whatever they set its clock to.
 const MinRetention = 30 * 24 * time.Hour
 
 // removePage is how many records are looked at while others wait, removeBatch how many go in one
@@ -23,7 +23,8 @@ const (
 	removeBatch = 1 << 16
 )
 
-// Everyone says that whoever keeps the audit log elsewhere has all of it, because there is nobody.
+// Everyone says that whoever keeps the audit log elsewhere has all of it, because there is nobody; or that all
+// of it is old.
 const Everyone = math.MaxUint64
 
 // Removal says what retention took of the audit log: its first records, of which the tree's hashes
@@ -39,12 +40,13 @@ type Removal struct {
 type Retention struct {
 	Now       time.Time     // by a clock the caller trusts
 	Keep      time.Duration // that a record is kept for, at least MinRetention
+	Aged      uint64        // records below were there for MinRetention whatever the clock says, see Aged; or Everyone
 	Delivered uint64        // records below are with whoever keeps them elsewhere, see Cursor; or Everyone
 }
 
 // RemoveRecords removes the first records of the audit log as far as all of them are older than r.Keep,
 // at most removeBatch of them, and returns how many; rec, which is recorded with it, gets what it tells
-// of them. It keeps what was not delivered, the newest record, and whatever was recorded since the
+// of them. It keeps what is not aged, what was not delivered, the newest record, and whatever was recorded since the
 // oldest transaction that is not decided began and since the oldest request that waits was made. While
 // somebody holds the records none is removed.
 //
@@ -102,7 +104,7 @@ func (s *Store) served(r Retention) (Removal, error) {
 	if err != nil || size == 0 {
 		return gone, err
 	}
-	end := min(size-1, r.Delivered)
+	end := min(size-1, r.Aged, r.Delivered)
 	if end > gone.Before {
 		end = gone.Before + min(end-gone.Before, removeBatch)
 	}

@@ -18,7 +18,7 @@ import (
 
 // removal is a retention by which what appendNumbered wrote before record first is too old.
 func removal(first int) Retention {
-	return Retention{Now: epoch.Add(time.Duration(first)*time.Second + MinRetention), Keep: MinRetention, Delivered: Everyone}
+	return Retention{Now: epoch.Add(time.Duration(first)*time.Second + MinRetention), Keep: MinRetention, Aged: Everyone, Delivered: Everyone}
 }
 
 func remove(t testing.TB, s *Store, r Retention) int {
@@ -112,6 +112,8 @@ func TestRecordsThatStay(t *testing.T) {
 		want    int
 	}{
 		"all are old":        {want: n},
+		"not aged":           {change: func(r *Retention) { r.Aged = 30 }, want: 30},
+		"nothing aged":       {change: func(r *Retention) { r.Aged = 0 }, want: 0},
 		"not delivered":      {change: func(r *Retention) { r.Delivered = 20 }, want: 20},
 		"nothing delivered":  {change: func(r *Retention) { r.Delivered = 0 }, want: 0},
 		"too young":          {change: func(r *Retention) { r.Keep += 10 * time.Second }, want: n - 10},

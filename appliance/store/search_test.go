@@ -123,7 +123,7 @@ func TestFindRecordsAfterRetention(t *testing.T) {
 	now := epoch.Add(keep + 1000*time.Second)
 	rec := record(audit.RecordsRemoved, audit.OutcomeSuccess, "")
 	rec.Time = now
-	removed, err := s.RemoveRecords(Retention{Now: now, Keep: keep, Delivered: Everyone}, rec)
+	removed, err := s.RemoveRecords(Retention{Now: now, Keep: keep, Aged: Everyone, Delivered: Everyone}, rec)
 	must(t, err)
 	if removed < 900 {
 		t.Fatalf("%d records removed", removed)
