@@ -56,7 +56,7 @@ test: test-parts $(AXE) ## all tests: unit, store, TPM, real clients, real boots
 
 screenshots: test-parts $(AXE) ## pictures of the console's pages in build/screenshots: phone and desktop, light and dark
 	@rm -rf build/screenshots && mkdir -p build/screenshots
-	SIGNET_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count 1 -run 'Browser|^TestConsole$$$$' ./webui ./appliance
+	SIGNET_SCREENSHOTS=$(CURDIR)/build/screenshots $(GO) test -count 1 -run 'Browser|^TestConsole$$' ./webui ./appliance
 	@ls build/screenshots | wc -l | xargs -I{} echo "{} pictures in build/screenshots"
 
 size: run-parts ## size of the image's parts, the guest's memory, signetd's, and its uptime at ready
