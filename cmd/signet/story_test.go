@@ -107,9 +107,9 @@ func firstBoot(t *testing.T, s *story) {
 	s.getCA(t, "corp", "ca.crt", "ra.crt")
 	s.mustSCEP(t, "corp", "ca.crt", "ra.crt", "device.example.com", "device.crt", "--password", "corp-demo-challenge")
 	serial := s.serial(t, "device.crt")
-	page := s.get(t, "/")
+	page := s.get(t, "/certificates")
 	if !strings.Contains(page, "device.example.com") || !strings.Contains(page, strings.TrimLeft(serial, "0")) {
-		t.Errorf("the status page does not show the enrollment of serial %s:\n%s", serial, page)
+		t.Errorf("the console does not list the enrollment of serial %s:\n%s", serial, page)
 	}
 
 	if err := s.scep("corp", "ca.crt", "ra.crt", "device.example.com", "guessed.crt", "--password", "guess"); err == nil {
