@@ -109,7 +109,9 @@ func consoleConfig(t *testing.T, st *store.Store, e *enroll.Engine, box webui.Bo
 		ClaimCode: testClaimCode, CABundle: func() []byte { return nil }, Now: time.Now, TimeSource: "host", Log: slog.New(slog.DiscardHandler),
 		Source: func(*http.Request) netip.Addr { return netip.MustParseAddr("127.0.0.1") },
 		Enroll: e, SCEP: func() []webui.SCEPProfile { return nil }, Box: box, Metrics: http.NotFoundHandler(), Mint: mint,
-		ReloadTrust: func(string, string) (string, error) { return "", webui.ErrNoSigned },
+		Machine: func() webui.Machine { return webui.Machine{} }, History: func() (webui.History, error) { return webui.History{}, nil },
+		EST:         func() []webui.ESTProfile { return nil },
+		ReloadTrust: func(string, string) (string, error) { return "", webui.ErrNoSigned }, ReloadESTTrust: func(string, string) (string, error) { return "", webui.ErrNoESTTrust },
 	}
 }
 
