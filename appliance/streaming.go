@@ -25,6 +25,9 @@ const (
 	// streamPatience is how long a receiver may be away before a person hears of it: as long as one takes to
 	// start anew.
 	streamPatience = time.Minute
+
+	// streamStall is how long a receiver may take nothing of what waits, connected or not.
+	streamStall = 10 * time.Minute
 )
 
 // streaming is what becomes of the audit log besides being written: it is sent to a receiver, and its first
@@ -146,7 +149,14 @@ func (s *streaming) conditions(now time.Time) []handover.Condition {
 	}
 	status := s.sender.Status()
 	if status.Err == nil || status.Connected || now.Sub(status.Since) < streamPatience {
-		return all
+		if status.Waiting.IsZero() || now.Sub(status.Waiting) < streamStall {
+			return all
+		}
+		return append(all, handover.Condition{
+			What: fmt.Sprintf("The audit log is sent to %s, which ends connections before what it was sent can count as delivered: since %s nothing has. %d records wait on the disk, and none of them is removed until then.",
+				s.site.Address, status.Waiting.UTC().Format(time.RFC3339), status.Lag),
+			Mend: "Look at the receiver, and at what is between it and the box: a connection has to stand for longer than ten seconds.",
+		})
 	}
 	return append(all, handover.Condition{
 		What: fmt.Sprintf("The audit log is not sent to %s since %s: %v. %d records wait on the disk, and none of them is removed until then.",

@@ -27,6 +27,7 @@ import (
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/keys"
 	"signet.internal/appliance/store"
+	"signet.internal/appliance/syslog"
 	"signet.internal/provision"
 	"signet.internal/tpm/tpmtest"
 )
@@ -168,6 +169,28 @@ func (b *boxes) until(what string, f func() bool) {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("never: %s", what)
 		}
+	}
+}
+
+// A person hears of a receiver that is there and takes nothing of what waits, but not at once.
+func TestReceiverThatTakesNothing(t *testing.T) {
+	st, err := store.Open(store.Options{Dir: t.TempDir()})
+	must(t, err)
+	defer st.Close()
+	site := &provision.Syslog{Address: "log.example.com:6514", File: "trust/log.pem", Facility: 13}
+	s := &streaming{site: site, bundle: newBundle(provision.FieldSyslog, provision.Bundle{File: site.File})}
+	s.sender, err = syslog.New(syslog.Config{Store: st, Address: site.Address, Now: time.Now, Log: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	now := time.Now()
+	if c := s.conditions(now.Add(2 * streamStall)); c != nil {
+		t.Errorf("nothing waits: %+v", c)
+	}
+	must(t, st.Append(audit.Record{Action: audit.BoxStarted, Outcome: audit.OutcomeSuccess, Time: now, TimeSource: "host"}))
+	if c := s.conditions(now); c != nil {
+		t.Errorf("at once: %+v", c)
+	}
+	if c := s.conditions(now.Add(2 * streamStall)); len(c) != 1 || !strings.Contains(c[0].What, site.Address) || !strings.Contains(c[0].What, " 1 records wait") || c[0].Mend == "" {
+		t.Errorf("later: %+v", c)
 	}
 }
 

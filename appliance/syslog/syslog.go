@@ -11,6 +11,9 @@
 // TLS keeps them from reading and changing what is sent. Who forges TCP acknowledgements makes the box
 // believe that records arrived which did not: the receiver sees the gap in the records' indexes, and that the
 // next checkpoint does not fit what it has.
+//
+// A receiver that somebody took over can keep records from counting as delivered, which shows (see
+// Status.Waiting), and fill the disk that way. What it sends is cut off: no receiver has anything to say.
 package syslog
 
 import (
@@ -41,6 +44,7 @@ const (
 	patience = 30 * time.Second // for a connection, a write, or the receiver's kernel to take a round
 	farewell = 5 * time.Second  // for the receiver to close after the box did
 	maxPause = time.Minute      // between attempts
+	maxSaid  = 64 << 10         // bytes that a receiver sends before the connection is ended
 )
 
 // Config is a stream to one receiver.
@@ -78,6 +82,7 @@ type Status struct {
 	Err       error     // why it is not; nil before the first attempt and while it is
 	Delivered uint64    // records below are with the receiver
 	Lag       uint64    // records of the log that are not
+	Waiting   time.Time // since when none of them was delivered, connected or not; zero where there are none
 }
 
 // New makes a stream; Run runs it. The error is the store's.
@@ -107,6 +112,12 @@ func (s *Stream) Status() Status {
 	if err == nil && size > status.Delivered {
 		status.Lag = size - status.Delivered
 	}
+	if status.Lag == 0 {
+		s.status.Waiting = time.Time{}
+	} else if s.status.Waiting.IsZero() {
+		s.status.Waiting = s.config.Now()
+	}
+	status.Waiting = s.status.Waiting
 	return status
 }
 
@@ -176,15 +187,17 @@ func (s *Stream) connect(ctx context.Context) (progress bool, err error) {
 	x := &session{stream: s, conn: conn, tcp: raw.(*net.TCPConn), next: cursor.Next - min(cursor.Next, rewind), ended: make(chan error, 1)}
 	x.signed, x.confirmed = x.next, cursor.Next
 	go func() { // a receiver says nothing: what comes is its end
-		_, err := io.Copy(io.Discard, conn)
+		_, err := io.CopyN(io.Discard, conn, maxSaid)
 		if err == nil {
-			err = io.EOF
+			err = errTalks
 		}
 		x.ended <- err
 	}()
 	err = x.run(ctx)
 	return x.progress, err
 }
+
+var errTalks = errors.New("it sends data, which no syslog receiver does")
 
 // clientCertificate is the box's own where that may be a client's. One that is a server's alone is refused by
 // receivers, some of which take clients without.
@@ -226,6 +239,7 @@ type mark struct {
 func (x *session) run(ctx context.Context) error {
 	began := time.Now()
 	for {
+		x.stream.Status() // to see when something begins to wait
 		before := x.sent
 		isMore, err := x.round(ctx)
 		if err == nil && x.sent > before {
@@ -401,7 +415,7 @@ func (x *session) deliver(next uint64) error {
 	x.confirmed = next
 	x.stream.mu.Lock()
 	defer x.stream.mu.Unlock()
-	x.stream.status.Delivered = next
+	x.stream.status.Delivered, x.stream.status.Waiting = next, time.Time{}
 	return nil
 }
 

@@ -415,6 +415,71 @@ func TestNobodyWaitsForTheReceiver(t *testing.T) {
 	stop()
 }
 
+// A receiver that takes everything and ends each connection before it counts is connected most of the time, and
+// the status says all the same since when nothing was delivered. So it does of one that talks, which is not
+// listened to.
+func TestReceiverThatEndsConnections(t *testing.T) {
+	for what, meet := range map[string]func(*tls.Conn) error{
+		"it closes": func(conn *tls.Conn) error {
+			_, _ = io.CopyN(io.Discard, conn, 1000)
+			time.Sleep(100 * time.Millisecond)
+			return nil
+		},
+		"it talks": func(conn *tls.Conn) error {
+			go io.Copy(io.Discard, conn)
+			for {
+				if _, err := conn.Write(make([]byte, 1<<10)); err != nil {
+					return err
+				}
+				time.Sleep(time.Millisecond)
+			}
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			ca := newAuthority(t)
+			b := newBox(t, ca.pool())
+			b.write(10)
+			config := &tls.Config{Certificates: []tls.Certificate{*ca.issue(t, x509.ExtKeyUsageServerAuth)}}
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			must(t, err)
+			defer l.Close()
+			var mu sync.Mutex
+			met := 0
+			go func() {
+				for {
+					raw, err := l.Accept()
+					if err != nil {
+						return
+					}
+					mu.Lock()
+					met++
+					mu.Unlock()
+					go func() {
+						defer raw.Close()
+						_ = meet(tls.Server(raw, config))
+					}()
+				}
+			}()
+			began := time.Now()
+			s, stop := b.stream(l.Addr().String())
+			until(t, "several connections", func() bool { mu.Lock(); defer mu.Unlock(); return met > 3 })
+			if status := s.Status(); status.Delivered != 0 || status.Waiting.Before(began) || status.Waiting.After(status.Since.Add(time.Second)) || time.Since(status.Waiting) < 100*time.Millisecond {
+				t.Errorf("%+v", status)
+			}
+			stop()
+		})
+	}
+	ca := newAuthority(t)
+	b := newBox(t, ca.pool())
+	r := receive(t, &tls.Config{Certificates: []tls.Certificate{*ca.issue(t, x509.ExtKeyUsageServerAuth)}})
+	b.write(10)
+	s, _ := b.stream(r.listener.Addr().String())
+	if s.Status().Waiting.IsZero() {
+		t.Error("nothing waits, and nothing was delivered")
+	}
+	until(t, "all is delivered", func() bool { status := s.Status(); return status.Lag == 0 && status.Waiting.IsZero() })
+}
+
 // BenchmarkAppend is what the log takes with a stream behind it and without.
 func BenchmarkAppend(b *testing.B) {
 	ca := newAuthority(b)
