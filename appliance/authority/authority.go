@@ -69,7 +69,7 @@ var (
 	// ErrPrepared: the authority has a next generation already.
 	ErrPrepared = errors.New("a next generation was prepared already; activate or cancel it first")
 	// ErrNotPrepared: the authority has no next generation.
-	ErrNotPrepared = errors.New("no next generation was prepared; prepare one first")
+	ErrNotPrepared = errors.New("there is no next generation; it was not prepared, or somebody cancelled it")
 	// ErrWaiting: the generation has no certificate yet.
 	ErrWaiting = errors.New("the authority waits for its certificate; have its request signed and upload the chain")
 	// ErrOverlap: as many registration keys as there may be still decrypt.
