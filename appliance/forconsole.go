@@ -15,6 +15,7 @@ func (a *Appliance) profilesForConsole() []webui.Profile {
 			Name: p.Name, Default: p.Default, Authority: p.Authority, SCEP: scep, EST: est,
 			Keys: webui.DeviceKeys{Curves: rules.Keys.ECDSA}, DNSNames: len(rules.SAN.DNS) > 0,
 			Usages: rules.Usage.Extended, Validity: rules.Validity, RenewsWithin: p.Renewal.Window,
+			Holds: p.Approval.Manual || len(p.Approval.CNSuffix) > 0,
 		}
 		if rules.Keys.RSA != nil {
 			out.Keys.RSABits = rules.Keys.RSA.MinBits

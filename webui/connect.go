@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strings"
 
 	"rsc.io/qr"
 )
@@ -66,22 +67,21 @@ func (c *console) connectPage(w http.ResponseWriter, r *http.Request, who princi
 // connectProfileView says how to enroll one device at one profile.
 type connectProfileView struct {
 	frame
-	Profile Profile
-	Off     bool
-	Waiting bool   // its authority has no certificate yet
-	Name    string // common name of the device, from the address or made up
-	Named   bool   // it is from the address
-	For     string // key of the guide in the address; "" for none
-	Guides  []guide
-	Guide   *guide // nil where none is chosen
-	Proofs  []evidence
-	Open    []string // addresses over SCEP
-	Closed  []string // those that need a client certificate
-	CanMint bool
-	Made    *ChallengeResponse // shown this once; nil where none was made
-	CA      *fingerprints      // nil while Waiting
-	Page    code               // leads a phone here
-	Bundle  code               // leads it to the certificates
+	Profile   Profile
+	Off       bool
+	Waiting   bool   // its authority has no certificate yet
+	Name      string // common name of the device, from the address or made up
+	Named     bool   // it is from the address
+	For       string // key of the guide in the address; "" for none
+	Guides    []guide
+	Guide     *guide // nil where none is chosen
+	Proofs    []evidence
+	Addresses []guideField
+	CanMint   bool
+	Made      *ChallengeResponse // shown this once; nil where none was made
+	CA        *fingerprints      // nil while Waiting
+	Page      code               // leads a phone here
+	Bundle    code               // leads it to the certificates
 }
 
 // fingerprints are those of a CA certificate, lower-case hex.
@@ -110,6 +110,7 @@ type recipe struct {
 	console string // origin of the console as the browser knows it
 	name    string // of the device; fits deviceName
 	secret  string // a one-time challenge; "" where none was made
+	known   string // the challenge that all devices share, where it is public
 	others  []string
 }
 
@@ -152,6 +153,9 @@ func (c *console) recipe(r *http.Request, profile string) (*recipe, error) {
 		return nil, err
 	}
 	x.off = settings.Off != nil
+	if site.Demo && settings.Challenge != nil && settings.Challenge.Replaced == nil {
+		x.known = DemoChallenge(profile)
+	}
 	x.tls, err = c.tlsRoots()
 	return x, err
 }
@@ -208,13 +212,7 @@ func (c *console) connectProfileView(r *http.Request, who principal, x *recipe, 
 	if v.Waiting {
 		return v, nil
 	}
-	for _, u := range x.profile.SCEP {
-		if isMTLS(u) {
-			v.Closed = append(v.Closed, u)
-		} else {
-			v.Open = append(v.Open, u)
-		}
-	}
+	v.Addresses = x.addresses()
 	v.CanMint = slices.ContainsFunc(v.Proofs, func(p evidence) bool { return p.Mint })
 	v.Guides = x.guides()
 	for i := range v.Guides {
@@ -263,7 +261,9 @@ func (x *recipe) proofs() []evidence {
 		all[0].Mint = true
 	}
 	if s := x.scep; s != nil {
-		if s.Static {
+		if s.Static && x.known != "" {
+			add("The challenge that all devices share", "This is the demo, and its challenge is public: %s", x.known)
+		} else if s.Static {
 			add("The challenge that all devices share", "The box keeps only its hash. Ask whoever made the site for it; an administrator can replace it at the profile.")
 		}
 		if s.Signed != nil || s.AsksIntune {
@@ -280,6 +280,35 @@ func (x *recipe) proofs() []evidence {
 		if e.Trust != nil {
 			add("A certificate it was made with, over EST", "Of somebody in %s. Nothing has to be typed.", e.Trust.File)
 		}
+	}
+	return all
+}
+
+// addresses are all of the profile's, with what tells those of one protocol apart: the second over TLS is
+// the one of a legacy listener.
+func (x *recipe) addresses() []guideField {
+	var all []guideField
+	seen := map[string]bool{}
+	add := func(label, address string) {
+		switch {
+		case !strings.HasPrefix(address, "https://"):
+			label += ", without TLS"
+		case seen[label]:
+			label += ", for TLS 1.2 too"
+		default:
+			seen[label] = true
+		}
+		all = append(all, guideField{label, address, true})
+	}
+	for _, u := range x.profile.SCEP {
+		if isMTLS(u) {
+			add("SCEP with a certificate", u)
+		} else {
+			add("SCEP", u)
+		}
+	}
+	for _, u := range x.profile.EST {
+		add("EST", u)
 	}
 	return all
 }

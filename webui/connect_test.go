@@ -42,7 +42,7 @@ func TestConnectGuides(t *testing.T) {
 	}{
 		{"corp?for=strongswan&cn=plc-7.example.com", []string{"NAME=plc-7.example.com", "URL=http://localhost/scep/corp\n", colons(sha256Of(ca)), "pki --scep --url", "Renew by SCEP",
 			"pki --est --url https://localhost --cacert", "--userpass &#39;device:PASSWORD&#39;", "Replace CHALLENGE by the device"}},
-		{"iot?for=strongswan", []string{"--label iot", "--cert factory.crt"}},
+		{"iot?for=strongswan", []string{"--label iot", "--cert factory.crt", "Replace factory.crt and factory.key by the files"}},
 		{"corp?for=certmonger", []string{"getcert add-scep-ca -c signet-corp -u http://localhost/scep/corp\n", "getcert request"}},
 		{"corp?for=curl", []string{"EST=https://localhost/.well-known/est/corp\n", "-----BEGIN CERTIFICATE-----", "/simplereenroll", "/cacerts"}},
 		{"intune?for=curl", []string{"not served over EST"}},

@@ -87,6 +87,8 @@ func (x *recipe) replace(words ...string) string {
 			say = append(say, "CHALLENGE by the device’s challenge")
 		case w == "PASSWORD":
 			say = append(say, "PASSWORD by the user’s password")
+		default:
+			say = append(say, w+" by the files that the device was made with")
 		}
 	}
 	if x.name == exampleName {
@@ -224,7 +226,7 @@ func (x *recipe) estCredential(password, certificate string) (credential string,
 	case len(e.Users) > 0:
 		return fmt.Sprintf(password, e.Users[0], "PASSWORD"), []string{"PASSWORD"}
 	case e.Trust != nil:
-		return certificate, nil
+		return certificate, []string{"factory.crt and factory.key"}
 	}
 	return "", nil
 }
@@ -277,9 +279,6 @@ func (x *recipe) curl() guide {
   -H 'Content-Type: application/pkcs10' --data-binary @- -o "$NAME.p7" "$EST/%s"`, credential, operation)
 	}
 	text := x.replace(words...)
-	if strings.HasPrefix(credential, "--cert") {
-		text += " factory.crt and factory.key are what the device was made with."
-	}
 	g.Steps = []guideStep{{Title: "Enroll", Text: text, Code: fmt.Sprintf(`NAME=%s
 EST=%s
 umask 077

@@ -82,6 +82,7 @@ type Profile struct {
 	Usages       []string      // extended key usages of certificates, as the site writes them
 	Validity     time.Duration // of certificates
 	RenewsWithin time.Duration // before its end a certificate can be renewed
+	Holds        bool          // a person may have to approve a request
 }
 
 // DeviceKeys are the keys that a profile takes from devices.
