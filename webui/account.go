@@ -339,10 +339,21 @@ func (c *console) accountView(r *http.Request, who principal) (accountView, erro
 	for role := auditor; role <= who.role; role++ {
 		v.Roles = append(v.Roles, role.String())
 	}
-	for _, p := range c.cfg.Site().Profiles {
-		v.Profiles = append(v.Profiles, p.Name)
-	}
+	v.Profiles = c.minting()
 	return v, nil
+}
+
+// minting are the profiles that take one-time challenges.
+func (c *console) minting() []string {
+	scep, est := c.cfg.SCEP(), c.cfg.EST()
+	var names []string
+	for _, p := range c.cfg.Site().Profiles {
+		if slices.ContainsFunc(scep, func(s SCEPProfile) bool { return s.Name == p.Name && s.OneTime }) ||
+			slices.ContainsFunc(est, func(e ESTProfile) bool { return e.Name == p.Name && e.OneTime }) {
+			names = append(names, p.Name)
+		}
+	}
+	return names
 }
 
 func (c *console) accountPage(w http.ResponseWriter, r *http.Request, who principal) error {

@@ -91,7 +91,7 @@ var problems = []struct {
 	{errWrongCode, http.StatusForbidden, "wrong-claim-code", "the claim code is wrong",
 		"read the code off the box's own screen again; it changes with every boot"},
 	{errWrongPassword, http.StatusForbidden, "wrong-password", "user name or password is wrong",
-		"try again; the name is the one given when the box was claimed"},
+		"try again; an administrator can set you a new password"},
 	{errSwitchedOff, http.StatusForbidden, "switched-off", "this user is switched off",
 		"ask an administrator of this box to switch it on again"},
 	{errChanged, http.StatusConflict, "account-changed", "the account was changed just now",

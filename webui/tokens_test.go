@@ -148,11 +148,12 @@ func TestTokenForm(t *testing.T) {
 	out := box.mustClaim()
 	who := withCookie(box.signedIn("alice", out.Password))
 	box.get("/account?do=token", who).says(t, 200, "<dialog open", "Only for minting challenges of", "administrator</option>")
-	bad := box.submit("/account/tokens", url.Values{"name": {"jamf"}, "role": {"auditor"}, "days": {"30"}, "profile": {"corp"}}, who)
-	bad.says(t, 422, "<dialog open", "An auditor mints no challenges.", `value="jamf"`, `value="30"`, `value="corp" checked`)
+	bad := box.submit("/account/tokens", url.Values{"name": {"jamf"}, "role": {"auditor"}, "days": {"30"}, "profile": {"iot"}}, who)
+	bad.says(t, 422, "<dialog open", "An auditor mints no challenges.", `value="jamf"`, `value="30"`, `value="iot" checked`)
+	bad.saysNot(t, `value="corp"`) // which takes no challenge that is minted
 	box.submit("/account/tokens", url.Values{"name": {"jamf"}, "role": {"operator"}, "days": {"many"}}, who).says(t, 422, "1 to 3650 days")
-	made := box.submit("/account/tokens", url.Values{"name": {"jamf"}, "role": {"operator"}, "days": {"30"}, "profile": {"corp"}}, who)
-	made.says(t, 200, "Your new token", "mint for corp")
+	made := box.submit("/account/tokens", url.Values{"name": {"jamf"}, "role": {"operator"}, "days": {"30"}, "profile": {"iot"}}, who)
+	made.says(t, 200, "Your new token", "mint for iot")
 	token := regexp.MustCompile(`sgt_[A-Za-z0-9_-]{43}`).FindString(string(made.body))
 	if token == "" {
 		t.Fatal("the page does not show the token")
