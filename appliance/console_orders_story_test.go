@@ -115,6 +115,9 @@ func (c *consoleStory) rollover(t *testing.T) {
 	c.be("ada")
 	c.see("authorities", "/authorities", "#authority-list")
 	c.see("authority", "/authorities/modern", "#rollover")
+	if n := c.has("main .badge.warn, main .badge.bad"); n > 0 {
+		t.Errorf("%d badges warn of an authority that is new: %s", n, c.body())
+	}
 	prepare := func() { c.press(`form[action$="/next"] button`, ".done") }
 	prepare()
 	c.look("authority-prepared")
@@ -125,6 +128,9 @@ func (c *consoleStory) rollover(t *testing.T) {
 	}
 	c.press("dialog .danger", "#activate-problem")
 	c.look("authority-activate-refused")
+	if top := eval[float64](c.visitor, `document.querySelector("#activate-problem").getBoundingClientRect().top`); top > 600 {
+		t.Errorf("the refusal is %.0f px down, where nobody looks", top)
+	}
 	c.open("/authorities/modern", "#rollover")
 	prepare()
 	c.press(`a[href$="do=cancel"]`, "dialog:modal .danger")
@@ -239,6 +245,9 @@ func (c *consoleStory) box(t *testing.T) {
 	// A token that can do one thing.
 	c.open("/account?do=token", "dialog:modal #token-name")
 	c.look("token")
+	if n := c.has(`dialog input[name="profile"]`); n != 1 {
+		t.Errorf("%d profiles to mint for; one takes challenges that are minted", n)
+	}
 	c.write("#token-name", "Jamf")
 	c.do("the profile", chromedp.Click(chromedp.CSS(`dialog input[value="iot"]`)))
 	c.do("a role", chromedp.SetValue(chromedp.CSS("#token-role"), "auditor"))

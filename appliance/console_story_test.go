@@ -117,6 +117,9 @@ func (c *consoleStory) claimed(t *testing.T) {
 	c.write("#code", strings.ToLower(c.s.ready.ClaimCode))
 	c.press(".panel button", ".secrets")
 	c.look("claimed")
+	if n := c.has(".secrets button.copy:not([hidden])"); n != 2 {
+		t.Errorf("%d of password and token can be copied", n)
+	}
 	c.passwords["ada"] = c.text(".secrets dd:nth-of-type(2) code")
 	c.token = c.text(".secrets dd:nth-of-type(3) code")
 	c.who = "ada"
@@ -134,6 +137,7 @@ func (c *consoleStory) firstDevices(t *testing.T) {
 		t.Fatalf("the password is %q", c.device)
 	}
 	c.look("setup-made")
+	c.reads(".walk", challenge) // which is for SCEP still
 	eval[bool](c.visitor, `window.isFirstLoad = true`)
 
 	tab, leave := c.beside(`section[aria-labelledby="connect"] a.button`, "#step-name")
@@ -144,6 +148,8 @@ func (c *consoleStory) firstDevices(t *testing.T) {
 	tab.press(`form[action="/connect/corp"] button`, `.kinds a[href*="`+swan+`"]`)
 	tab.press(`.kinds a[href*="strongswan"]`, ".guide-step")
 	tab.look("connect-strongswan")
+	tab.reads("#step-proof ~ ul", challenge)
+	tab.reads("#addresses ~ .cards", "SCEP, for TLS 1.2 too", "SCEP, without TLS", "EST, for TLS 1.2 too")
 	c.enrolls(swan, tab.commands(".guide-step:first-of-type")[0], "CHALLENGE='CHALLENGE'", "CHALLENGE='"+challenge+"'")
 	c.front()
 	arrived := func(cn string) string {
@@ -190,6 +196,7 @@ func (c *consoleStory) passkey(t *testing.T) {
 	c.write("#password", "not the password")
 	c.do("a wrong password", chromedp.Submit(chromedp.CSS("#password")), c.shows("#sign-in-problem"))
 	c.look("sign-in-refused")
+	c.reads("#sign-in-problem", "User name or password is wrong", "an administrator can set you a new password")
 	c.press("#passkey-sign-in button", "#list")
 	c.reads("#list", "plc-7.example.com")
 	c.who = "ada"
@@ -261,10 +268,19 @@ func (c *consoleStory) serialOf(cn string) string {
 func (c *consoleStory) held(t *testing.T) {
 	const cn = "door-1.approve.test"
 	c.be("olga")
+	c.open("/setup?profile=iot", "#cn")
+	c.write("#cn", cn)
+	c.press(`input[value="one-time"] ~ button`, ".walk [role=status]")
+	c.look("setup-one-time")
+	if c.has(`a[href="/connect/iot?cn=`+cn+`"]`) != 1 {
+		t.Error("the name is not carried on to how to connect")
+	}
 	c.open("/connect/iot?for=strongswan&cn="+cn, ".guide-step")
 	c.press(`form[action="/connect/iot/challenge"] button`, ".made")
 	c.look("connect-minted")
 	c.reads(".guide-step", "Paste it as it is")
+	c.reads(".guide-step:last-of-type", "Replace factory.crt and factory.key")
+	c.reads("#step-guide ~ .hint", "approve", "Approvals")
 	script := c.commands(".guide-step:first-of-type")[0]
 	c.see("approvals-none", "/pending", "#waiting .empty")
 	eval[bool](c.visitor, `window.isFirstLoad = true`)
