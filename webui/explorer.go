@@ -109,6 +109,8 @@ type explorerView struct {
 	Searched uint64
 	Reached  time.Time
 	Damaged  []uint64 // records that are not what was written
+
+	Continuity continuity
 }
 
 // Newest and Next are the addresses of other pages of the same search.
@@ -185,6 +187,9 @@ func (c *console) explorerPage(w http.ResponseWriter, r *http.Request, who princ
 	if v.Size, _, err = c.cfg.Store.LogHead(); err != nil {
 		return err
 	}
+	if v.Continuity, err = c.continuityOf(r.Context(), asked.Get("checkpoint")); err != nil {
+		return err
+	}
 	query, err := v.Filter.query(before)
 	if err != nil {
 		p, _ := problemOf(err)
@@ -196,5 +201,8 @@ func (c *console) explorerPage(w http.ResponseWriter, r *http.Request, who princ
 		return err
 	}
 	v.Entries, v.Older, v.Searched, v.Reached, v.Damaged = entriesOf(found.Records), found.Next, found.Searched, found.Reached, found.Damaged
+	if v.Continuity.Wrong != nil {
+		return c.render(w, v.Continuity.Wrong.Status, "explorer", v)
+	}
 	return c.page(w, "explorer", v)
 }

@@ -119,6 +119,7 @@ type Report struct {
 	Checkpoints int       `json:"earlier_checkpoints"` // signed before, and continued by this one
 	Anchor      uint64    `json:"anchor,omitempty"`    // where the state-rollback counter stood; it never fell. 0: not said
 	Removed     *Removal  `json:"removed,omitempty"`   // nil: the log is whole
+	Continues   *uint64   `json:"continues,omitempty"` // records of the older checkpoint it was held against; nil: none was
 	First       time.Time `json:"first"`               // time of the first record that is there; zero without records
 	Last        time.Time `json:"last"`                // time of the last
 }
@@ -142,10 +143,18 @@ func (r Report) Gone() uint64 {
 // Verify reads an export and holds it against the key: a *[BadRecord], ErrTruncated, ErrExport or
 // ErrSignature, or nil with what is proven. Memory grows by 40 bytes for HashesPerLine records.
 func Verify(export io.ReadSeeker, key note.Verifier) (Report, error) {
+	return verify(export, key, nil)
+}
+
+// verify is Verify, with an older checkpoint that the log has to continue; nil: none.
+func verify(export io.ReadSeeker, key note.Verifier, older *Checkpoint) (Report, error) {
 	if _, err := export.Seek(0, io.SeekStart); err != nil {
 		return Report{}, fmt.Errorf("reading export: %w", err)
 	}
 	v := &verification{key: key, factory: &compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}}
+	if older != nil {
+		v.since = &earlier{*older, older.Root == [32]byte(rfc6962.DefaultHasher.EmptyRoot())} // before any leaf hash is read
+	}
 	r := bufio.NewReaderSize(export, maxLine)
 	isForeign, err := beginsForeign(r)
 	if err != nil {
@@ -180,6 +189,9 @@ func Verify(export io.ReadSeeker, key note.Verifier) (Report, error) {
 			return Report{}, &BadRecord{v.signed.Size - 1, v.signed.Size - 1, err.Error()}
 		}
 		report.First, report.Last = first.Time, last.Time
+	}
+	if older != nil {
+		report.Continues = &older.Size
 	}
 	if v.first > 0 {
 		report.Removed = &Removal{v.first, v.told.Index, v.told.Time, v.told.Reason}
@@ -221,6 +233,7 @@ type verification struct {
 	claimed  []byte         // leaf hashes of that chunk
 
 	earlier        []earlier // by size
+	since          *earlier  // from elsewhere; nil: none
 	signed         Checkpoint
 	prefix         []byte // of the record looked at
 	oldest, newest []byte // first and last leaf
@@ -436,6 +449,13 @@ func (v *verification) takeHashes(hashes []byte, next int) (int, error) {
 			v.earlier[next].fits = root == v.earlier[next].Root
 			next++
 		}
+		if v.since != nil && v.hashes.End() == v.since.Size {
+			root, err := rangeRoot(v.hashes.Hashes())
+			if err != nil {
+				return 0, err
+			}
+			v.since.fits = root == v.since.Root
+		}
 	}
 	if there.End() == there.Begin() {
 		return next, nil
@@ -448,141 +468,4 @@ func (v *verification) takeHashes(hashes []byte, next int) (int, error) {
 		v.mismatch, v.claimed = int(n), bytes.Clone(hashes[32*(v.begin(n)-begin):])
 	}
 	return next, nil
-}
-
-// judge says what the checkpoint makes of all that was read.
-func (v *verification) judge(export io.ReadSeeker) error {
-	whole := v.leaves
-	if v.first > 0 && v.gone.End() == v.first {
-		whole = v.gone
-		if err := whole.AppendRange(v.leaves, nil); err != nil {
-			return err
-		}
-	}
-	root, err := rangeRoot(whole.Hashes())
-	if err != nil {
-		return err
-	}
-	claimed, err := rangeRoot(v.hashes.Hashes())
-	if err != nil {
-		return err
-	}
-	isWhole := v.leaves.End() == v.signed.Size && root == v.signed.Root
-	isNamed := v.hashes.End() == v.signed.Size && claimed == v.signed.Root
-	switch {
-	case isWhole && v.odd != nil:
-		return v.odd
-	case isWhole && !v.isTold():
-		return v.untold()
-	case isWhole && !isNamed:
-		return fmt.Errorf("%w: its records are those the box signed, the leaf hashes after them are not theirs", ErrExport)
-	case isWhole:
-		return v.judgeEarlier()
-	case isNamed:
-		return v.name(export)
-	}
-	return v.narrow()
-}
-
-// isTold says that the log itself tells of the removal of the records that are gone.
-func (v *verification) isTold() bool {
-	before, _ := v.told.Removed()
-	return before == v.first
-}
-
-// untold names what is gone though the log does not say so.
-func (v *verification) untold() error {
-	before, _ := v.told.Removed()
-	if before > v.first {
-		return fmt.Errorf("%w: it begins with record %d, the log says that those before %d were removed", ErrExport, v.first, before)
-	}
-	return &BadRecord{before, v.first - 1, fmt.Sprintf("the records up to %d are missing, and no record tells of their removal", v.first-1)}
-}
-
-// judgeEarlier refuses records that the box signed, but not as the continuation of all it had signed.
-func (v *verification) judgeEarlier() error {
-	from := uint64(0)
-	for _, c := range v.earlier {
-		if !c.fits {
-			return &BadRecord{from, c.Size - 1, fmt.Sprintf("the box signed other records when it had %d; two logs were written", c.Size)}
-		}
-		from = c.Size
-	}
-	return v.judgeAnchors()
-}
-
-// name finds the first record that is not the one of its leaf hash.
-func (v *verification) name(export io.ReadSeeker) error {
-	n := v.leaves.End()
-	missing := &BadRecord{n, n, fmt.Sprintf("it is missing, the export ends before it, the checkpoint covers %d records", v.signed.Size)}
-	surplus := &BadRecord{v.signed.Size, v.signed.Size, fmt.Sprintf("the checkpoint covers %d records, the export goes on to %d", v.signed.Size, n)}
-	if v.mismatch < 0 {
-		return v.orOdd(surplus)
-	}
-	c := v.chunk(uint64(v.mismatch))
-	if c == nil {
-		return v.orOdd(missing)
-	}
-	if _, err := export.Seek(c.offset, io.SeekStart); err != nil {
-		return fmt.Errorf("reading export: %w", err)
-	}
-	r := bufio.NewReaderSize(export, maxLine)
-	at := v.begin(uint64(v.mismatch))
-	for want := range slices.Chunk(v.claimed, 32) {
-		line, err := v.readLine(r)
-		if err != nil {
-			return fmt.Errorf("reading export again: %w", err)
-		}
-		if isTrailer(line) {
-			return v.orOdd(missing)
-		}
-		if h := LeafHash(line); !bytes.Equal(h[:], want) {
-			what := fmt.Sprintf("its bytes are not those the box signed: leaf hash %x, not %x", h, want)
-			if _, err := Parse(line); err != nil {
-				what = err.Error()
-			}
-			return v.orOdd(&BadRecord{at, at, what})
-		}
-		at++
-	}
-	return v.orOdd(surplus)
-}
-
-// orOdd prefers what a record says by itself: it is plainer.
-func (v *verification) orOdd(bad *BadRecord) error {
-	if v.odd != nil && v.odd.Index <= bad.Index {
-		return v.odd
-	}
-	return bad
-}
-
-// narrow says between which records the first bad one is, where the leaf hashes are not the box's
-// either: after the last earlier checkpoint that still fits.
-func (v *verification) narrow() error {
-	same := min(v.leaves.End(), v.hashes.End()) // up to here the leaves are those of the hashes
-	if v.mismatch >= 0 {
-		same = min(same, v.begin(uint64(v.mismatch)))
-	}
-	bad := &BadRecord{0, max(v.signed.Size, 1) - 1, "the records do not have the root that the box signed"}
-	if n := v.leaves.End(); n != v.signed.Size {
-		bad.Last = min(bad.Last, n)
-		bad.What = fmt.Sprintf("the export ends before record %d, the checkpoint covers %d", n, v.signed.Size)
-	}
-	for _, c := range v.earlier {
-		switch {
-		case c.Size > same:
-		case c.fits:
-			bad.Index = c.Size
-		default:
-			bad.Last = min(bad.Last, c.Size-1)
-		}
-	}
-	if v.odd != nil && v.odd.Index <= bad.Last {
-		bad.Last = v.odd.Index
-	}
-	bad.Index = min(bad.Index, bad.Last)
-	if v.odd != nil && bad.Index == v.odd.Index {
-		return v.odd
-	}
-	return bad
 }

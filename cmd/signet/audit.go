@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/mod/sumdb/note"
 
 	"signet.internal/appliance/audit"
 )
@@ -188,7 +189,7 @@ func (f *fed) Read(b []byte) (int, error) {
 }
 
 func newAuditVerify(t *terminal) *cobra.Command {
-	var key string
+	var key, since string
 	cmd := &cobra.Command{
 		Use:   "verify FILE --key VKEY",
 		Short: "verify an export of the audit log, or the proof of one record, offline",
@@ -198,6 +199,9 @@ the site's retention removed are named; that they were there is proven, what the
 
 FILE may also be the proof of one record, as the console's page of the record gives it: then it is verified that the log has
 this record, in its place, under the checkpoint in the proof.
+
+--since OLD proves besides that the log in FILE continues what it was: OLD is what you kept of it, an older export, a signed
+checkpoint or a proof. A log that was cut, or that went on from another disk, is told from its continuation by this alone.
 
 Works offline. VKEY is the audit key as signet audit export printed it, best when the box was new: NAME+HASH+BASE64.`,
 		Args: args(cobra.ExactArgs(1)),
@@ -216,6 +220,8 @@ Works offline. VKEY is the audit key as signet audit export printed it, best whe
 			defer f.Close()
 			proof, err := audit.ReadProof(f)
 			switch {
+			case err == nil && since != "":
+				return usageHint(errors.New("the proof of a record does not show that the log continues another"), "name an export: only that has the hashes of all records")
 			case err == nil:
 				proven, err := proof.Verify(verifier)
 				if err != nil {
@@ -225,15 +231,52 @@ Works offline. VKEY is the audit key as signet audit export printed it, best whe
 			case !errors.Is(err, audit.ErrNoProof):
 				return refuse(err, "name a file that can be read")
 			}
-			report, err := audit.Verify(f, verifier)
+			report, err := verifyExport(f, since, verifier)
 			if err != nil {
-				return refuse(fmt.Errorf("%s does not verify: %w", a[0], err), mendOf(err))
+				return err
 			}
 			return t.result(report, reportText(a[0], report))
 		},
 	}
 	cmd.Flags().StringVar(&key, "key", "", "audit `key` of the box: NAME+HASH+BASE64")
+	cmd.Flags().StringVar(&since, "since", "", "older export or checkpoint `file` that the log has to continue")
 	return cmd
+}
+
+// verifyExport verifies an export, and that it continues what is in the file since; "": nothing.
+func verifyExport(f *os.File, since string, key note.Verifier) (audit.Report, error) {
+	report, err := audit.Verify(f, key)
+	if err != nil {
+		return audit.Report{}, refuse(fmt.Errorf("%s does not verify: %w", f.Name(), err), mendOf(err))
+	}
+	if since == "" {
+		return report, nil
+	}
+	kept, err := os.Open(since)
+	if err != nil {
+		return audit.Report{}, refuse(err, "name an older export or checkpoint of the same box")
+	}
+	defer kept.Close()
+	older, err := audit.OpenOlder(kept, key)
+	if err != nil {
+		return audit.Report{}, refuse(fmt.Errorf("%s, the older one, does not verify: %w", since, err), "name an export, a checkpoint or a proof that was kept of the same box; "+mendOf(err))
+	}
+	report, err = audit.VerifySince(f, key, older)
+	if err != nil {
+		return audit.Report{}, refuse(fmt.Errorf("%s does not continue %s: %w", f.Name(), since, err), partedMend(err))
+	}
+	return report, nil
+}
+
+// partedMend says what to do about a log that does not continue an older one; each verifies by itself.
+func partedMend(err error) string {
+	switch {
+	case errors.Is(err, audit.ErrShrunk):
+		return "if the file given to --since is the newer of the two, change their places; else records are gone: keep both files, and find out who put an older disk into the box"
+	case errors.Is(err, audit.ErrForked):
+		return "keep both files: the same key signed both. Of two exports the first line that differs is where they part"
+	}
+	return mendOf(err)
 }
 
 // reportText says what a verified export proves.
@@ -245,6 +288,9 @@ func reportText(file string, report audit.Report) string {
 	}
 	if report.Records > 0 {
 		text += fmt.Sprintf("from %s to %s\n", report.First.Format(time.RFC3339), report.Last.Format(time.RFC3339))
+	}
+	if report.Continues != nil {
+		text += fmt.Sprintf("it continues the older log of %d records: they are its first, unchanged\n", *report.Continues)
 	}
 	if report.Checkpoints > 0 {
 		text += fmt.Sprintf("%d earlier checkpoints fit\n", report.Checkpoints)
