@@ -353,6 +353,9 @@ func (c *console) mintFor(w http.ResponseWriter, r *http.Request, who principal,
 	if !known {
 		return nil, nil, nil, refusal
 	}
+	if form == "apple" { // the one form that is in a guide, which has to be there for it to say what is wrong
+		r.PostForm.Set("for", form)
+	}
 	if view, err = c.connectProfileView(r, who, x, r.PostForm); err != nil {
 		return nil, nil, nil, err
 	}

@@ -42,7 +42,6 @@ func (c *console) mobileconfigMint(w http.ResponseWriter, r *http.Request, who p
 		return err
 	}
 	if view != nil {
-		view.For = "apple"
 		return c.page(w, "connect-profile", view)
 	}
 	x.secret = made.Challenge

@@ -268,6 +268,6 @@ func (c *console) render(w http.ResponseWriter, status int, name string, view an
 	if err := c.pages.ExecuteTemplate(&page, name, view); err != nil {
 		return fmt.Errorf("rendering page %s: %w", name, err)
 	}
-	write(w, status, "text/html; charset=utf-8", page.Bytes())
+	write(w, status, "text/html; charset=utf-8", legible(page.Bytes()))
 	return nil
 }

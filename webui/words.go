@@ -1,6 +1,7 @@
 package webui
 
 import (
+	"bytes"
 	"fmt"
 	"html/template"
 	"io/fs"
@@ -47,18 +48,47 @@ func sentence(s string) string {
 	return string(unicode.ToUpper(first)) + strings.TrimSuffix(s[n:], ".") + "."
 }
 
-// visible spells out characters that have no shape of their own, such as those that turn the writing
-// direction around: a device must not be able to look like another in the log.
+// isUnseen tells of characters that have no shape of their own, such as those that turn the writing direction
+// around, have no width, or are ignored where a font does not know them (Unicode, Default_Ignorable_Code_Point).
+func isUnseen(r rune) bool {
+	const brailleBlank = '\u2800'
+	return !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) || r == brailleBlank
+}
+
+func spell(r rune) string { return strings.Trim(strconv.QuoteRuneToASCII(r), "'") }
+
+// visible spells out the characters that are not seen: a device must not be able to look like another in the log.
 func visible(s string) string {
+	if !strings.ContainsFunc(s, isUnseen) {
+		return s
+	}
 	var b strings.Builder
 	for _, r := range s {
-		if unicode.IsPrint(r) {
-			b.WriteRune(r)
+		if isUnseen(r) {
+			b.WriteString(spell(r))
 		} else {
-			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+			b.WriteRune(r)
 		}
 	}
 	return b.String()
+}
+
+// legible is visible for a whole page, whose lines and indents stay: whatever text of whomever is in it, also where
+// its template forgot that. Markup has no such characters of its own.
+func legible(page []byte) []byte {
+	hidden := func(r rune) bool { return isUnseen(r) && r != '\n' && r != '\r' && r != '\t' }
+	if !bytes.ContainsFunc(page, hidden) {
+		return page
+	}
+	out := make([]byte, 0, len(page)+1024)
+	for _, r := range string(page) {
+		if hidden(r) {
+			out = append(out, spell(r)...)
+		} else {
+			out = utf8.AppendRune(out, r)
+		}
+	}
+	return out
 }
 
 // expiry is what is left of a certificate, for people.
