@@ -48,7 +48,7 @@ func certificatesRoute() route {
 		query: []parameter{
 			{"q", "beginning of a serial in hex, at least 6 digits, where any begins so; else beginning of an identity, in any case", map[string]any{"type": "string"}},
 			{"profile", "only of this profile", map[string]any{"type": "string"}},
-			{"state", "only in this state; due: near the end of its time and not renewed, the first to end first (q then narrows each page)", map[string]any{"type": "string", "enum": []string{"all", "active", "due", "revoked", "expired"}, "default": "all"}},
+			{"state", "only in this state; hold: of the revoked ones those that can be released; due: near the end of its time and not renewed, the first to end first (q then narrows each page)", map[string]any{"type": "string", "enum": []string{"all", "active", "due", "revoked", "hold", "expired"}, "default": "all"}},
 			{"after", "next of the page before, of the same search", map[string]any{"type": "string"}},
 			{"limit", "certificates at most", map[string]any{"type": "integer", "minimum": 1, "maximum": maxCertificatePage, "default": certificatePage}},
 		},

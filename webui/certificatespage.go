@@ -76,7 +76,7 @@ func lifeOf(info enroll.CertInfo, due, now time.Time) expiry {
 type certificateState struct{ Key, Label string }
 
 func certificateStates() []certificateState {
-	return []certificateState{{"all", "All"}, {"active", "Active"}, {"due", "Due, not renewed"}, {"revoked", "Revoked"}, {"expired", "Expired"}}
+	return []certificateState{{"all", "All"}, {"active", "Active"}, {"due", "Due, not renewed"}, {"revoked", "Revoked"}, {"hold", "On hold"}, {"expired", "Expired"}}
 }
 
 // Address is that of the list in another state, the search and profile the same.

@@ -84,7 +84,11 @@ func TestCertificatePage(t *testing.T) {
 	held := box.get(path, op)
 	held.says(t, 200, ">on hold<", "?do=release", "?do=revoke", "Certificate revoked")
 	held.saysNot(t, "?do=hold\"")
+	const onHold = "/certificates?state=hold"
+	box.get(onHold, op).says(t, 200, ">lamp<", ">on hold<")
 	ordered("release", "released", nil)
+	box.get(onHold, op).saysNot(t, ">lamp<")
+	box.get("/api/v1/certificates?state=held", op).says(t, 422, "hold, expired or all")
 	ordered("revoke", "revoked", url.Values{"reason": {"cessationOfOperation"}})
 	revoked := box.get(path+"?done=revoked", op)
 	revoked.says(t, 200, ">revoked<", "Reason: cessationOfOperation", "Certificate released", "Revoked. The next revocation list has it")

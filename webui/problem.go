@@ -159,7 +159,7 @@ var problems = []struct {
 	{ErrNoESTTrust, http.StatusConflict, "no-est-trust", "the profile lets nobody in over EST by certificates of a bundle",
 		"add est: {auth: {certificate: [{bundle: trust/x.pem}]}} to the profile and bake the site again"},
 	{enroll.ErrQuery, http.StatusUnprocessableEntity, "query", "there is no such list of certificates",
-		"state is active, revoked, expired or all, and after is the next of a page of the same search"},
+		"state is active, due, revoked, hold, expired or all, and after is the next of a page of the same search"},
 	{enroll.ErrNoRequest, http.StatusNotFound, "no-request", "no such request waits",
 		"list those that do: signet pending"},
 	{enroll.ErrDenied, http.StatusConflict, "decided", "the request was denied before",

@@ -58,7 +58,7 @@ type Query struct {
 	Identity string // its beginning, in any case; "" for any
 	Serial   string // its beginning, lower-case hex; "" for any
 	Profile  string // "" for any
-	State    string // "active", "revoked", "expired", or "all" or ""
+	State    string // "active", "revoked", of these only those on "hold", "expired", or "all" or ""
 	Limit    int    // at most so many; 0: 100, which is also the most
 	After    string // what the call before returned as next
 }
@@ -84,7 +84,7 @@ type CertInfo struct {
 const maxListed = 100
 
 // ErrQuery: a Query of Certificates is wrong.
-var ErrQuery = errors.New("list is not one there is: state is active, revoked, expired or all; go on where a call of the same list ended")
+var ErrQuery = errors.New("list is not one there is: state is active, revoked, hold, expired or all; go on where a call of the same list ended")
 
 // Certificates lists certificates: by the beginning of their serial, else of their identity, else all,
 // newest first. next is where to go on, "" at the end; one call may find fewer than there are, or none,
@@ -102,7 +102,7 @@ func (e *Engine) Certificates(q Query) (list []CertInfo, next string, err error)
 	}
 	switch q.State {
 	case "", "all":
-	case string(store.CertActive), string(store.CertRevoked), string(store.CertExpired):
+	case string(store.CertActive), string(store.CertRevoked), string(store.CertHeld), string(store.CertExpired):
 		in.State = store.CertState(q.State)
 	default:
 		return nil, "", ErrQuery

@@ -170,8 +170,9 @@ func (c *change) checkActive(i Intent) error {
 type CertState string
 
 const (
-	CertActive  CertState = "active" // neither revoked nor over
-	CertRevoked CertState = "revoked"
+	CertActive  CertState = "active"  // neither revoked nor over
+	CertRevoked CertState = "revoked" // for good or on hold
+	CertHeld    CertState = "hold"    // revoked as on hold
 	CertExpired CertState = "expired" // and not revoked
 )
 
@@ -281,6 +282,8 @@ func (q Query) matches(t Transaction) bool {
 		return !t.Revoked() && !isOver
 	case CertRevoked:
 		return t.Revoked()
+	case CertHeld:
+		return t.Revoked() && t.Reason == reasonHold
 	case CertExpired:
 		return isOver && !t.Revoked()
 	}

@@ -220,6 +220,7 @@ func TestCertificates(t *testing.T) {
 	must(t, begin(s, named("lost", "printer-0")))
 	must(t, lose(s, serialOf("lost", 0)))
 	must(t, revoke(s, all[2], 4))
+	must(t, revoke(s, all[4], 6))
 	newest := slices.Clone(all)
 	slices.Reverse(newest)
 	now := epoch.Add(2*time.Hour + time.Minute) // the first two are over
@@ -236,8 +237,9 @@ func TestCertificates(t *testing.T) {
 		{"beginning of a serial", Query{Serial: all[3][:9]}, all[3:4]},
 		{"begun only", Query{Serial: serialOf("begun", 0)}, nil},
 		{"profile", Query{Identity: "printer", Profile: "iot"}, []string{all[1], all[3], all[5]}},
-		{"active", Query{Identity: "p", State: CertActive, Now: now}, all[3:]},
-		{"revoked", Query{State: CertRevoked, Now: now}, all[2:3]},
+		{"active", Query{Identity: "p", State: CertActive, Now: now}, []string{all[3], all[5], all[6]}},
+		{"revoked", Query{State: CertRevoked, Now: now}, []string{all[4], all[2]}},
+		{"on hold", Query{State: CertHeld, Now: now}, all[4:5]},
 		{"expired", Query{Identity: "p", State: CertExpired, Now: now}, all[:2]},
 	} {
 		for _, limit := range []int{1, 2, 100} {
