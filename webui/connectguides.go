@@ -145,7 +145,7 @@ func (x *recipe) strongSwan() guide {
 			above += fmt.Sprintf(" --cacert signet-ca-%d.pem", i+1)
 		}
 		code := fmt.Sprintf(`NAME=%s
-CHALLENGE='%s'
+CHALLENGE=%s
 URL=%s
 umask 077
 pki --scepca --url "$URL" --caout signet-ca.pem --raout signet-ra.pem --outform pem --force &&
@@ -154,7 +154,7 @@ pki --gen --type rsa --size %d --outform pem > "$NAME.key" &&
 pki --scep --url "$URL" --in "$NAME.key" --dn "CN=$NAME"%s --password "$CHALLENGE" \
   --cacert-enc signet-ra.pem --cacert-sig signet-ra.pem --cacert signet-ca.pem%s --outform pem > "$NAME.crt" &&
 openssl x509 -in "$NAME.crt" -noout -subject -enddate
-`, x.name, x.challenge(), u, colons(sha256Of(x.chain[len(x.chain)-1])), x.bits(), x.san(` --san "$NAME"`), above)
+`, x.name, quoted(x.challenge()), u, colons(sha256Of(x.chain[len(x.chain)-1])), x.bits(), x.san(` --san "$NAME"`), above)
 		g.Steps = append(g.Steps, guideStep{Title: "Enroll by SCEP", Code: code,
 			Text: x.replace("CHALLENGE") + " It stops where the CA certificate is not the one of this page."})
 		g.Steps = append(g.Steps, guideStep{Title: "Renew by SCEP", Text: "In the same directory, when the end is near: the certificate is the proof.", Code: fmt.Sprintf(`NAME=%s
@@ -177,7 +177,7 @@ mv "$NAME.new.key" "$NAME.key" && mv "$NAME.new.crt" "$NAME.crt"
 
 // strongSwanEST prefers the listener with TLS 1.2, which is what strongSwan speaks as it is installed.
 func (x *recipe) strongSwanEST() (guideStep, bool) {
-	credential, words := x.estCredential("--userpass '%s:%s'", "--cert factory.crt --key factory.key")
+	credential, words := x.estCredential("--userpass", "--cert factory.crt --key factory.key")
 	if x.est == nil || credential == "" {
 		return guideStep{}, false
 	}
@@ -215,16 +215,19 @@ func (x *recipe) opensslRequest() string {
   -outform DER -out "$NAME.der" `, key, x.san(` -addext "subjectAltName=DNS:$NAME"`))
 }
 
-// estCredential is how a command says who enrolls over EST, by a password in the form of the first or by
+// quoted is a word of a command of a POSIX shell, whatever is in it: users of EST are called as the site likes.
+func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// estCredential is how a command says who enrolls over EST, by a user and a password after that option or by
 // a certificate, and which words of it a person has to replace; "" where nothing a person has lets in.
-func (x *recipe) estCredential(password, certificate string) (credential string, words []string) {
+func (x *recipe) estCredential(option, certificate string) (credential string, words []string) {
 	switch e := x.est; {
 	case e == nil:
 		return "", nil
 	case e.OneTime && (x.secret != "" || len(e.Users) == 0):
-		return fmt.Sprintf(password, x.name, x.challenge()), []string{"CHALLENGE"}
+		return option + " " + quoted(x.name+":"+x.challenge()), []string{"CHALLENGE"}
 	case len(e.Users) > 0:
-		return fmt.Sprintf(password, e.Users[0], "PASSWORD"), []string{"PASSWORD"}
+		return option + " " + quoted(e.Users[0]+":PASSWORD"), []string{"PASSWORD"}
 	case e.Trust != nil:
 		return certificate, []string{"factory.crt and factory.key"}
 	}
@@ -253,10 +256,10 @@ func (x *recipe) certmonger() guide {
 	g.Steps = []guideStep{
 		{Title: "Tell certmonger about the box, once", Code: fmt.Sprintf("%ssudo getcert add-scep-ca -c %s -u %s%s\n", save, ca, u, trust)},
 		{Title: "Enroll", Text: x.replace("CHALLENGE") + " Afterwards certmonger keeps it fresh: the old certificate is the proof.", Code: fmt.Sprintf(`NAME=%s
-CHALLENGE='%s'
+CHALLENGE=%s
 sudo getcert request -c %s -I "$NAME" -k "/etc/ssl/private/$NAME.key" -f "/etc/ssl/certs/$NAME.crt" \
   -N "CN=$NAME"%s -L "$CHALLENGE" -g %d -w -v
-`, x.name, x.challenge(), ca, x.san(` -D "$NAME"`), x.bits())},
+`, x.name, quoted(x.challenge()), ca, x.san(` -D "$NAME"`), x.bits())},
 		{Title: "See how it stands", Code: fmt.Sprintf("sudo getcert list -c %s\n", ca)},
 	}
 	return g
@@ -264,7 +267,7 @@ sudo getcert request -c %s -I "$NAME" -k "/etc/ssl/private/$NAME.key" -f "/etc/s
 
 func (x *recipe) curl() guide {
 	g := guide{Key: "curl", Label: "Anything with curl", Intro: "For scripts and devices of your own: curl and OpenSSL 1.1.1 or later, over EST."}
-	credential, words := x.estCredential("-u '%s:%s'", "--cert factory.crt --key factory.key")
+	credential, words := x.estCredential("-u", "--cert factory.crt --key factory.key")
 	switch {
 	case x.est == nil:
 		g.Missing = noEST

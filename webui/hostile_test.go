@@ -6,6 +6,8 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -146,4 +148,55 @@ func TestOwnPasswordAgainstReset(t *testing.T) {
 	})
 	box.post("/api/v1/account/password", PasswordRequest{Current: "correct horse battery", New: "mallory keeps it"}, mallory).checkProblem(t, 409, "account-changed")
 	box.signedIn("bob", admins)
+}
+
+// TestCommandsRunNothingElse: what a site calls its users is one word of the commands that people paste, whatever
+// is in it.
+func TestCommandsRunNothingElse(t *testing.T) {
+	user := `o'brien'; touch pwned; echo "$(touch pwned)" ` + "`touch pwned`" + ` \' $HOME`
+	box := newBox(t, func(c *Config) {
+		est := c.EST()
+		for i := range est {
+			est[i].Users = []string{user}
+		}
+		c.EST = func() []ESTProfile { return est }
+	})
+	ran := 0
+	for _, g := range must(box.console.recipe(httptest.NewRequest("GET", "https://localhost/", nil), "corp"))(t).guides() {
+		for _, step := range g.Steps {
+			option := map[string]string{"strongswan": "--userpass ", "curl": "--cacert signet-tls.pem -u "}[g.Key]
+			_, after, ok := strings.Cut(step.Code, option)
+			if option == "" || !ok {
+				continue
+			}
+			ran++
+			word, _, ok := strings.Cut(after, ":PASSWORD'")
+			if !ok {
+				t.Fatalf("%s: %s", g.Key, step.Code)
+			}
+			sh := exec.Command("sh", "-c", "set -- "+word+":PASSWORD'; printf '%s %s' $# \"$1\"")
+			sh.Dir = t.TempDir()
+			said, err := sh.CombinedOutput()
+			if err != nil || string(said) != "1 "+user+":PASSWORD" {
+				t.Errorf("%s: a shell reads %q, %v", g.Key, said, err)
+			}
+			if left, err := os.ReadDir(sh.Dir); err != nil || len(left) > 0 {
+				t.Errorf("%s: a command ran: %v, %v", g.Key, left, err)
+			}
+		}
+	}
+	if ran != 2 {
+		t.Errorf("%d commands with a user, want curl's and strongSwan's", ran)
+	}
+}
+
+// must is for what does not go wrong in a test.
+func must[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
 }

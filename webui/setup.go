@@ -168,7 +168,7 @@ func (c *console) makeFirst(r *http.Request, who principal, view *setupView, kin
 		if cn == "" || len(cn) > maxName {
 			return nil, &inputError{"cn", "the name is empty or longer than 256 bytes", "write the common name that the device will ask for"}
 		}
-		secret, expires, err := c.cfg.Mint(Mint{Profile: profile, CN: cn, Actor: who.user, Source: c.cfg.Source(r).String()})
+		secret, expires, err := c.mint(who, Mint{Profile: profile, CN: cn, Actor: who.user, Source: c.cfg.Source(r).String()})
 		if err != nil {
 			return nil, err
 		}
