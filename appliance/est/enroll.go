@@ -1,6 +1,7 @@
 package est
 
 import (
+	"fmt"
 	"net/http"
 
 	"signet.internal/appliance/cms"
@@ -36,7 +37,7 @@ func (s *Server) enroll(x *call) {
 	}
 	x.identity = asked.identity()
 	if err := checkBinding(x.profile.ChannelBinding, x.R.TLS, asked.challenge()); err != nil {
-		s.failCounted(x, err)
+		s.failCounted(x, fmt.Errorf("%w: %w", errBinding, err))
 		return
 	}
 	credentials, err := credentialsOf(x.R)

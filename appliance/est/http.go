@@ -42,6 +42,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, l listener) {
 	x := &call{Exchange: exchange.New(w, r, s.source(r)), listener: l}
 	x.OmitDate() // no EST client has a use for it
 	s.dispatch(x)
+	s.count(x)
 	profile := ""
 	if x.profile != nil {
 		profile = x.profile.Name

@@ -89,6 +89,7 @@ type profile struct {
 	Profile
 	attributes []byte    // what csrattrs answers
 	keys       *keyMaker // nil where serverkeygen is not offered
+	counters   counters
 }
 
 const (
@@ -161,7 +162,7 @@ func newProfile(p Profile) (*profile, error) {
 	if p.RetryAfter == 0 {
 		p.RetryAfter = defaultRetryAfter
 	}
-	checked := &profile{Profile: p, attributes: p.CSRAttrs}
+	checked := &profile{Profile: p, attributes: p.CSRAttrs, counters: newCounters()}
 	switch p.ChannelBinding {
 	case "", bindingOff, bindingOptional:
 	case bindingRequired:
