@@ -266,7 +266,7 @@ func (c *console) goOn(w http.ResponseWriter, r *http.Request, who principal, us
 	if who.via != viaSession {
 		return nil
 	}
-	id, err := c.openSession(r, user, session{how: who.session.how})
+	id, err := c.openSession(r, user, session{how: who.session.how, passkey: who.session.passkey})
 	if err != nil {
 		return err
 	}

@@ -238,11 +238,14 @@ func (c *console) openSession(r *http.Request, was store.User, one session) (str
 	one.user, one.source, one.agent = was.Name, c.cfg.Source(r).String(), r.UserAgent()
 	id := c.sessions.begin(one)
 	is, err := c.cfg.Store.User(was.Name)
+	if one.passkey != "" && err == nil {
+		_, err = c.cfg.Store.Passkey([]byte(one.passkey))
+	}
 	if err == nil && is.Role == was.Role && is.PasswordHash == was.PasswordHash && is.Created.Equal(was.Created) && !is.Off {
 		return id, nil
 	}
 	c.sessions.end(id)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	if err != nil && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrNoPasskey) {
 		return "", fmt.Errorf("looking up user: %w", err)
 	}
 	return "", errChanged

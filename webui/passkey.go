@@ -321,9 +321,12 @@ func (c *console) passkeySignIn(w http.ResponseWriter, r *http.Request, in Passk
 	suspect.Actor, suspect.Identity, suspect.Reason = audit.ActorBox, user.Name, "the sign count of passkey "+known.Name+" went back"
 	data := parsed.Response.AuthenticatorData
 	if err := c.cfg.Store.SignInByPasskey(known.ID, data.Counter, data.Flags.HasBackupState(), sourceKey(c.cfg.Source(r)), rec, suspect); err != nil {
+		if errors.Is(err, store.ErrSuspect) { // somebody with the copy may have signed in before its owner did
+			err = errors.Join(err, c.endSessionsOf(r, user.Name, known, principal{user: audit.ActorBox}))
+		}
 		return "", store.User{}, err
 	}
-	id, err := c.openSession(r, user, session{how: howPasskey})
+	id, err := c.openSession(r, user, session{how: howPasskey, passkey: string(known.ID)})
 	return id, user, err
 }
 
@@ -453,7 +456,22 @@ func (c *console) removePasskey(r *http.Request, user, id string, who principal)
 	}
 	rec := c.orderRecord(r, audit.PasskeyRemoved, who, user)
 	rec.Reason = p.Name + " for " + p.Host
-	return c.cfg.Store.RemovePasskey(user, raw, rec)
+	if err := c.cfg.Store.RemovePasskey(user, raw, rec); err != nil {
+		return err
+	}
+	return c.endSessionsOf(r, user, p, who)
+}
+
+// endSessionsOf ends the sessions that began with a passkey that is gone or of which there may be a copy, but for
+// the one that who is in: whoever has that device or copy may sit at one of them.
+func (c *console) endSessionsOf(r *http.Request, user string, p store.Passkey, who principal) error {
+	n := c.sessions.endWhere(user, func(s session) bool { return s.passkey == string(p.ID) && s.name != who.session.name })
+	if n == 0 {
+		return nil
+	}
+	rec := c.orderRecord(r, audit.SessionEnded, who, user)
+	rec.Reason = fmt.Sprintf("sessions that began with passkey %s: %d", p.Name, n)
+	return c.cfg.Store.Append(rec)
 }
 
 func (c *console) apiRemovePasskey(w http.ResponseWriter, r *http.Request, who principal) error {

@@ -213,6 +213,10 @@ func TestPasskeyAnswers(t *testing.T) {
 
 	box.submit("/account/passkeys/"+account.Passkeys[0].ID+"/remove", nil, bob).says(t, http.StatusSeeOther)
 	box.byPasskey(key.get).checkProblem(t, 403, "passkey")
+	box.get("/api/v1/account", withCookie(session)).checkProblem(t, 401, "bad-credential")
+	if got := box.get("/api/v1/account", bob); got.StatusCode != 200 {
+		t.Errorf("the session that removed the passkey ended: %d", got.StatusCode)
+	}
 	refused := 0
 	for _, r := range box.records() {
 		if r.Action == audit.LoginRefused && r.Identity == "bob" {
@@ -234,16 +238,22 @@ func TestCopiedPasskey(t *testing.T) {
 	box.addPasskey(key, who)
 	thief := *key
 	key.count = 5
-	if got := box.byPasskey(key.get); got.StatusCode != 200 {
-		t.Fatalf("status %d: %s", got.StatusCode, got.body)
+	in := box.byPasskey(key.get)
+	if in.StatusCode != 200 {
+		t.Fatalf("status %d: %s", in.StatusCode, in.body)
 	}
 	thief.count = 5
 	box.byPasskey(thief.get).checkProblem(t, 403, "passkey-suspect")
 	key.count = 6
 	box.byPasskey(key.get).checkProblem(t, 403, "passkey-suspect")
-	if r := box.records()[0]; r.Action != audit.PasskeySuspected || r.Identity != "alice" || r.Outcome != audit.OutcomeRefused {
+	if r := box.records()[1]; r.Action != audit.PasskeySuspected || r.Identity != "alice" || r.Outcome != audit.OutcomeRefused {
+		t.Errorf("the audit log has %+v", r)
+	}
+	if r := box.records()[0]; r.Action != audit.SessionEnded || r.Actor != audit.ActorBox || r.Identity != "alice" {
 		t.Errorf("the audit log ends with %+v", r)
 	}
+	box.get("/api/v1/account", withCookie(in.cookie(t))).checkProblem(t, 401, "bad-credential") // whose of the two it was, nobody knows
+	box.get("/account", who).says(t, 200)
 	box.get("/account", withCookie(box.signedIn("alice", out.Password))).says(t, 200, "there may be a copy")
 }
 

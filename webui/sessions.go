@@ -16,6 +16,7 @@ const (
 	sessionLife   = 8 * time.Hour // from sign-in, whatever is done
 	sessionIdle   = time.Hour     // from the last request that a person made
 	maxSessions   = 256
+	maxEach       = 16  // sessions of one user
 	maxAgent      = 200 // bytes kept of what a browser calls itself
 )
 
@@ -30,13 +31,14 @@ type sessions struct {
 
 // session is one browser signed in.
 type session struct {
-	user   string
-	name   string // what lists call it: hex, of no use as a cookie
-	source string
-	agent  string // what the browser calls itself
-	how    string // howPassword, howPasskey or howClaim
-	begun  time.Time
-	seen   time.Time
+	user    string
+	name    string // what lists call it: hex, of no use as a cookie
+	source  string
+	agent   string // what the browser calls itself
+	how     string // howPassword, howPasskey or howClaim
+	passkey string // credential id, where how is howPasskey
+	begun   time.Time
+	seen    time.Time
 }
 
 // How a session began.
@@ -55,7 +57,8 @@ func (s session) over(now time.Time) bool {
 }
 
 // begin keeps one with a fresh identifier, which it returns; one a browser brought along is never adopted.
-// Beyond maxSessions the one that began first ends.
+// Beyond maxEach the one of the user's that began first ends, so that nobody who may sign in ends those of others by
+// doing so, and beyond maxSessions the one of all.
 func (s *sessions) begin(one session) string {
 	id := rand.Text() + rand.Text()
 	key := sha256.Sum256([]byte(id))
@@ -66,7 +69,8 @@ func (s *sessions) begin(one session) string {
 	defer s.mu.Unlock()
 	now := s.now()
 	one.begun, one.seen = now, now
-	var oldest [32]byte
+	var oldest, oldestOwn [32]byte
+	own := 0
 	for key, other := range s.byID {
 		if other.over(now) {
 			delete(s.byID, key)
@@ -75,8 +79,17 @@ func (s *sessions) begin(one session) string {
 		if was, ok := s.byID[oldest]; !ok || other.begun.Before(was.begun) {
 			oldest = key
 		}
+		if other.user != one.user {
+			continue
+		}
+		own++
+		if was, ok := s.byID[oldestOwn]; !ok || other.begun.Before(was.begun) {
+			oldestOwn = key
+		}
 	}
-	if len(s.byID) >= maxSessions {
+	if own >= maxEach {
+		delete(s.byID, oldestOwn)
+	} else if len(s.byID) >= maxSessions {
 		delete(s.byID, oldest)
 	}
 	s.byID[key] = one

@@ -78,9 +78,9 @@ func TestSessionsAreBounded(t *testing.T) {
 	first := s.begin(session{user: "alice"})
 	clock.pass(time.Second)
 	second := s.begin(session{user: "alice"})
-	for range maxSessions - 1 {
+	for i := range maxSessions - 1 {
 		clock.pass(time.Second)
-		s.begin(session{user: "alice"})
+		s.begin(session{user: fmt.Sprint("user ", i)})
 	}
 	if len(s.byID) > maxSessions {
 		t.Errorf("%d sessions kept", len(s.byID))
@@ -90,6 +90,26 @@ func TestSessionsAreBounded(t *testing.T) {
 	}
 	if _, ok := s.use(second, true); !ok {
 		t.Error("the second oldest went too")
+	}
+}
+
+// TestSessionsOfOne: who signs in again and again ends sessions of their own, and nobody else's.
+func TestSessionsOfOne(t *testing.T) {
+	clock := &fakeClock{now: start}
+	s := newSessions(clock.Now)
+	alice, first := s.begin(session{user: "alice"}), s.begin(session{user: "mallory"})
+	for range maxSessions {
+		clock.pass(time.Second)
+		s.begin(session{user: "mallory"})
+	}
+	if n := len(s.of("mallory")); n != maxEach {
+		t.Errorf("%d sessions of one user", n)
+	}
+	if _, ok := s.use(first, true); ok {
+		t.Error("the oldest of them is still there")
+	}
+	if _, ok := s.use(alice, true); !ok {
+		t.Error("another user is signed out")
 	}
 }
 
