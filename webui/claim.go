@@ -117,7 +117,7 @@ func checkUser(name string) error {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 		ok = ok && (letter || i > 0 && strings.ContainsRune("._-@", r))
 	}
-	if !ok || name == audit.ActorDevice || name == audit.ActorBox {
+	if !ok || strings.EqualFold(name, audit.ActorDevice) || strings.EqualFold(name, audit.ActorBox) {
 		return &inputError{"user", "the user name is not acceptable", mend + ", beginning with a letter or digit"}
 	}
 	return nil

@@ -119,7 +119,7 @@ var notices = map[string]string{
 	"password-changed":      "Your password is changed. Your other browsers are signed out.",
 	"password-set":          "The password is set. Tell it to them by a way that only they can read; they are signed out everywhere.",
 	"passkey-added":         "The passkey is added. It signs you in from now on.",
-	"passkey-removed":       "The passkey is removed. It signs nobody in any more; delete it from the device too.",
+	"passkey-removed":       "The passkey is removed. It signs nobody in any more, and whoever it had signed in elsewhere is signed out; delete it from the device too.",
 	"token-revoked":         "The token is revoked. It is taken no more.",
 	"session-ended":         "That browser is signed out.",
 	"sessions-ended":        "Signed out everywhere else.",

@@ -200,3 +200,26 @@ func must[T any](v T, err error) func(*testing.T) T {
 		return v
 	}
 }
+
+// TestNobodyIsLed: a GET that makes something makes nothing where a page of another origin, also one of the same
+// site, which browsers bring the session to, sent the browser here.
+func TestNobodyIsLed(t *testing.T) {
+	box := newBox(t)
+	who := withCookie(box.signedIn("alice", box.mustClaim().Password))
+	for _, path := range []string{"/certsrv/mscep_admin?profile=iot&cn=x", "/profiles/corp/intune.pem", "/api/v1/profiles/corp/intune/certificate"} {
+		for site, status := range map[string]int{"cross-site": 403, "same-site": 403, "same-origin": 200, "none": 200} {
+			if got := box.get(path, who, header("Sec-Fetch-Site", site)); got.StatusCode != status {
+				t.Errorf("%s from %s: status %d", path, site, got.StatusCode)
+			}
+		}
+	}
+}
+
+// TestNobodyIsTheBox: no user is called what the audit log calls the box and its devices.
+func TestNobodyIsTheBox(t *testing.T) {
+	for _, name := range []string{"box", "Box", "device", "DEVICE"} {
+		if checkUser(name) == nil {
+			t.Errorf("a user may be called %s", name)
+		}
+	}
+}

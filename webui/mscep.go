@@ -58,8 +58,7 @@ func (c *console) mscepPage(w http.ResponseWriter, r *http.Request, who principa
 	if cn == "" {
 		return c.render(w, http.StatusOK, "mscep", &view)
 	}
-	// A GET that makes something, because its callers send no other: a browser must not be led here.
-	if site := r.Header.Get("Sec-Fetch-Site"); site != "" && site != "same-origin" && site != "none" {
+	if isLed(r) { // a GET that makes something, because its callers send no other
 		return errCrossOrigin
 	}
 	if len(cn) > maxName {
@@ -79,6 +78,13 @@ func (c *console) mscepPage(w http.ResponseWriter, r *http.Request, who principa
 		}
 	}
 	return c.render(w, http.StatusOK, "mscep", &view)
+}
+
+// isLed tells whether a page of another origin sent a browser here. Of another site it would bring no session; one
+// beside the box, under the same domain, it does.
+func isLed(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	return site != "" && site != "same-origin" && site != "none"
 }
 
 func thumbprint(der []byte) string {

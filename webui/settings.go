@@ -449,6 +449,9 @@ func (c *console) apiIntuneCertificate(w http.ResponseWriter, r *http.Request, w
 	if err != nil {
 		return err
 	}
+	if isLed(r) { // the first time the key and certificate are made
+		return errCrossOrigin
+	}
 	if !s.Intune {
 		return missingPart("challenges that Intune is asked about", nil)
 	}
