@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"signet.internal/appliance/audit"
 	"signet.internal/appliance/store"
 )
 
@@ -222,4 +223,27 @@ func TestNobodyIsTheBox(t *testing.T) {
 			t.Errorf("a user may be called %s", name)
 		}
 	}
+}
+
+// TestUnseen: nobody looks like somebody else by characters that are not seen, and a page spells out those that its
+// template does not, but for lines and tabs.
+func TestUnseen(t *testing.T) {
+	for _, r := range "\u202e\u2066\u200b\u00ad\ufe0f\u3164\u115f\u2800\u034f\u00a0\U000e0041\x00\x1b" {
+		if got := visible("cam" + string(r)); got == "cam"+string(r) || len(got) < 5 {
+			t.Errorf("%U is shown as %q", r, got)
+		}
+		if got := string(legible([]byte("<p>\n\tcam" + string(r) + "</p>"))); got != "<p>\n\tcam"+spell(r)+"</p>" {
+			t.Errorf("%U is on a page as %q", r, got)
+		}
+	}
+	if plain := "Zoë’s Drücker – 打印机 מדפסת"; visible(plain) != plain {
+		t.Errorf("%q is shown as %q", plain, visible(plain))
+	}
+
+	box := newBox(t)
+	who := bearer(box.mustClaim().Token)
+	box.append(audit.Record{Action: audit.SCEPRefused, Protocol: "scep", Identity: "cam\u202e1", Outcome: audit.OutcomeRefused})
+	box.get("/audit/1", who).says(t, 200, "which are spelt out here", `cam\u202e1`)
+	box.append(audit.Record{Action: audit.SCEPRefused, Protocol: "scep", Identity: "cam1", Outcome: audit.OutcomeRefused})
+	box.get("/audit/2", who).saysNot(t, "which are spelt out here")
 }
