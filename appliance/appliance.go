@@ -27,6 +27,7 @@ import (
 	"signet.internal/appliance/authority"
 	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/est"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/keys"
 	"signet.internal/appliance/store"
@@ -159,7 +160,8 @@ func (a *Appliance) assemble(recent *recentLog) error {
 	return nil
 }
 
-func (a *Appliance) newConsole() (http.Handler, error) {
+// newConsole is the console; served is nil where no profile is on for EST.
+func (a *Appliance) newConsole(served *est.Server) (http.Handler, error) {
 	return webui.New(webui.Config{
 		Store:      a.store,
 		Boot:       a.config.Boot,
@@ -185,7 +187,7 @@ func (a *Appliance) newConsole() (http.Handler, error) {
 		RecentLog: a.health.recent.text,
 		Stopping:  a.health.stopping,
 
-		EST:            a.estForConsole,
+		EST:            func() []webui.ESTProfile { return a.estForConsole(served) },
 		ReloadESTTrust: a.reloadESTTrust,
 	})
 }

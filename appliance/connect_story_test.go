@@ -269,15 +269,21 @@ signed a %s; signed b other`, absolute(t, demoSite+"/demo-keys/bootstrap-ca")))
 			Anchors []struct {
 				Subject string `json:"subject"`
 			} `json:"trust_anchors"`
+			Counters map[string]int `json:"counters"`
 		}
 	}
 	s.api(t, "GET", "/api/v1/admin/est/profiles", token, nil, &shown)
 	found := false
 	for _, p := range shown.Profiles {
-		found = found || p.Profile == "iot" && len(p.Anchors) == 1 && p.Anchors[0].Subject == "CN=Another factory"
+		found = found || p.Profile == "iot" && len(p.Anchors) == 1 && p.Anchors[0].Subject == "CN=Another factory" &&
+			p.Counters["success_simpleenroll"] == 4 && p.Counters["auth_failed_mtls"] == 4 && len(p.Counters) == 12
 	}
 	if !found {
 		t.Errorf("shown as %+v", shown)
+	}
+	// The page counts by the audit log, in which the refusals of a minute are one at once and the others later.
+	if html := s.page(t, token, "/est", nil); !strings.Contains(html, "<dd>4 issued, ") || strings.Contains(html, "<dd>4 issued, 0 refused") {
+		t.Errorf("the page counts otherwise: %s", html)
 	}
 	var page auditPage
 	s.api(t, "GET", "/api/v1/audit?limit=500", token, nil, &page)

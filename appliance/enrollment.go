@@ -198,7 +198,7 @@ func (a *Appliance) handlers() (map[string]http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	console, err := a.newConsole()
+	console, err := a.newConsole(estServer)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,9 @@
 package appliance
 
 import (
+	"signet.internal/appliance/audit"
+	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/est"
 	"signet.internal/provision"
 	"signet.internal/webui"
 )
@@ -62,6 +65,7 @@ func (a *Appliance) urls(p provision.Profile) (scep, est []string) {
 // scepForConsole is what the console shows of every profile's SCEP side.
 func (a *Appliance) scepForConsole() []webui.SCEPProfile {
 	var all []webui.SCEPProfile
+	since := a.enrolledBy(enroll.ProtocolSCEP)
 	for _, s := range a.settings {
 		ras := a.identity.Snapshot(s.profile.Authority).RAs
 		if len(ras) == 0 || !s.profile.SCEP.On {
@@ -70,7 +74,7 @@ func (a *Appliance) scepForConsole() []webui.SCEPProfile {
 		p := webui.SCEPProfile{
 			Name: s.profile.Name, Authority: s.profile.Authority,
 			Static: s.static != nil, OneTime: s.oneTime != nil, AsksIntune: s.intune != nil,
-			RA: ras[0].Certificate,
+			RA: ras[0].Certificate, Since: since[s.profile.Name],
 		}
 		if m := s.profile.SCEP.MTLS; m != nil {
 			p.MTLSFile = m.File
@@ -90,9 +94,34 @@ func (a *Appliance) scepForConsole() []webui.SCEPProfile {
 	return all
 }
 
-// estForConsole is what the console shows of every profile's EST side.
-func (a *Appliance) estForConsole() []webui.ESTProfile {
+// enrolledBy is what became of every profile's enrollments by a protocol since the service started.
+func (a *Appliance) enrolledBy(protocol string) map[string]webui.Enrolled {
+	if err := a.health.tally.Read(); err != nil {
+		a.config.Log.Error("counting enrollments", "err", err) // what was counted until now is shown
+	}
+	all := map[string]webui.Enrolled{}
+	for series, n := range a.health.tally.Totals() {
+		if series.Protocol != protocol {
+			continue
+		}
+		sum := all[series.Profile]
+		switch series.Outcome {
+		case audit.OutcomeSuccess:
+			sum.Issued += n
+		case audit.OutcomeRefused:
+			sum.Refused += n
+		default:
+			sum.Failed += n
+		}
+		all[series.Profile] = sum
+	}
+	return all
+}
+
+// estForConsole is what the console shows of every profile's EST side, as server serves it; nil: none is served.
+func (a *Appliance) estForConsole(server *est.Server) []webui.ESTProfile {
 	var all []webui.ESTProfile
+	since := a.enrolledBy(enroll.ProtocolEST)
 	for _, s := range a.settings {
 		e := s.profile.EST
 		if e == nil {
@@ -101,6 +130,10 @@ func (a *Appliance) estForConsole() []webui.ESTProfile {
 		p := webui.ESTProfile{
 			Name: s.profile.Name, Authority: s.profile.Authority, LegacyTLS: e.LegacyTLS, OneTime: e.Challenge, Issued: e.Issued,
 			ChannelBinding: e.ChannelBinding, ServerKey: e.ServerKeyGen,
+			Since: since[s.profile.Name], Counters: map[string]int{},
+		}
+		for name, n := range server.Counters(s.profile.Name) {
+			p.Counters[string(name)] = int(n)
 		}
 		for _, u := range e.Basic {
 			p.Users = append(p.Users, u.User)

@@ -21,6 +21,8 @@ type ESTProfile struct {
 	Trust          *ESTTrust // nil: nobody else's certificates let a device in
 	ChannelBinding string    // "", "optional" or "required"
 	ServerKey      string    // algorithm of keys made for devices; "" where none are
+	Counters       map[string]int
+	Since          Enrolled
 }
 
 // ESTTrust is whose certificates let a device in for its first one, now.
@@ -54,6 +56,8 @@ type ESTProfileRow struct {
 	ServerKeyGen      string        `json:"server_keygen" doc:"algorithm of keys made for devices; empty where it is off"`
 	LegacyTLS         bool          `json:"legacy_tls" doc:"served to devices without TLS 1.3 too"`
 	GeneratedAt       time.Time     `json:"generated_at"`
+
+	Counters map[string]int `json:"counters" doc:"requests for a certificate by what they came to, since the service started"`
 }
 
 // estRoutes are the page about EST, its one order, and both for programs.
@@ -93,6 +97,7 @@ func estRow(p ESTProfile, now time.Time) (ESTProfileRow, error) {
 	row := ESTProfileRow{
 		PathID: p.Name, IssuerID: p.Authority, BasicConfigured: len(p.Users) > 0, OneTimeChallenge: p.OneTime, IssuedCertificate: p.Issued,
 		TrustAnchors: []TrustAnchor{}, ChannelBinding: p.ChannelBinding, ServerKeyGen: p.ServerKey, LegacyTLS: p.LegacyTLS, GeneratedAt: now,
+		Counters: p.Counters,
 	}
 	if p.Trust == nil {
 		return row, nil
@@ -130,6 +135,7 @@ type estView struct {
 // estCard is a profile on the page.
 type estCard struct {
 	ESTProfileRow
+	Since        Enrolled
 	Users        []string
 	Off          bool // an administrator switched it off
 	NotBaked     bool
@@ -160,7 +166,7 @@ func (c *console) estView(r *http.Request, who principal) (*estView, error) {
 	}
 	name := fieldOf(r, "profile")
 	for _, p := range c.cfg.EST() {
-		card := estCard{Users: p.Users, TrustChanged: p.Trust != nil && p.Trust.Replaced != nil}
+		card := estCard{Since: p.Since, Users: p.Users, TrustChanged: p.Trust != nil && p.Trust.Replaced != nil}
 		var err error
 		if card.ESTProfileRow, err = estRow(p, v.Now); err != nil {
 			return nil, err

@@ -13,7 +13,8 @@ import (
 func demoEST(a AuthorityInfo) []ESTProfile {
 	ca, ra := a.Generations[0].Certificate, a.RAs[0].Certificate
 	return []ESTProfile{
-		{Name: "corp", Authority: "devices", LegacyTLS: true, Users: []string{"device"}, Issued: true, ServerKey: "ecdsa-p256"},
+		{Name: "corp", Authority: "devices", LegacyTLS: true, Users: []string{"device"}, Issued: true, ServerKey: "ecdsa-p256",
+			Counters: map[string]int{"success_simpleenroll": 31, "auth_failed_basic": 4}, Since: Enrolled{Issued: 31, Refused: 4, Failed: 2}},
 		{Name: "iot", Authority: "devices", Issued: true, Trust: &ESTTrust{File: "trust/bootstrap.pem", Certificates: []*x509.Certificate{ca, ra}}},
 		// Its bundle is there, and its file is not good any more.
 		{Name: "broken", Authority: "devices", Trust: &ESTTrust{File: "trust/bootstrap.pem", Certificates: []*x509.Certificate{ra}, Replaced: &Change{By: "alice", At: start}}},
@@ -29,7 +30,7 @@ func TestESTAdmin(t *testing.T) {
 	if out.ProfileCount != 3 || len(out.Profiles) != 3 || !out.GeneratedAt.Equal(start) {
 		t.Fatalf("%+v", out)
 	}
-	if p := out.Profiles[0]; p.PathID != "corp" || p.IssuerID != "devices" || !p.BasicConfigured || p.MTLSEnabled || p.ServerKeyGen != "ecdsa-p256" || !p.LegacyTLS || len(p.TrustAnchors) != 0 {
+	if p := out.Profiles[0]; p.PathID != "corp" || p.IssuerID != "devices" || !p.BasicConfigured || p.MTLSEnabled || p.ServerKeyGen != "ecdsa-p256" || !p.LegacyTLS || len(p.TrustAnchors) != 0 || p.Counters["success_simpleenroll"] != 31 || p.Counters["auth_failed_basic"] != 4 {
 		t.Errorf("corp: %+v", p)
 	}
 	if p := out.Profiles[1]; p.BasicConfigured || !p.MTLSEnabled || p.MTLSFile != "trust/bootstrap.pem" || len(p.TrustAnchors) != 2 || p.TrustAnchors[1].DaysToExpiry != 365 {
@@ -49,7 +50,7 @@ func TestESTAdmin(t *testing.T) {
 func TestESTPage(t *testing.T) {
 	box := newBox(t)
 	admin := bearer(box.claimAs(administrator, administrator))
-	box.get("/est", admin).says(t, 200, "EST Administration", "password", "keys made here", "TLS 1.3 only")
+	box.get("/est", admin).says(t, 200, "EST Administration", "password", "keys made here", "TLS 1.3 only", "31 issued, 4 refused, <strong>2 failed</strong>", "0 issued, 0 refused</dd>")
 	trust := box.get("/est?tab=trust", admin)
 	trust.says(t, 200, `id="trust-iot"`, "CN=Demo Devices CA RA", "365 days left", "not baked")
 	trust.saysNot(t, `id="trust-corp"`, "<dialog")

@@ -19,6 +19,15 @@ type SCEPProfile struct {
 	RA         *x509.Certificate // requests are encrypted to it
 	MTLSFile   string            // bundle of the sibling route; "" where that is off
 	Signed     *SignedChallenges // nil: takes none
+	Since      Enrolled
+}
+
+// Enrolled is what became of a profile's enrollments by one protocol since the service started, as the audit log
+// has them: refusals of one kind from one source are one a minute.
+type Enrolled struct {
+	Issued  uint64
+	Refused uint64
+	Failed  uint64 // the box could not do it
 }
 
 // SignedChallenges is how a profile takes signed challenges, now.

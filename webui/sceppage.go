@@ -46,6 +46,7 @@ type scepView struct {
 // scepCard is a profile on the page.
 type scepCard struct {
 	SCEPProfileRow
+	Since        Enrolled
 	OneTime      bool
 	AsksIntune   bool
 	Off          bool // an administrator switched it off
@@ -146,7 +147,7 @@ func (c *console) scepCard(p SCEPProfile, now time.Time) (scepCard, error) {
 	if err != nil {
 		return scepCard{}, err
 	}
-	card := scepCard{SCEPProfileRow: row, OneTime: p.OneTime, AsksIntune: p.AsksIntune}
+	card := scepCard{SCEPProfileRow: row, Since: p.Since, OneTime: p.OneTime, AsksIntune: p.AsksIntune}
 	settings, err := c.cfg.Box.Settings(p.Name)
 	if err != nil && !errors.Is(err, ErrNoProfile) {
 		return scepCard{}, err

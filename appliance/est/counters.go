@@ -47,8 +47,12 @@ func newCounters() counters {
 	return c
 }
 
-// Counters are a profile's since the server was made, every one of CounterNames among them; nil for a profile it does not serve.
+// Counters are a profile's since the server was made, every one of CounterNames among them; nil for a profile it does not serve, and
+// of no server.
 func (s *Server) Counters(profile string) map[Counter]uint64 {
+	if s == nil {
+		return nil
+	}
 	p := s.profiles[profile]
 	if p == nil {
 		return nil
