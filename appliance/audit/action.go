@@ -11,7 +11,7 @@ const (
 	SCEPPKCSReq Action = "scep_pkcsreq"
 	// SCEPRenewalReq: as SCEPPKCSReq, for a request signed by a certificate of this box.
 	SCEPRenewalReq Action = "scep_renewalreq"
-	// SCEPPKCSReqIntune: as SCEPPKCSReq, for a request with a challenge signed by a device manager.
+	// SCEPPKCSReqIntune: as SCEPPKCSReq, for a request with a device manager's challenge: one it signed, or Intune's own.
 	SCEPPKCSReqIntune Action = "scep_pkcsreq_intune"
 	// SCEPRenewalReqIntune: as SCEPRenewalReq, for a request with such a challenge.
 	SCEPRenewalReqIntune Action = "scep_renewalreq_intune"

@@ -6,8 +6,11 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -201,12 +204,89 @@ func TestActionsAreDocumented(t *testing.T) {
 		t.Errorf("README.md and Actions() (-documented +listed):\n%s", diff)
 	}
 
+	// Monitoring knows these by name.
+	for _, name := range []Action{"scep_pkcsreq", "scep_renewalreq", "scep_pkcsreq_intune", "scep_renewalreq_intune"} {
+		if !slices.Contains(Actions(), name) {
+			t.Errorf("%s is no action", name)
+		}
+	}
 	seen := map[Action]bool{}
 	for _, a := range Actions() {
 		if seen[a] || !regexp.MustCompile(`^[a-z0-9]+(_[a-z0-9]+)+$`).MatchString(string(a)) {
 			t.Errorf("action %q is doubled or not lower-case words", a)
 		}
 		seen[a] = true
+	}
+}
+
+// readers are the files that only read the log, by what actions they look for: that one stands there does not
+// show that it is ever written.
+var readers = []string{"metrics/tally.go", "webui/explorerwords.go", "webui/sceppage.go", "webui/estadmin.go", "webui/events.go"}
+
+// TestActionsAreWritten: every action is one that the box's code writes, and it writes none by another name.
+func TestActionsAreWritten(t *testing.T) {
+	names := map[Action]string{}
+	file, err := parser.ParseFile(token.NewFileSet(), "action.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		if spec, ok := n.(*ast.ValueSpec); ok && len(spec.Values) == 1 {
+			if lit, ok := spec.Values[0].(*ast.BasicLit); ok {
+				value, _ := strconv.Unquote(lit.Value)
+				names[Action(value)] = spec.Names[0].Name
+			}
+		}
+		return true
+	})
+	used := map[string]bool{}
+	action, literal := regexp.MustCompile(`\baudit\.([A-Z]\w*)\b`), regexp.MustCompile(`\baudit\.Action\("|\bAction: +"`)
+	for _, root := range []string{"..", "../../webui", "../../cmd"} {
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go") ||
+				slices.ContainsFunc(readers, func(r string) bool { return strings.HasSuffix(filepath.ToSlash(path), r) }) {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			for _, m := range action.FindAllSubmatch(text, -1) {
+				used[string(m[1])] = true
+			}
+			if literal.Match(text) {
+				t.Errorf("%s names an action by a string of its own", path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, a := range Actions() {
+		if !used[names[a]] {
+			t.Errorf("nothing writes %s (%s)", a, names[a])
+		}
+	}
+}
+
+// TestKeysAreDocumented: the README's table of keys is the encoding, in its order.
+func TestKeysAreDocumented(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(readme), "\n## Encoding\n")
+	table, _, _ = strings.Cut(table, "\n## ")
+	key := regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\|")
+	var documented []string
+	for _, m := range key.FindAllStringSubmatch(table, -1) {
+		documented = append(documented, m[1])
+	}
+	var encoded []string
+	for _, m := range regexp.MustCompile(`"([a-z0-9_]+)":`).FindAllStringSubmatch(string(Leaf(Record{})), -1) {
+		encoded = append(encoded, m[1])
+	}
+	want := []string{"index", "time", "time_source", "action", "actor", "source", "profile", "protocol", "transaction", "identity", "serial", "csr_sha256", "outcome", "reason"}
+	if !slices.Equal(encoded, want) || !slices.Equal(documented, want) {
+		t.Errorf("encoded %v, documented %v, want %v", encoded, documented, want)
 	}
 }
 

@@ -268,13 +268,13 @@ func (x *attempt) action() audit.Action {
 	case OpServerKeyGen:
 		return audit.ESTServerKeyGen
 	}
-	isSigned := x.verdict.Kind == challenge.KindSigned
+	isManaged := x.verdict.Kind == challenge.KindSigned || x.verdict.Kind == challenge.KindIntune
 	switch {
-	case x.renews != nil && isSigned:
+	case x.renews != nil && isManaged:
 		return audit.SCEPRenewalReqIntune
 	case x.renews != nil:
 		return audit.SCEPRenewalReq
-	case isSigned:
+	case isManaged:
 		return audit.SCEPPKCSReqIntune
 	}
 	return audit.SCEPPKCSReq

@@ -150,6 +150,11 @@ func TestIntune(t *testing.T) {
 	if n := b.signer.signed(); n != 1 {
 		t.Errorf("%d signatures", n)
 	}
+	if !slices.ContainsFunc(b.log(), func(r audit.Record) bool {
+		return r.Action == audit.SCEPPKCSReqIntune && r.Serial == serial && r.Outcome == audit.OutcomeSuccess
+	}) {
+		t.Errorf("the certificate for Intune's challenge is recorded as another's: %+v", b.log())
+	}
 	delivered := slices.IndexFunc(b.log(), func(r audit.Record) bool { return r.Action == audit.CertificateDelivered && r.Serial == serial })
 	if delivered < 0 {
 		t.Error("the delivery has no record")
