@@ -126,6 +126,43 @@ func demoSCEP(a AuthorityInfo) []SCEPProfile {
 	}
 }
 
+// TestAdminCodes: the routes that monitoring knows, each with every code it is to answer with.
+func TestAdminCodes(t *testing.T) {
+	const scep, stats, reload = "/api/v1/admin/scep/profiles", "/api/v1/admin/scep/intune/stats", "/api/v1/admin/scep/intune/reload-trust"
+	const est, reloadEST = "/api/v1/admin/est/profiles", "/api/v1/admin/est/reload-trust"
+	box := newBox(t)
+	admin := bearer(box.claimAs(administrator, administrator))
+	auditors := newBox(t)
+	nobody, stranger, lower := func(*http.Request) {}, bearer("sgt_unknown"), bearer(auditors.claimAs(auditor, auditor))
+	for _, c := range []struct {
+		path    string
+		profile string // of an order; "-" for a GET
+		who     func(*http.Request)
+		status  int
+	}{
+		{scep, "-", admin, 200}, {scep, "-", nobody, 401}, {scep, "-", stranger, 401},
+		{stats, "-", admin, 200}, {stats, "-", nobody, 401}, {stats, "-", stranger, 401},
+		{reload, "intune", admin, 200}, {reload, "intune", nobody, 401}, {reload, "intune", stranger, 401},
+		{reload, "nobody", admin, 404}, {reload, "corp", admin, 409}, {reload, "", admin, 409}, {reload, "broken", admin, 500},
+		{est, "-", admin, 200}, {est, "-", nobody, 401}, {est, "-", stranger, 401},
+		{reloadEST, "iot", admin, 200}, {reloadEST, "iot", nobody, 401}, {reloadEST, "iot", stranger, 401},
+		{reloadEST, "nobody", admin, 404}, {reloadEST, "corp", admin, 409}, {reloadEST, "broken", admin, 500},
+	} {
+		ask := func(box *testBox, who func(*http.Request)) reply {
+			if c.profile == "-" {
+				return box.get(c.path, who)
+			}
+			return box.post(c.path, ReloadRequest{PathID: c.profile}, who)
+		}
+		if got := ask(box, c.who); got.StatusCode != c.status {
+			t.Errorf("%s of %q: status %d, want %d: %s", c.path, c.profile, got.StatusCode, c.status, got.body)
+		}
+		if got := ask(auditors, lower); got.StatusCode != 403 { // before anything is looked up
+			t.Errorf("%s of %q by an auditor: status %d: %s", c.path, c.profile, got.StatusCode, got.body)
+		}
+	}
+}
+
 // TestSCEPAdmin holds the three routes to the shapes and codes monitoring of such servers expects.
 func TestSCEPAdmin(t *testing.T) {
 	box := newBox(t)
