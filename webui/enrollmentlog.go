@@ -21,7 +21,7 @@ type enrollmentLog struct {
 	Refused audit.Action // of requests that were refused before they got this far
 	Show    string       // the chip that is chosen
 	Chips   []chip
-	Entries []audit.Record
+	Entries []entry
 	Newer   bool   // this is not the first page
 	Older   uint64 // before= of the next page; 0 on the last
 }
@@ -49,7 +49,7 @@ func (c *console) enrollmentLog(r *http.Request, path string, refused audit.Acti
 
 // scanLog collects up to limit records below before that wanted is true of, newest first. older is where
 // the search goes on, 0 where the log ends.
-func (c *console) scanLog(before uint64, limit int, wanted func(audit.Record) bool) (found []audit.Record, older uint64, err error) {
+func (c *console) scanLog(before uint64, limit int, wanted func(audit.Record) bool) (found []entry, older uint64, err error) {
 	for scanned := 0; scanned < logScanned; {
 		records, err := c.cfg.Store.Records(before, 500)
 		if err != nil {
@@ -62,7 +62,7 @@ func (c *console) scanLog(before uint64, limit int, wanted func(audit.Record) bo
 			if len(found) == limit {
 				return found, r.Index + 1, nil // there is at least one more
 			}
-			found = append(found, r)
+			found = append(found, entry{r})
 		}
 		scanned += len(records)
 		if len(records) == 0 || records[len(records)-1].Index == 0 {

@@ -37,8 +37,8 @@ type scepView struct {
 	Tab      string // a tab constant
 	Now      time.Time
 	Profiles []scepCard
-	Waiting  []string       // profiles whose authority has no certificate yet
-	Failures []audit.Record // of Intune's challenges, newest first
+	Waiting  []string // profiles whose authority has no certificate yet
+	Failures []entry  // of Intune's challenges, newest first
 	Log      *enrollmentLog
 	Reload   *scepCard // the profile that the dialog is about
 }
