@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,36 +20,14 @@ import (
 	"signet.internal/appliance"
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/handover"
-	"signet.internal/appliance/keys"
-	"signet.internal/provision"
 	"signet.internal/tpm/tpmtest"
 )
 
 // startParts is start with the parts in the test's hands: the service and a TPM whose holder lives as long.
 func startParts(t *testing.T, spec, state string) (*service, *appliance.Appliance) {
 	t.Helper()
-	site, err := provision.Load(os.DirFS(demoSite))
-	if err != nil {
-		t.Fatal(err)
-	}
-	file, err := os.OpenFile(filepath.Join(state, "keys.img"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var specs []keys.Spec
-	for _, k := range site.Keys() {
-		specs = append(specs, keys.Spec(k))
-	}
-	host, err := keys.OpenHost(spec, file, site.Name, specs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	listeners := map[string]net.Listener{}
-	for _, name := range []string{"plain", "console"} {
-		if listeners[name], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	site, file, host := openHost(t, demoSite, spec, state)
+	listeners := loopback(t, "plain", "console")
 	c := appliance.Config{
 		Site: site, Files: os.DirFS(demoSite), StateDir: state, Keys: host.Client, Now: time.Now, Listeners: listeners,
 		Boot:        handover.Boot{Kind: handover.KindHost, Provisioning: !host.Vault.Initialised(), TimeSource: "host", ClaimCode: "ABCD-EFGH"},

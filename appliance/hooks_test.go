@@ -21,7 +21,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -37,7 +36,6 @@ import (
 
 	"signet.internal/appliance"
 	"signet.internal/appliance/handover"
-	"signet.internal/appliance/keys"
 	"signet.internal/provision"
 	"signet.internal/tpm/tpmtest"
 )
@@ -375,28 +373,8 @@ func startIntune(t *testing.T, site, spec, state string, cloud *cloud) *service 
 // startWith runs a site with some of its listeners and a configuration that a test changes.
 func startWith(t *testing.T, site, spec, state string, names []string, change func(*appliance.Config)) *service {
 	t.Helper()
-	loaded, err := provision.Load(os.DirFS(site))
-	if err != nil {
-		t.Fatal(err)
-	}
-	storage, err := os.OpenFile(filepath.Join(state, "keys"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var specs []keys.Spec
-	for _, k := range loaded.Keys() {
-		specs = append(specs, keys.Spec(k))
-	}
-	host, err := keys.OpenHost(spec, storage, loaded.Name, specs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	listeners := map[string]net.Listener{}
-	for _, name := range names {
-		if listeners[name], err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	loaded, storage, host := openHost(t, site, spec, state)
+	listeners := loopback(t, names...)
 	ready := filepath.Join(t.TempDir(), "ready")
 	config := appliance.Config{
 		Site: loaded, Files: os.DirFS(site), StateDir: state, Keys: host.Client, Now: time.Now, ReadyFile: ready, Listeners: listeners,

@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"signet.internal/appliance"
+	"signet.internal/appliance/keys"
+	"signet.internal/provision"
 	"signet.internal/tpm/tpmtest"
 )
 
@@ -81,6 +83,42 @@ func freeBase(t testing.TB) string {
 func start(t testing.TB, spec, state string) *service {
 	t.Helper()
 	return startSite(t, demoSite, spec, state, nil)
+}
+
+// openHost loads a site and opens the keys of a development host for it. The storage is to be closed after the host.
+func openHost(t testing.TB, site, spec, state string) (*provision.Site, *os.File, *keys.Host) {
+	t.Helper()
+	loaded, err := provision.Load(os.DirFS(site))
+	if err != nil {
+		t.Fatal(err)
+	}
+	storage, err := os.OpenFile(filepath.Join(state, "keys"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var specs []keys.Spec
+	for _, k := range loaded.Keys() {
+		specs = append(specs, keys.Spec(k))
+	}
+	host, err := keys.OpenHost(spec, storage, loaded.Name, specs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return loaded, storage, host
+}
+
+// loopback listens for each name on a free port.
+func loopback(t testing.TB, names ...string) map[string]net.Listener {
+	t.Helper()
+	all := map[string]net.Listener{}
+	for _, name := range names {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[name] = l
+	}
+	return all
 }
 
 // startSite runs the site in a directory.
