@@ -117,11 +117,11 @@ func secureBootInWords(s Status) plainState {
 	}
 	switch state, _, _ := strings.Cut(s.SecureBoot, ":"); {
 	case strings.HasPrefix(state, "on, but"):
-		return plainState{"warn", "On, but not relied on", "The firmware checks signatures, with keys that are not this site’s. Whoever can change the disk can still start other software, which then cannot open the box’s keys unless it passes for this image."}
+		return plainState{"warn", "On, but not relied on", "The firmware checks signatures, with keys that are not this site’s. Keys are not protected against a changed disk: whoever holds such a key can start software that passes for this image. Bake the site with its own Secure Boot keys to close this."}
 	case state == "on":
 		return plainState{"good", "On, with this site’s keys", "The firmware starts nothing but images that this site signed."}
 	case strings.HasPrefix(state, "off"):
-		return plainState{"warn", "Off", "The firmware starts whatever is on the disk. The keys open for this image only, but nobody is kept from changing the disk. Bake the site with its own Secure Boot keys to close this."}
+		return plainState{"warn", "Off", "The firmware starts whatever is on the disk. Keys are not protected against a changed disk: software made for it can pass for this image. They are protected where only the disk is stolen. Bake the site with its own Secure Boot keys to close this."}
 	}
 	return plainState{"warn", "Not known", "This firmware does not say whether it checks what it starts. Treat it as if it did not: look into its set-up."}
 }

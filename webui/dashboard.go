@@ -17,17 +17,21 @@ import (
 // to go.
 type dashboardView struct {
 	frame
-	Status    Status
-	Tone      string // of the whole box: "good", "warn" or "bad"
-	Summary   string
-	Attention []attention
-	Waiting   int // requests that wait for a person
-	Chart     chart
-	Machine   Machine
-	Records   uint64         // of the audit log
-	Newest    []audit.Record // the newest ends of enrollments
-	IsNew     bool           // nothing has enrolled yet
+	Status     Status
+	SecureBoot plainState
+	Tone       string // of the whole box: "good", "warn" or "bad"
+	Summary    string
+	Attention  []attention
+	Waiting    int // requests that wait for a person
+	Chart      chart
+	Machine    Machine
+	Records    uint64         // of the audit log
+	Newest     []audit.Record // the newest ends of enrollments
+	IsNew      bool           // nothing has enrolled yet
 }
+
+// IsUnprotected tells whether whoever can change the disk of this box can open its keys.
+func (v *dashboardView) IsUnprotected() bool { return v.SecureBoot.Tone == "warn" }
 
 // attention is one thing that needs a person, and where they deal with it.
 type attention struct {
@@ -75,7 +79,7 @@ func (c *console) dashboardView(r *http.Request, who principal) (*dashboardView,
 	if err != nil {
 		return nil, err
 	}
-	v := &dashboardView{frame: c.frame(r, who, "/", "Overview"), Status: s, Waiting: len(waiting), Machine: c.cfg.Machine(), Chart: newChart(history, c.cfg.Now())}
+	v := &dashboardView{frame: c.frame(r, who, "/", "Overview"), Status: s, SecureBoot: secureBootInWords(s), Waiting: len(waiting), Machine: c.cfg.Machine(), Chart: newChart(history, c.cfg.Now())}
 	if len(page.Records) > 0 {
 		v.Records = page.Records[0].Index + 1
 	}

@@ -36,7 +36,9 @@ func TestDashboard(t *testing.T) {
 	page.says(t, 200, "switched off by &lt;b&gt;mallory", `href="/profiles/corp">Profile corp`, `href="/authorities/devices">Authority devices`, `href="/tls">`,
 		"Something that no page is about", "One request waits for your decision", `href="/pending">Decide`,
 		"In the last 7 days: 402 issued, 31 refused, 3 failed.", "2026-11-21: 52 issued, 3 refused, 1 failed", "<td>118</td>",
-		"6.0 GiB", "212 ms", "real-time clock", "printer-3f-west", `href="/audit/`, `href="/connect/corp"`)
+		"Keys are not protected against a changed disk", "6.0 GiB", "212 ms", "real-time clock", "printer-3f-west", `href="/audit/`, `href="/connect/corp"`)
+	protected := newBox(t, func(c *Config) { c.Boot.SecureBoot = "on" })
+	protected.get("/", bearer(protected.claimAs(administrator, auditor))).saysNot(t, "not protected against")
 	page.saysNot(t, "No device has enrolled yet", "<b>mallory", "Sign in</h2>", "nearly full", "not believed", "<script>")
 	if len(page.body) > 100<<10 {
 		t.Errorf("the page has %d bytes", len(page.body))

@@ -111,7 +111,7 @@ func TestBoxPage(t *testing.T) {
 	box := newBox(t)
 	who := bearer(box.claimAs(administrator, auditor))
 	page := box.get("/box", who)
-	page.says(t, 200, "The firmware starts whatever is on the disk", "In order", "2 waiting, 1284 done", "real-time clock", "believed", "[::]:8443", "without TLS", "TLS 1.2 or later",
+	page.says(t, 200, "The firmware starts whatever is on the disk. Keys are not protected against a changed disk", "In order", "2 waiting, 1284 done", "real-time clock", "believed", "[::]:8443", "without TLS", "TLS 1.2 or later",
 		"6.0 GiB free", "Devices that enroll over SCEP", "An administrator can download it here")
 	page.saysNot(t, "not believed", `href="/api/v1/support-bundle"`)
 	for words, want := range map[string]string{"on": "nothing but images that this site signed", "on, but this site does not rely on it: x": "not relied on",

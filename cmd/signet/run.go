@@ -46,6 +46,8 @@ type endpoints struct {
 	ClaimCode  string `json:"claim_code"`            // "" once claimed
 	TLSSHA256  string `json:"tls_sha256"`            // lower-case hex of the console leaf's DER
 	CABundle   string `json:"ca_bundle"`             // path of a PEM file: TLS root and CA roots
+
+	moved bool // a listener has another port here than on the box
 }
 
 // runOptions is how `signet run` was called.
@@ -147,6 +149,9 @@ func awaitBox(ctx context.Context, t *terminal, machine *vm.Machine, m *image.Ma
 		ready.UptimeSeconds, (ready.MemoryTotal-ready.MemoryAvailable)>>10, ready.MemoryTotal>>10, ready.ServiceResident>>10)
 	e := &endpoints{ClaimCode: ready.ClaimCode, TLSSHA256: ready.TLSSHA256}
 	on := func(name string) bool { return slices.Contains(m.Listeners, name) }
+	for name, port := range map[string]int{"est": 443, "scep": 8443, "console": 9443, "plain": 80, "legacy": 7443, "legacy_scep": 7444} {
+		e.moved = e.moved || on(name) && !strings.HasSuffix(machine.Addr(port), fmt.Sprintf(":%d", port))
+	}
 	if on("est") {
 		e.EST = "https://" + machine.Addr(443)
 	}
@@ -245,10 +250,13 @@ func describeBox(m *image.Manifest, e *endpoints) string {
 		}
 	}
 	if e.ClaimCode != "" && e.Console != "" {
-		fmt.Fprintf(&b, "\nMake the first administrator:\n\n  %s claim %s --ca-bundle %s --code %s --user NAME\n", os.Args[0], e.Console, e.CABundle, e.ClaimCode)
+		fmt.Fprintf(&b, "\nMake the first administrator: open %s in a browser, or\n\n  %s claim %s --ca-bundle %s --code %s --user NAME\n", strings.Replace(e.Console, "127.0.0.1", "localhost", 1), os.Args[0], e.Console, e.CABundle, e.ClaimCode)
 	}
 	if command := enrollCommand(m, e); command != "" {
 		fmt.Fprintf(&b, "\nEnroll a device (Debian package strongswan-pki):\n\n%s", command)
+	}
+	if e.moved {
+		fmt.Fprintf(&b, "\nPorts of the box are taken here, or only root has them: where the console shows the box's own address, use the one above.\n")
 	}
 	return b.String()
 }

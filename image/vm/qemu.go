@@ -1,7 +1,9 @@
 package vm
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -91,11 +93,21 @@ func (m *Machine) boot(ctx context.Context, o Options, p *parts, accel string, l
 			return err
 		}
 	}
-	if err := m.choosePorts(); err != nil {
+	err = m.startQEMU(ctx, o, p, accel, lock)
+	if errors.Is(err, errPortTaken) { // by whoever was faster: that port is not free the second time
+		err = m.startQEMU(ctx, o, p, accel, lock)
+	}
+	return err
+}
+
+// errPortTaken: a port was free when it was chosen, and not when QEMU took it.
+var errPortTaken = errors.New("a port is taken")
+
+func (m *Machine) startQEMU(ctx context.Context, o Options, p *parts, accel string, lock *os.File) (err error) {
+	if err := m.choosePorts(guestPorts[:]); err != nil {
 		return err
 	}
-	argv := m.qemuArgs(p, accel, !o.NoTPM)
-	if m.state.QEMU, err = spawn(m.path("qemu.log"), []*os.File{lock}, argv...); err != nil {
+	if m.state.QEMU, err = spawn(m.path("qemu.log"), []*os.File{lock}, m.qemuArgs(p, accel, !o.NoTPM)...); err != nil {
 		return err
 	}
 	if err := m.writeState(); err != nil {
@@ -105,7 +117,11 @@ func (m *Machine) boot(ctx context.Context, o Options, p *parts, accel string, l
 	up, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	if err := m.awaitSocket(up, "qmp", m.state.QEMU); err != nil {
-		return fmt.Errorf("starting QEMU: %w%s", err, tail(m.path("qemu.log")))
+		said := tail(m.path("qemu.log"))
+		if strings.Contains(said, "host forwarding") {
+			return fmt.Errorf("starting QEMU: %w%s", errPortTaken, said)
+		}
+		return fmt.Errorf("starting QEMU: %w%s", err, said)
 	}
 	return nil
 }
@@ -149,8 +165,9 @@ func (m *Machine) awaitSocket(ctx context.Context, name string, pid int) error {
 }
 
 // choosePorts keeps the ports of the previous start where they are free: addresses in a client's
-// configuration stay right.
-func (m *Machine) choosePorts() error {
+// configuration stay right. A first start takes the guest's own, so that the addresses which the box
+// knows and its console shows are right here too; only root has those below 1024.
+func (m *Machine) choosePorts(guests []int) error {
 	var held []net.Listener
 	defer func() {
 		for _, l := range held {
@@ -158,8 +175,8 @@ func (m *Machine) choosePorts() error {
 		}
 	}()
 	ports := map[int]int{}
-	for _, guest := range guestPorts {
-		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", m.state.Ports[guest]))
+	for _, guest := range guests {
+		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", cmp.Or(m.state.Ports[guest], guest)))
 		if err != nil {
 			l, err = net.Listen("tcp4", "127.0.0.1:0")
 		}

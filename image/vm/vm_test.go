@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -204,7 +205,7 @@ func TestLoadNotRunning(t *testing.T) {
 
 func TestChoosePortsKeepsFreeOnes(t *testing.T) {
 	m := &Machine{}
-	if err := m.choosePorts(); err != nil {
+	if err := m.choosePorts(guestPorts[:]); err != nil {
 		t.Fatal(err)
 	}
 	before := m.state.Ports
@@ -212,11 +213,36 @@ func TestChoosePortsKeepsFreeOnes(t *testing.T) {
 		t.Fatalf("ports %v", before)
 	}
 	again := &Machine{state: state{Ports: before}}
-	if err := again.choosePorts(); err != nil {
+	if err := again.choosePorts(guestPorts[:]); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(before, again.state.Ports); diff != "" {
 		t.Errorf("free ports were not kept:\n%s", diff)
+	}
+}
+
+// TestChoosePortsPrefersTheGuests: what is free here has the number it has in the guest, and what is not
+// has another.
+func TestChoosePortsPrefersTheGuests(t *testing.T) {
+	taken, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := taken.Addr().(*net.TCPAddr).Port
+	m := &Machine{}
+	if err := m.choosePorts([]int{guest}); err != nil {
+		t.Fatal(err)
+	}
+	if m.state.Ports[guest] == guest || m.state.Ports[guest] == 0 {
+		t.Errorf("port %d was taken, %d is chosen", guest, m.state.Ports[guest])
+	}
+	taken.Close()
+	m = &Machine{}
+	if err := m.choosePorts([]int{guest}); err != nil {
+		t.Fatal(err)
+	}
+	if m.state.Ports[guest] != guest {
+		t.Errorf("port %d is free, %d is chosen", guest, m.state.Ports[guest])
 	}
 }
 
