@@ -52,6 +52,7 @@ func TestConsole(t *testing.T) {
 		{"the next generation of an authority", c.rollover},
 		{"the audit log", c.auditLog},
 		{"box, tokens and TLS", c.box},
+		{"every other dialog", c.dialogs},
 		{"every other page", c.rest},
 	} {
 		ok := t.Run(chapter.name, func(t *testing.T) {
