@@ -109,16 +109,7 @@ func estRow(p ESTProfile, now time.Time) (ESTProfileRow, error) {
 }
 
 func (c *console) apiReloadESTTrust(w http.ResponseWriter, r *http.Request, who principal) error {
-	var in ReloadRequest
-	if err := readJSON(w, r, &in); err != nil {
-		return err
-	}
-	name, err := c.cfg.ReloadESTTrust(in.PathID, who.user)
-	if err != nil {
-		return err
-	}
-	writeJSON(w, http.StatusOK, mediaJSON, ReloadResponse{Reloaded: true, PathID: name, ReloadedAt: c.cfg.Now().UTC()})
-	return nil
+	return c.apiReload(w, r, who, c.cfg.ReloadESTTrust)
 }
 
 // estView is the page about EST. All but Gated and Tab is empty for who is no administrator.

@@ -189,11 +189,16 @@ func (c *console) apiIntuneStats(w http.ResponseWriter, r *http.Request, _ princ
 }
 
 func (c *console) apiReloadTrust(w http.ResponseWriter, r *http.Request, who principal) error {
+	return c.apiReload(w, r, who, c.cfg.ReloadTrust)
+}
+
+// apiReload has a profile's bundle read again by reload, which returns the profile's name.
+func (c *console) apiReload(w http.ResponseWriter, r *http.Request, who principal, reload func(profile, actor string) (string, error)) error {
 	var in ReloadRequest
 	if err := readJSON(w, r, &in); err != nil {
 		return err
 	}
-	name, err := c.cfg.ReloadTrust(in.PathID, who.user)
+	name, err := reload(in.PathID, who.user)
 	if err != nil {
 		return err
 	}
