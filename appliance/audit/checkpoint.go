@@ -134,6 +134,12 @@ func OpenCheckpoint(signed []byte, v note.Verifier) (Checkpoint, error) {
 	case err != nil:
 		return Checkpoint{}, fmt.Errorf("%w: %v", ErrCheckpoint, err)
 	}
+	// note.Open ignores the spare bits of base64's last digit: one signature has one spelling here.
+	for _, sig := range n.Sigs {
+		if _, err := base64.StdEncoding.Strict().DecodeString(sig.Base64); err != nil {
+			return Checkpoint{}, fmt.Errorf("%w: its signature is no canonical base64", ErrCheckpoint)
+		}
+	}
 	c, err := parseText(n.Text)
 	if err == nil && c.Origin != v.Name() {
 		err = fmt.Errorf("%w: it is of the log %.200q", ErrSignature, c.Origin)
