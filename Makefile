@@ -91,7 +91,7 @@ endef
 export BENCH_TABLE
 
 bench: test-parts ## what enrollment, lists, OCSP and signatures cost here, variants and peers side by side
-	$(call bench,Enrollment by the whole service over HTTP with CA keys in a software TPM; micromdm: scepserver with its key in a file.,./appliance,Enrollment,256x)
+	$(call bench,Enrollment by the whole service over HTTP with CA keys in a software TPM; micromdm: scepserver with its key in a file. ms: processor time.,./appliance,Enrollment,256x)
 	$(call bench,A SCEP message opened: signature verified and content decrypted.,./appliance,Message,1s)
 	$(call bench,Syncs of the disk: an enrollment without HTTP and TPM; a transaction of the store.,./appliance/enroll ./appliance/store,Enroll|Transaction,512x)
 	$(call bench,Published with 10000 of 100000 certificates revoked: the list signed anew and current; OCSP kept and signed live.,./appliance/validation,Published,1s)

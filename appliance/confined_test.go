@@ -36,27 +36,33 @@ import (
 	"signet.internal/tpm/tpmtest"
 )
 
-// TestMain lets the test binary be a confined signetd, with the state directory as argument.
+// TestMain lets the test binary be a signetd: a confined one, with the state directory as argument, or one
+// of a development host, with that, the TPM, the first port and the ready file.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "confined" {
-		if err := confinedService(os.Args[2]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
+	o := appliance.Options{ConfigDir: demoSite, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == "confined":
+		o.StateDir, o.Confined = os.Args[2], true
+	case len(os.Args) == 6 && os.Args[1] == "host":
+		o.StateDir, o.TPM, o.ListenBase, o.ReadyFile = os.Args[2], os.Args[3], os.Args[4], os.Args[5]
+	default:
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	if err := serve(o); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
-func confinedService(state string) error {
+func serve(o appliance.Options) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	if err := os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())); err != nil {
-		return err
+	if o.Confined {
+		if err := os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid())); err != nil {
+			return err
+		}
 	}
-	return appliance.Run(ctx, appliance.Options{
-		ConfigDir: demoSite, StateDir: state, Confined: true, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-	})
+	return appliance.Run(ctx, o)
 }
 
 // holderOn makes the demo site's keys in a software TPM and returns what answers for them.

@@ -151,14 +151,21 @@ func startSite(t testing.TB, site, spec, state string, reload <-chan os.Signal) 
 			t.Errorf("stopping the service: %v", err)
 		}
 	})
+	s.awaitReady(t, o.ReadyFile, done)
+	return s
+}
+
+// awaitReady reads the ready file once it is there. What comes of ended before that ends the test.
+func (s *service) awaitReady(t testing.TB, file string, ended chan error) {
+	t.Helper()
 	for {
 		select {
-		case err := <-done:
-			done <- err
+		case err := <-ended:
+			ended <- err
 			t.Fatalf("the service ended before it was ready: %v", err)
 		case <-time.After(50 * time.Millisecond):
 		}
-		b, err := os.ReadFile(o.ReadyFile)
+		b, err := os.ReadFile(file)
 		if err != nil {
 			continue
 		}
@@ -173,7 +180,6 @@ func startSite(t testing.TB, site, spec, state string, reload <-chan os.Signal) 
 		t.Fatalf("CA bundle: %v", err)
 	}
 	s.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
-	return s
 }
 
 // api calls the admin API and decodes its answer into out.

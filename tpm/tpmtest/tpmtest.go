@@ -65,6 +65,13 @@ func (m *Machine) Spec() string { return "swtpm:" + m.socket() }
 
 func (m *Machine) socket() string { return filepath.Join(m.dir, "sock") }
 
+// PID is the process of a TPM that is on.
+func (m *Machine) PID() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cmd.Process.Pid
+}
+
 // PowerCut kills the TPM without a shutdown command; what it wrote to NV stays.
 func (m *Machine) PowerCut() {
 	m.mu.Lock()
