@@ -325,13 +325,18 @@ func (o *object) texts(name string) []string {
 
 // duration reads a duration such as 90d, 12h or 1d12h.
 func (o *object) duration(name string) (time.Duration, bool) {
+	const mend = "write days, hours, minutes or seconds such as 90d, 12h or 1d12h"
+	if n, ok := o.value(name).(*ast.IntegerNode); ok {
+		o.failf(name, mend, "%s has no unit", strings.TrimSpace(n.String()))
+		return 0, false
+	}
 	s, ok := o.text(name)
 	if !ok {
 		return 0, false
 	}
 	d, err := parseDuration(s)
 	if err != nil {
-		o.failf(name, "write days, hours, minutes or seconds such as 90d, 12h or 1d12h", "%q is not a duration", s)
+		o.failf(name, mend, "%q is not a duration", s)
 		return 0, false
 	}
 	return d, true

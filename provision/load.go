@@ -43,7 +43,8 @@ type loader struct {
 
 func newLoader(fsys fs.FS, now time.Time) *loader {
 	l := &loader{fsys: fsys, now: now}
-	l.site.Listeners = Listeners{EST: true, SCEP: true, Console: true, Plain: true}
+	// Until a site.yaml that can be read says otherwise: its profiles are not blamed for what is wrong with it.
+	l.site.Listeners = Listeners{EST: true, SCEP: true, Console: true, Plain: true, Legacy: true, LegacySCEP: true}
 	return l
 }
 
@@ -124,6 +125,9 @@ func (l *loader) readSite() {
 	d, body := parseDocument(siteFile, content)
 	defer func() { l.problems = append(l.problems, d.problems...) }()
 	o := d.object(body, "", "name", "version", "epoch", "public_host", "secure_boot", "network", "listeners", "trusted_proxies", "authorities", "ra", "audit")
+	if o == nil {
+		return
+	}
 	o.require("name", "write a short name such as plant-7")
 	o.require("version", "write a version such as 0.1.0")
 	o.require("epoch", "write epoch: 1")

@@ -206,6 +206,12 @@ func TestProblems(t *testing.T) {
 		{"only comments", with("site.yaml", "# nothing\n"), "site.yaml: empty — signet init"},
 		{"a list", with("site.yaml", "- a\n"), "site.yaml:1: the document is not a set of fields — name, version"},
 		{"not YAML", site("name: plant-7", "name: [plant-7"), "site.yaml:3: not YAML — correct the YAML"},
+		{"not YAML, and a profile for listeners it turns on", func() files {
+			f := est("est: {legacy_tls: true, auth: {certificate: [issued]}}\n")
+			f["profiles/corp.yaml"] = strings.Replace(f["profiles/corp.yaml"], "  reply:", "  legacy_tls: true\n  reply:", 1)
+			f["site.yaml"] = "listeners: {legacy: {on: true}, legacy_scep: {on: true}\n"
+			return f
+		}(), "site.yaml:1: not YAML — correct the YAML"},
 		{"larger than a site", with("site.yaml", goodSite+strings.Repeat("#", maxFile)), "site.yaml: larger than 1 MiB — smaller"},
 
 		{"unknown field", site("version: 1.2.3", "version: 1.2.3\ncolour: red"), "site.yaml:4: unknown field colour — remove it; known here are name"},
@@ -286,6 +292,7 @@ func TestProblems(t *testing.T) {
 		{"no algorithm", site("{algorithm: rsa-2048}", "{}"), "site.yaml:12: authorities[0].key.algorithm is missing — rsa-2048"},
 		{"ECDSA RA", site("rsa-3072", "ecdsa-p256"), "site.yaml:17: \"ecdsa-p256\" cannot be — rsa-2048"},
 		{"RA validity", site("1d12h", "1h"), "site.yaml:17: not a usable validity — 1d to 3650d"},
+		{"duration without unit", site("1d12h", "90"), "site.yaml:17: ra.validity: 90 has no unit — 90d"},
 		{"duration", site("1d12h", "1year"), "site.yaml:17: \"1year\" is not a duration — 90d"},
 
 		{"no profile", without("profiles/corp.yaml"), "profiles: there is no profile — signet init"},

@@ -61,6 +61,7 @@ func address(o *object, field, text string) netip.Addr {
 // readListeners reads what is written; otherwise the legacy listeners are off and every other is on.
 func (l *loader) readListeners(o *object) {
 	s := &l.site.Listeners
+	s.Legacy, s.LegacySCEP = false, false
 	for name, on := range map[string]*bool{"est": &s.EST, "scep": &s.SCEP, "console": &s.Console, "plain": &s.Plain, "legacy": &s.Legacy, "legacy_scep": &s.LegacySCEP} {
 		listener := o.object(name, "on")
 		listener.require("on", "write on: true or on: false")
