@@ -37,8 +37,13 @@ type apiFlags struct {
 }
 
 func (f *apiFlags) register(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.caBundle, "ca-bundle", "", "PEM `file` with the box's TLS root (default: what this machine trusts)")
+	f.registerTrust(cmd)
 	cmd.Flags().StringVar(&f.token, "token", "", "API `token` (default: $"+tokenVariable+")")
+}
+
+// registerTrust is register for a command that has no token yet.
+func (f *apiFlags) registerTrust(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.caBundle, "ca-bundle", "", "PEM `file` with the box's TLS root (default: what this machine trusts)")
 }
 
 // apiClient calls the admin API of one box.

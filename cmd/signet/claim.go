@@ -38,6 +38,7 @@ Neither is ever shown again.`,
 			if err != nil {
 				return err
 			}
+			client.token = "" // one in the environment is for another box
 			if passwordStdin {
 				if in.Password, err = readPassword(t.stdin); err != nil {
 					return err
@@ -55,7 +56,7 @@ Neither is ever shown again.`,
 			return t.result(out, string(text)+"\n")
 		},
 	}
-	api.register(cmd)
+	api.registerTrust(cmd)
 	cmd.Flags().StringVar(&in.Code, "code", "", "claim `code` on the box's screen")
 	cmd.Flags().StringVar(&in.User, "user", "", "`name` of the first administrator")
 	cmd.Flags().BoolVar(&passwordStdin, "password-stdin", false, "read the password from the first line of stdin instead of having the box make one")

@@ -127,11 +127,16 @@ func TestClaimCommand(t *testing.T) {
 }
 
 func TestClaimCommandRefusals(t *testing.T) {
-	t.Setenv(tokenVariable, "")
+	t.Setenv(tokenVariable, "sgt_of-another-box")
 	box := newTestConsole(t)
 	plain := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(plain.Close)
-	stranger := serveTLS(t, http.NotFoundHandler(), nil)
+	stranger := serveTLS(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if token := r.Header.Get("Authorization"); token != "" {
+			t.Errorf("a box that is claimed was shown %q", token)
+		}
+		http.NotFound(w, r)
+	}), nil)
 	moved := serveTLS(t, http.RedirectHandler(box.url+"/api/v1/claim", http.StatusTemporaryRedirect), nil)
 	empty := filepath.Join(t.TempDir(), "empty.pem")
 	if err := os.WriteFile(empty, []byte("nothing"), 0o600); err != nil {

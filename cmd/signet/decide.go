@@ -60,9 +60,9 @@ func newRevoke(t *terminal) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke URL --serial HEX --reason R",
 		Short: "revoke a certificate",
-		Long: `Revokes the certificate with the serial HEX: it renews nothing from then on, and the next revocation
-list names it. R is a reason of RFC 5280 §5.3.1: unspecified, keyCompromise, affiliationChanged, superseded,
-cessationOfOperation, certificateHold or privilegeWithdrawn.`,
+		Long: `Revokes the certificate with the serial HEX: it renews nothing from then on, OCSP says so at once, and the next
+revocation list names it. R is a reason of RFC 5280 §5.3.1: unspecified, keyCompromise, affiliationChanged,
+superseded, cessationOfOperation, privilegeWithdrawn, or certificateHold, which removeFromCRL takes back.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			if serial == "" || in.Reason == "" {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -59,10 +60,8 @@ func refuse(err error, mend string) error { return &refusal{err, mend, exitRefus
 // missing ends a command with exit code 3: this machine lacks a part.
 func missing(err error, mend string) error { return &refusal{err, mend, exitMissing} }
 
-// usage ends a command with exit code 2.
-func usage(err error) error {
-	return &refusal{err, "signet COMMAND --help shows how it is called", exitUsage}
-}
+// usage ends a command with exit code 2; run says how it is called.
+func usage(err error) error { return &refusal{err, "", exitUsage} }
 
 func newRoot(t *terminal) *cobra.Command {
 	root := &cobra.Command{
@@ -72,7 +71,10 @@ func newRoot(t *terminal) *cobra.Command {
 		SilenceUsage:  true,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return usage(fmt.Errorf("unknown command %q", args[0]))
+				if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+					return usageHint(fmt.Errorf("unknown command %q", args[0]), "did you mean "+strings.Join(near, " or ")+"?")
+				}
+				return usageHint(fmt.Errorf("unknown command %q", args[0]), "signet help lists the commands")
 			}
 			return nil
 		},
@@ -81,6 +83,7 @@ func newRoot(t *terminal) *cobra.Command {
 	root.SetIn(t.stdin)
 	root.SetOut(t.stdout)
 	root.SetErr(t.stderr)
+	root.SuggestionsMinimumDistance = 2
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.PersistentFlags().BoolVar(&t.json, "json", false, "print the result as one JSON document")
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usage(err) })
@@ -124,7 +127,7 @@ func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 func run(t *terminal, argv []string) int {
 	root := newRoot(t)
 	root.SetArgs(argv)
-	err := root.Execute()
+	cmd, err := root.ExecuteC()
 	if err == nil {
 		return exitOK
 	}
@@ -132,6 +135,9 @@ func run(t *terminal, argv []string) int {
 	var r *refusal
 	if !errors.As(err, &r) {
 		return exitRefused
+	}
+	if r.mend == "" && r.code == exitUsage {
+		r.mend = "it is called so: " + strings.TrimSuffix(cmd.UseLine(), " [flags]") + "; " + cmd.CommandPath() + " --help says more"
 	}
 	if r.mend != "" {
 		fmt.Fprintf(t.stderr, "  → %s\n", r.mend)
