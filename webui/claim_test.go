@@ -1,8 +1,10 @@
 package webui
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -293,4 +295,18 @@ func TestHealth(t *testing.T) {
 			}
 		})
 	}
+}
+
+// gone is the context of a request whose sender gave up while the password was hashed.
+type gone struct{ context.Context }
+
+func (gone) Err() error { return context.Canceled }
+
+func TestClaimOfWhoeverIsGone(t *testing.T) {
+	box := newBox(t)
+	r := httptest.NewRequestWithContext(gone{t.Context()}, http.MethodPost, "/api/v1/claim", nil)
+	if _, err := box.console.claim(r, ClaimRequest{Code: claimCode, User: "alice"}); !errors.Is(err, context.Canceled) || box.store.Claimed() {
+		t.Errorf("%v; claimed: %t", err, box.store.Claimed())
+	}
+	box.mustClaim()
 }

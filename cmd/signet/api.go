@@ -26,8 +26,8 @@ import (
 const tokenVariable = "SIGNET_TOKEN"
 
 const (
-	apiTimeout = 30 * time.Second
-	maxReply   = 8 << 20 // bytes; the largest is a page of audit records
+	apiTimeout = time.Minute // as long as a box goes on answering; passwords are hashed slowly in a machine without KVM
+	maxReply   = 8 << 20     // bytes; the largest is a page of audit records
 )
 
 // apiFlags are the flags of every command that talks to a box.
@@ -159,6 +159,9 @@ func (c *apiClient) refused(resp *http.Response, reply []byte) error {
 	var p webui.Problem
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") || json.Unmarshal(reply, &p) != nil || p.Title == "" {
 		return refuse(fmt.Errorf("%s answered %s, which is not how a Signet box answers", c.base, resp.Status), "check that the address is the box's console")
+	}
+	if resp.StatusCode == http.StatusUnauthorized && c.token == "" {
+		p.Mend = "set " + tokenVariable + ", or --token, to the token that signet claim printed or the console made"
 	}
 	return refuse(&p, p.Mend)
 }
