@@ -276,6 +276,9 @@ func (c *console) goOn(w http.ResponseWriter, r *http.Request, who principal, us
 
 // endSession ends one of the caller's sessions.
 func (c *console) endSession(r *http.Request, name string, who principal) error {
+	if err := whole(who); err != nil {
+		return err
+	}
 	if c.sessions.endWhere(who.user, func(s session) bool { return s.name == name }) == 0 {
 		return errNoSession
 	}

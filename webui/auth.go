@@ -39,6 +39,14 @@ func (c *console) fresh(who principal) error {
 	return nil
 }
 
+// whole refuses a token that may do less than its user: what opens their account is not its to take away.
+func whole(who principal) error {
+	if who.limited {
+		return errRole
+	}
+	return nil
+}
+
 // parseRole knows only the roles a user can have.
 func parseRole(s string) (role, error) {
 	for r := auditor; r <= administrator; r++ {
@@ -53,6 +61,7 @@ func parseRole(s string) (role, error) {
 type principal struct {
 	user     string
 	role     role
+	limited  bool      // the token may do less than its user
 	via      string    // name of the token, or viaSession
 	session  session   // where via is viaSession
 	expires  time.Time // of the token; zero: never
@@ -155,5 +164,5 @@ func (c *console) asUser(name string, limit role, via string) (principal, error)
 	if err != nil {
 		return principal{}, err
 	}
-	return principal{user: name, role: min(has, limit), via: via}, nil
+	return principal{user: name, role: min(has, limit), limited: limit < has, via: via}, nil
 }

@@ -330,9 +330,18 @@ func (c *console) passkeySignIn(w http.ResponseWriter, r *http.Request, in Passk
 	return id, user, err
 }
 
+// addsPasskey refuses whoever is not freshly signed in, tokens above all: whoever signs in by the passkey may do all that
+// the user may, also where the token could only read, or has ended.
+func (c *console) addsPasskey(who principal) error {
+	if who.via != viaSession {
+		return errTokenPasskey
+	}
+	return c.fresh(who)
+}
+
 // apiPasskeyOptions begins the registration of a passkey for whoever is signed in.
 func (c *console) apiPasskeyOptions(w http.ResponseWriter, r *http.Request, who principal) error {
-	if err := c.fresh(who); err != nil {
+	if err := c.addsPasskey(who); err != nil {
 		return err
 	}
 	host, origin, err := c.passkeyHost(r)
@@ -383,7 +392,7 @@ func (c *console) apiAddPasskey(w http.ResponseWriter, r *http.Request, who prin
 	if err := readJSON(w, r, &in); err != nil {
 		return err
 	}
-	if err := c.fresh(who); err != nil {
+	if err := c.addsPasskey(who); err != nil {
 		return err
 	}
 	label, err := checkLabel("name", in.Name)
@@ -446,6 +455,9 @@ func (c *console) passkeysOf(user string) ([]PasskeyDetails, error) {
 
 // removePasskey removes a passkey of user, which is the caller or somebody an administrator helps.
 func (c *console) removePasskey(r *http.Request, user, id string, who principal) error {
+	if err := whole(who); err != nil {
+		return err
+	}
 	raw, err := base64.RawURLEncoding.DecodeString(id)
 	if err != nil {
 		return store.ErrNoPasskey

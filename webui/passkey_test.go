@@ -139,7 +139,8 @@ func (b *testBox) byPasskey(answer func(map[string]any) map[string]any) reply {
 // user verified, signs anybody in.
 func TestPasskeyAnswers(t *testing.T) {
 	box := newBox(t)
-	admin := bearer(box.mustClaim().Token)
+	claimed := box.mustClaim()
+	admin, alice := bearer(claimed.Token), withCookie(box.signedIn("alice", claimed.Password))
 	box.post("/api/v1/users", UserRequest{Name: "bob", Role: "operator", Password: "correct horse battery"}, admin)
 	cookie := box.signedIn("bob", "correct horse battery")
 	bob := withCookie(cookie)
@@ -153,7 +154,7 @@ func TestPasskeyAnswers(t *testing.T) {
 	box.addPasskey(&spoilt, bob).checkProblem(t, 403, "passkey")
 	options, ceremony := box.beginPasskey("/api/v1/account/passkey-options", bob)
 	made := key.create(options)
-	box.post("/api/v1/account/passkeys", PasskeyRequest{Name: "x", Credential: made}, admin, withCookie(ceremony), atLocalhost).checkProblem(t, 403, "passkey") // begun by bob
+	box.post("/api/v1/account/passkeys", PasskeyRequest{Name: "x", Credential: made}, alice, withCookie(ceremony), atLocalhost).checkProblem(t, 403, "passkey") // begun by bob
 	if want, got := "required", options["authenticatorSelection"].(map[string]any); got["residentKey"] != want || got["userVerification"] != want || options["attestation"] != nil && options["attestation"] != "none" {
 		t.Errorf("options %v", options)
 	}
@@ -289,13 +290,14 @@ func TestPasskeyHost(t *testing.T) {
 	box := newBox(t, func(c *Config) {
 		c.Site = func() Site { s := demoSite(); s.PublicHost = "Box.example.com"; return s }
 	})
-	admin := bearer(box.mustClaim().Token)
+	out := box.mustClaim()
+	alice := withCookie(box.signedIn("alice", out.Password))
 	for host, works := range map[string]bool{"box.example.com": true, "BOX.example.com:8443": true, "localhost:8443": true, "127.0.0.1:8443": false, "[::1]:8443": false, "evil.example": false, "x.box.example.com": false} {
-		got := box.post("/api/v1/account/passkey-options", nil, admin, func(r *http.Request) { r.Host = host })
+		got := box.post("/api/v1/account/passkey-options", nil, alice, func(r *http.Request) { r.Host = host })
 		if (got.StatusCode == 200) != works {
 			t.Errorf("%s: status %d: %s", host, got.StatusCode, got.body)
 		}
-		page := box.get("/account", admin, func(r *http.Request) { r.Host = host })
+		page := box.get("/account", alice, func(r *http.Request) { r.Host = host })
 		if strings.Contains(string(page.body), "passkey.js") != works || strings.Contains(string(page.body), "Open the console at https://box.example.com") == works {
 			t.Errorf("%s: the page does not say whether there are passkeys", host)
 		}
@@ -380,7 +382,7 @@ func TestAccountBrowser(t *testing.T) {
 	box.post("/api/v1/users", UserRequest{Name: "bob", Role: "operator", Password: "correct horse battery"}, admin)
 	box.post("/api/v1/tokens", TokenRequest{Name: "Prometheus", Role: "auditor"}, admin)
 	tb := newTab(t, box)
-	box.addPasskey(newSoftKey(t, "https://localhost"), admin)
+	box.addPasskey(newSoftKey(t, "https://localhost"), withCookie(box.signedIn("alice", out.Password)))
 	tb.enter("alice")
 	tb.open("account", "/account", "#sessions")
 	var d AccountDetails

@@ -42,6 +42,7 @@ var (
 	errStale         = errors.New("signed in too long ago for this")
 	errScope         = errors.New("token is for minting challenges alone")
 	errPasskey       = errors.New("passkey not accepted")
+	errTokenPasskey  = errors.New("a token adds no passkey")
 	errNoSession     = errors.New("no such session")
 	errCrossOrigin   = errors.New("request from another site")
 	errNotFound      = errors.New("no such page")
@@ -100,6 +101,8 @@ var problems = []struct {
 		"sign out and in again, then repeat it: it makes something that outlives your session"},
 	{errScope, http.StatusForbidden, "scope", "the token is for minting challenges alone",
 		"use a token without profiles, or mint for a profile that the token names"},
+	{errTokenPasskey, http.StatusForbidden, "token-passkey", "a token adds no passkey: it would open the whole account, for longer than the token",
+		"sign in to the console and add it there"},
 	{errPasskey, http.StatusForbidden, "passkey", "the passkey was not accepted",
 		"try again, or sign in with your password; a passkey that this box does not know can be removed from your device"},
 	{store.ErrSuspect, http.StatusForbidden, "passkey-suspect", "there may be a copy of this passkey, so it signs nobody in any more",

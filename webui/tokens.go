@@ -191,6 +191,9 @@ func (c *console) orderRecord(r *http.Request, action audit.Action, who principa
 
 // revokeToken revokes a token of the caller or, for administrators, anybody's.
 func (c *console) revokeToken(r *http.Request, id string, who principal) (TokenDetails, error) {
+	if err := whole(who); err != nil {
+		return TokenDetails{}, err
+	}
 	all, err := c.cfg.Store.Tokens()
 	if err != nil {
 		return TokenDetails{}, fmt.Errorf("looking for a token: %w", err)

@@ -70,8 +70,8 @@ func TestTokenRoles(t *testing.T) {
 	if len(list.Tokens) != 4 || claim == "" {
 		t.Errorf("an administrator sees %+v", list.Tokens)
 	}
-	box.send("DELETE", "/api/v1/tokens/"+claim, nil, bearer(reader.Token)).checkProblem(t, 404, "no-token")
-	box.send("DELETE", "/api/v1/tokens/"+own.Details.ID, nil, bearer(reader.Token))
+	box.send("DELETE", "/api/v1/tokens/"+claim, nil, bearer(own.Token)).checkProblem(t, 404, "no-token")
+	box.send("DELETE", "/api/v1/tokens/"+own.Details.ID, nil, bearer(own.Token))
 	box.get("/api/v1/account", bearer(own.Token)).checkProblem(t, 401, "bad-credential")
 	if got := box.send("DELETE", "/api/v1/tokens/"+reader.Details.ID, nil, admin); got.StatusCode != 200 {
 		t.Errorf("an administrator revokes: status %d", got.StatusCode)
@@ -84,6 +84,44 @@ func TestTokenRoles(t *testing.T) {
 	}
 	if made := box.records(); !slicesContain(made, audit.TokenCreated) || !slicesContain(made, audit.TokenRevoked) {
 		t.Error("tokens came and went without a record")
+	}
+}
+
+// TestTokensKeepToTheirRole: by a token that may only read, nobody becomes more than it, nor takes from its user what
+// opens their account; and no token leaves a passkey behind, which would outlive it.
+func TestTokensKeepToTheirRole(t *testing.T) {
+	box := newBox(t)
+	claimed := box.mustClaim()
+	session := withCookie(box.signedIn("alice", claimed.Password))
+	key := newSoftKey(t, "https://localhost")
+	var account AccountDetails
+	box.addPasskey(key, session).decode(t, &account)
+	var reader TokenResponse
+	box.post("/api/v1/tokens", TokenRequest{Name: "Prometheus", Role: "auditor"}, session).decode(t, &reader)
+
+	for _, token := range []string{reader.Token, claimed.Token} {
+		stolen := newSoftKey(t, "https://localhost")
+		stolen.id = []byte("left behind by " + token[:8])
+		box.post("/api/v1/account/passkey-options", nil, bearer(token), atLocalhost).checkProblem(t, 403, "token-passkey")
+		options, ceremony := box.beginPasskey("/api/v1/account/passkey-options", session)
+		box.post("/api/v1/account/passkeys", PasskeyRequest{Name: "x", Credential: stolen.create(options)}, bearer(token), withCookie(ceremony), atLocalhost).checkProblem(t, 403, "token-passkey")
+		box.byPasskey(stolen.get).checkProblem(t, 403, "passkey")
+	}
+
+	by := bearer(reader.Token)
+	passkey, here := account.Passkeys[0].ID, account.Sessions[0].ID
+	box.send("DELETE", "/api/v1/account/passkeys/"+passkey, nil, by).checkProblem(t, 403, "role")
+	box.send("DELETE", "/api/v1/account/sessions/"+here, nil, by).checkProblem(t, 403, "role")
+	box.send("DELETE", "/api/v1/tokens/"+account.Tokens[0].ID, nil, by).checkProblem(t, 403, "role")
+	for _, form := range []string{"/account/passkeys/" + passkey + "/remove", "/account/sessions/" + here + "/end", "/account/sessions/end", "/account/tokens/" + account.Tokens[0].ID + "/revoke"} {
+		if got := box.submit(form, nil, by); got.StatusCode != 403 {
+			t.Errorf("%s: status %d", form, got.StatusCode)
+		}
+	}
+	var after AccountDetails
+	box.get("/api/v1/account", session).decode(t, &after)
+	if len(after.Passkeys) != 1 || len(after.Sessions) != 1 || len(after.Tokens) != 2 {
+		t.Errorf("afterwards %+v", after)
 	}
 }
 
