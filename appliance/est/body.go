@@ -67,6 +67,9 @@ type lines struct {
 	end   string // of every line
 }
 
+// isLibest recognises a client by what the library libest sends, whatever program it is part of.
+func isLibest(r *http.Request) bool { return strings.HasPrefix(r.UserAgent(), "libest ") }
+
 // linesFor chooses how a client reads base64. libest reads nothing but lines; strongSwan up to 5.9.8 takes every line break for a
 // fault, and is known by sending neither User-Agent nor Accept. Everybody else, openssl base64 -d above all, reads lines.
 func linesFor(r *http.Request) lines {

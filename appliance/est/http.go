@@ -102,11 +102,15 @@ func (x *call) allows(method string) bool {
 func (s *Server) read(x *call) {
 	if x.operation == opCSRAttrs {
 		x.Outcome = "answered"
-		if len(x.profile.attributes) == 0 {
+		attributes := x.profile.attributes
+		if isLibest(x.R) {
+			attributes = x.profile.bare
+		}
+		if len(attributes) == 0 {
 			x.reply(http.StatusNoContent, "", nil)
 			return
 		}
-		x.replyBase64("application/csrattrs", x.profile.attributes)
+		x.replyBase64("application/csrattrs", attributes)
 		return
 	}
 	certificates := x.profile.CACerts()

@@ -102,6 +102,11 @@ func post(path, header, body string) string {
 	return fmt.Sprintf("POST /.well-known/est/%s HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s", path, header, len(body), body)
 }
 
+// libestAsks is a request of libest 3.2.0, recorded.
+func libestAsks(path string) string {
+	return "GET /.well-known/est/" + path + " HTTP/1.1\r\nUser-Agent: libest 3.2.0p\r\nConnection: close\r\nHost: 127.0.0.1:7443\r\nAccept: */*\r\n\r\n"
+}
+
 const basic = "Authorization: Basic ZGV2aWNlOmNvcnAtZGVtby1wYXNzd29yZA==\r\n" // user and secret
 
 // Every answer, to the byte: the header names as written here, a length, nothing chunked, and all headers within what a small client
@@ -130,6 +135,8 @@ func TestRawAnswers(t *testing.T) {
 			"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Transfer-Encoding: base64\r\nContent-Type: application/pkcs7-mime\r\nConnection: close\r\n\r\n", "**"},
 		"attributes": {"GET /.well-known/est/csrattrs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
 			"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Transfer-Encoding: base64\r\nContent-Type: application/csrattrs\r\nConnection: close\r\n\r\n", "**"},
+		"attributes, libest": {libestAsks("csrattrs"),
+			"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nContent-Transfer-Encoding: base64\r\nContent-Type: application/csrattrs\r\nConnection: close\r\n\r\n", "MAoGCCqGSM49BAMC\n"},
 		"no attributes": {"GET /.well-known/est/modern/csrattrs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
 			"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n", ""},
 		"HTTP/1.0": {"GET //.well-known//est/modern/csrattrs HTTP/1.0\r\n\r\n",
@@ -349,6 +356,31 @@ func TestPublic(t *testing.T) {
 	}
 	if a := d.do("GET", "bound/csrattrs", nil); a.status != 200 || fmt.Sprintf("%x", decoded(t, a.body)) != "300b06092a864886f70d010907" {
 		t.Errorf("csrattrs of a profile that wants a channel binding: %d %q", a.status, a.body)
+	}
+}
+
+// libest is told bare types, and nothing behind the last of them.
+func TestBareTypes(t *testing.T) {
+	const san, challengePassword = "0603551d11", "06092a864886f70d010907"
+	// What corp of the demo says: two kinds of key, an extensionRequest, the bare type subjectAltName and a template.
+	const demo = "3081b7301106092a864886f70d01010131040202080" + "0301c06072a8648ce3d0201311106052b8104002206082a8648ce3d030107" +
+		"302e06092a864886f70d01090e3121301f301d0603551d250416301406082b0601050507030206082b06010505070301" + san +
+		"304f060b2a864886f70d010910023d3140303e020100a1393037060b2a864886f70d010910023e312830" +
+		"26301d0603551d250416301406082b0601050507030206082b060105050703013005" + san
+	for in, want := range map[string]string{
+		"":                               "",
+		"3000":                           "",
+		"3003020105":                     "",
+		demo:                             "3005" + san,
+		"3010" + san + challengePassword: "3010" + san + challengePassword,
+	} {
+		got, err := bareTypes(must(hex.DecodeString(in)))
+		if fmt.Sprintf("%x", got) != want || err != nil {
+			t.Errorf("%s: %x, %v", in, got, err)
+		}
+	}
+	if got, err := bareTypes([]byte("x")); err == nil {
+		t.Errorf("%x of no CsrAttrs", got)
 	}
 }
 

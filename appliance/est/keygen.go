@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"strings"
 	"sync"
 
 	"signet.internal/appliance/cms"
@@ -37,6 +38,10 @@ func (s *Server) serverKeyGen(x *call, template *pki.Template, req enroll.Reques
 	}
 	if to != nil && x.profile.KeySigner == nil {
 		s.failCounted(x, refuse(http.StatusBadRequest, "this profile hands out no encrypted keys: ask for none to be encrypted, or make the key on the device"))
+		return
+	}
+	if isLibest(x.R) && strings.HasPrefix(x.profile.ServerKeyGen, "ecdsa") { // it would throw away a key that is not RSA, and the certificate with it
+		s.failCounted(x, refuse(http.StatusBadRequest, "libest reads RSA keys only: have the profile make those, or make the key on the device"))
 		return
 	}
 	key, err := x.profile.keys.take(x.R.Context())

@@ -183,9 +183,12 @@ func TestServerKeyGenRefused(t *testing.T) {
 	s.refused(d.do("POST", "keys/serverkeygen", d.csr(attribute(oidDecryptKeyID, octets("secret")))), 400, "shares no secret keys")
 	d.cert = s.bootstrap.device(t, "dev", rsaKeys()[3], x509.KeyUsageKeyEncipherment)
 	s.refused(d.do("POST", "manual/serverkeygen", d.csr(wish...)), 400, "hands out no encrypted keys")
+	d = s.device("dev")
+	s.refused(d.do("POST", "modern/serverkeygen", d.csr(), "User-Agent", "libest 3.2.0p"), 400, "libest reads RSA keys only")
 	if n := len(s.records(audit.OutcomeBegun)); n != 0 {
 		t.Errorf("%d issuances begun", n)
 	}
+	s.parts(d.do("POST", "keys/serverkeygen", d.csr(), "User-Agent", "libest 3.2.0p"))
 }
 
 // A request without a good proof costs no key, however often it comes; a key that may have been certified is never used again.

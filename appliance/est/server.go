@@ -88,6 +88,7 @@ type Server struct {
 type profile struct {
 	Profile
 	attributes []byte    // what csrattrs answers
+	bare       []byte    // what it answers to libest
 	keys       *keyMaker // nil where serverkeygen is not offered
 	counters   counters
 }
@@ -174,6 +175,11 @@ func newProfile(p Profile) (*profile, error) {
 	default:
 		return nil, fmt.Errorf("the channel binding is %q: want off, optional or required", p.ChannelBinding)
 	}
+	bare, err := bareTypes(checked.attributes)
+	if err != nil {
+		return nil, err
+	}
+	checked.bare = bare
 	if p.ServerKeyGen != "" {
 		keys, err := newKeyMaker(p.ServerKeyGen)
 		if err != nil {
