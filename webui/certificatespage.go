@@ -337,7 +337,7 @@ func (c *console) holdForm(w http.ResponseWriter, r *http.Request, who principal
 }
 
 func (c *console) releaseForm(w http.ResponseWriter, r *http.Request, who principal) error {
-	return c.orderRevocation(w, r, who, "release", "released", func() (string, error) { return "removeFromCRL", nil })
+	return c.orderRevocation(w, r, who, "release", "released", func() (string, error) { return releasing, nil })
 }
 
 // orderRevocation has a certificate revoked for what reason says, and shows the dialog again where that is

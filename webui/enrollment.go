@@ -48,7 +48,7 @@ type RevokeRequest struct {
 type Decision struct {
 	ID      string `json:"id,omitempty" doc:"of the request"`
 	Serial  string `json:"serial,omitempty" doc:"of the certificate, lower-case hex"`
-	Outcome string `json:"outcome" doc:"what was done: \"approved\", \"denied\", \"revoked\", \"installed\" or \"dropped\""`
+	Outcome string `json:"outcome" doc:"what was done: \"approved\", \"denied\", \"revoked\", \"released\", \"installed\" or \"dropped\""`
 }
 
 // ChallengeRequest is the body of POST /api/v1/challenges.
@@ -158,6 +158,9 @@ func (c *console) deny(r *http.Request, id, reason string, who principal) error 
 	return c.cfg.Enroll.Deny(context.WithoutCancel(r.Context()), id, who.user, reason)
 }
 
+// releasing is the reason that takes a certificate off hold (RFC 5280 §5.3.1).
+const releasing = "removeFromCRL"
+
 func (c *console) apiRevoke(w http.ResponseWriter, r *http.Request, who principal) error {
 	var in RevokeRequest
 	if err := readJSON(w, r, &in); err != nil {
@@ -173,7 +176,11 @@ func (c *console) apiRevoke(w http.ResponseWriter, r *http.Request, who principa
 	if err := c.cfg.Enroll.Revoke(context.WithoutCancel(r.Context()), serial, in.Reason, who.user); err != nil {
 		return err
 	}
-	writeJSON(w, http.StatusOK, mediaJSON, Decision{Serial: serial, Outcome: "revoked"})
+	done := Decision{Serial: serial, Outcome: "revoked"}
+	if in.Reason == releasing {
+		done.Outcome = "released"
+	}
+	writeJSON(w, http.StatusOK, mediaJSON, done)
 	return nil
 }
 
