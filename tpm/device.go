@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -46,6 +47,9 @@ type Device struct {
 	t         transport.TPMCloser
 	loaded    []loadedKey          // least recently used first
 	approvals map[string]*approval // by policy digest
+	signer    *Key                 // that signed last
+	kept      *keptSession         // of signer; nil while none is open
+	keepFor   time.Duration        // without a use
 }
 
 type job struct {
@@ -103,6 +107,8 @@ func newDevice(t transport.TPMCloser) *Device {
 		quit: make(chan struct{}),
 		done: make(chan struct{}),
 		t:    retrying{t},
+
+		keepFor: time.Second,
 	}
 	go d.work()
 	return d
@@ -120,9 +126,15 @@ func (d *Device) Close() error {
 func (d *Device) work() {
 	defer close(d.done)
 	for {
+		var idle <-chan time.Time
+		if d.kept != nil {
+			idle = time.After(d.keepFor)
+		}
 		select {
 		case j := <-d.jobs:
 			j.errc <- guarded(j.run, d.t)
+		case <-idle:
+			d.endSession(d.t)
 		case <-d.quit:
 			d.unload(d.t)
 			d.closeErr = d.t.Close()

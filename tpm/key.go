@@ -167,21 +167,21 @@ func (s *SRK) Key(b Blob, algorithm string, usage Usage, p Policy, auth []byte) 
 // Public is the public key: *rsa.PublicKey or *ecdsa.PublicKey.
 func (k *Key) Public() crypto.PublicKey { return k.public }
 
-// with runs use on the worker with the loaded key and a function that makes the session to use it.
-func (k *Key) with(use func(t transport.TPM, key func(direction tpm2.AuthOption) tpm2.AuthHandle) error) error {
+// with runs use on the worker with the loaded key and the approval that its policy needs.
+func (k *Key) with(use func(t transport.TPM, h tpm2.TPMHandle, a *approval) error) error {
 	d := k.srk.d
 	return d.do(func(t transport.TPM) error {
 		h, err := d.load(t, k.srk, k.blob, k.name)
 		if err != nil {
 			return fmt.Errorf("loading the key: %w", err)
 		}
-		return d.authorised(t, k.policy, k.digest, func(a *approval) error {
-			err := use(t, func(direction tpm2.AuthOption) tpm2.AuthHandle {
-				return tpm2.AuthHandle{Handle: h, Name: k.name, Auth: k.srk.policySession(k.policy, a, k.auth, direction)}
-			})
-			return explain(err)
-		})
+		return d.authorised(t, k.policy, k.digest, func(a *approval) error { return explain(use(t, h, a)) })
 	})
+}
+
+// in authorises one command on the loaded key in a session of its policy.
+func (k *Key) in(h tpm2.TPMHandle, session tpm2.Session) tpm2.AuthHandle {
+	return tpm2.AuthHandle{Handle: h, Name: k.name, Auth: session}
 }
 
 var hashAlgorithms = map[crypto.Hash]tpm2.TPMAlgID{
@@ -208,18 +208,20 @@ func (k *Key) Sign(digest []byte, hash crypto.Hash, scheme Scheme) ([]byte, erro
 		return nil, fmt.Errorf("signing: %w: scheme and key do not fit", ErrAlgorithm)
 	}
 	var signature tpm2.TPMTSignature
-	err := k.with(func(t transport.TPM, key func(tpm2.AuthOption) tpm2.AuthHandle) error {
-		rsp, err := tpm2.Sign{
-			KeyHandle:  key(encryptIn),
-			Digest:     tpm2.TPM2BDigest{Buffer: digest},
-			InScheme:   tpm2.TPMTSigScheme{Scheme: schemeAlg, Details: tpm2.NewTPMUSigScheme(schemeAlg, &tpm2.TPMSSchemeHash{HashAlg: alg})},
-			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
-		}.Execute(t)
-		if err != nil {
-			return err
-		}
-		signature = rsp.Signature
-		return nil
+	err := k.with(func(t transport.TPM, h tpm2.TPMHandle, a *approval) error {
+		return k.inSession(t, a, func(session tpm2.Session) error {
+			rsp, err := tpm2.Sign{
+				KeyHandle:  k.in(h, session),
+				Digest:     tpm2.TPM2BDigest{Buffer: digest},
+				InScheme:   tpm2.TPMTSigScheme{Scheme: schemeAlg, Details: tpm2.NewTPMUSigScheme(schemeAlg, &tpm2.TPMSSchemeHash{HashAlg: alg})},
+				Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
+			}.Execute(t)
+			if err != nil {
+				return err
+			}
+			signature = rsp.Signature
+			return nil
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("signing: %w", err)
@@ -261,9 +263,9 @@ func (k *Key) DecryptRaw(ciphertext []byte) ([]byte, error) {
 		return nil, fmt.Errorf("decrypting: %w: the key only signs", ErrAlgorithm)
 	}
 	out := make([]byte, len(ciphertext))
-	err := k.with(func(t transport.TPM, key func(tpm2.AuthOption) tpm2.AuthHandle) error {
+	err := k.with(func(t transport.TPM, h tpm2.TPMHandle, a *approval) error {
 		rsp, err := tpm2.RSADecrypt{
-			KeyHandle:  key(encryptInOut),
+			KeyHandle:  k.in(h, k.srk.policySession(k.policy, a, k.auth, encryptInOut)),
 			CipherText: tpm2.TPM2BPublicKeyRSA{Buffer: ciphertext},
 			InScheme:   tpm2.TPMTRSADecrypt{Scheme: tpm2.TPMAlgNull},
 		}.Execute(t)

@@ -102,11 +102,9 @@ func TestKeysNeedApprovalAndAuth(t *testing.T) {
 	}
 
 	// Password and policy without the authorisation value do not do it, in the TPM's own opinion.
-	err = key.with(func(tp transport.TPM, session func(tpm2.AuthOption) tpm2.AuthHandle) error {
-		handle := session(encryptIn)
-		handle.Auth = tpm2.PasswordAuth(testAuth)
+	err = key.with(func(tp transport.TPM, h tpm2.TPMHandle, _ *approval) error {
 		_, err := tpm2.Sign{
-			KeyHandle: handle, Digest: tpm2.TPM2BDigest{Buffer: digest[:]},
+			KeyHandle: key.in(h, tpm2.PasswordAuth(testAuth)), Digest: tpm2.TPM2BDigest{Buffer: digest[:]},
 			InScheme:   tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgECDSA, Details: tpm2.NewTPMUSigScheme(tpm2.TPMAlgECDSA, &tpm2.TPMSSchemeHash{HashAlg: tpm2.TPMAlgSHA256})},
 			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
 		}.Execute(tp)
@@ -218,9 +216,9 @@ func TestAttestationKeyQuotes(t *testing.T) {
 		t.Errorf("signs a foreign digest: %v", err)
 	}
 	var quote *tpm2.QuoteResponse
-	err := key.with(func(tp transport.TPM, session func(tpm2.AuthOption) tpm2.AuthHandle) (err error) {
+	err := key.with(func(tp transport.TPM, h tpm2.TPMHandle, a *approval) (err error) {
 		quote, err = tpm2.Quote{
-			SignHandle: session(encryptIn), QualifyingData: tpm2.TPM2BData{Buffer: []byte("nonce")},
+			SignHandle: key.in(h, srk.policySession(key.policy, a, key.auth, encryptIn)), QualifyingData: tpm2.TPM2BData{Buffer: []byte("nonce")},
 			InScheme: tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull}, PCRSelect: selectPCR(testPCR),
 		}.Execute(tp)
 		return err

@@ -93,8 +93,9 @@ func (d *Device) load(t transport.TPM, s *SRK, b Blob, name tpm2.TPM2BName) (tpm
 	return h, nil
 }
 
-// unload flushes every loaded key.
+// unload flushes every loaded key, and the session that is kept.
 func (d *Device) unload(t transport.TPM) {
+	d.endSession(t)
 	for _, k := range d.loaded {
 		flush(t, k.handle)
 	}

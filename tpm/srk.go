@@ -165,8 +165,8 @@ func persistSRK(t transport.TPM, want []byte) (*SRK, error) {
 	return s, nil
 }
 
-// Sessions live for one command: one kept open for long breaks the resource manager (its context
-// gap), and go-tpm flushes them after errors too. Which direction may be encrypted depends on
+// Sessions live for one command, but for a keptSession: one that is open and not used for long breaks the
+// resource manager (its context gap), and go-tpm flushes them after errors too. Which direction may be encrypted depends on
 // whether the command's first parameter, or its response's, is a sized buffer.
 var (
 	encryptIn    = tpm2.AESEncryption(128, tpm2.EncryptIn)
@@ -180,18 +180,22 @@ func (s *SRK) session(direction tpm2.AuthOption) tpm2.Session {
 	return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, tpm2.Salted(SRKHandle, s.pub), direction)
 }
 
-func (s *SRK) policySession(p Policy, a *approval, auth []byte, direction tpm2.AuthOption) tpm2.Session {
+func (s *SRK) policyOptions(p Policy, auth []byte, direction tpm2.AuthOption) []tpm2.AuthOption {
 	options := []tpm2.AuthOption{tpm2.Salted(SRKHandle, s.pub), direction}
 	if p.Auth {
 		options = append(options, tpm2.Auth(auth))
 	}
+	return options
+}
+
+func (s *SRK) policySession(p Policy, a *approval, auth []byte, direction tpm2.AuthOption) tpm2.Session {
 	return tpm2.Policy(tpm2.TPMAlgSHA256, nonceSize, func(t transport.TPM, h tpm2.TPMISHPolicy, _ tpm2.TPM2BNonce) error {
 		err := p.run(t, h, a)
 		if err != nil {
 			flush(t, h) // go-tpm leaves the session behind when this function returns an error
 		}
 		return err
-	}, options...)
+	}, s.policyOptions(p, auth, direction)...)
 }
 
 // use authorises one command on the SRK itself, whose own authorisation is empty.
