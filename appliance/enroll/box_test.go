@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -50,6 +51,8 @@ type box struct {
 	store  *store.Store
 	engine *Engine
 
+	timeSource string // of the engine's clock; "": host
+
 	oneTime   map[string]*challenge.OneTime // by profile, of the engine's
 	connector *device                       // signs challenges of profile signed
 }
@@ -81,7 +84,7 @@ func (b *box) open(o store.Options) {
 	b.store = st
 	b.engine, err = New(Config{
 		Store: st, Profiles: b.profiles(),
-		Now: b.clock.Now, TimeSource: "host", TimeFloor: start.Add(-time.Hour),
+		Now: b.clock.Now, TimeSource: cmp.Or(b.timeSource, "host"), TimeFloor: start.Add(-time.Hour),
 		Log:      slog.New(slog.DiscardHandler),
 		OwnNames: func() []string { return []string{"box.example.com"} },
 		IsBusy:   func(err error) bool { return errors.Is(err, errHolderBusy) },

@@ -239,6 +239,9 @@ func (e *Engine) issuerCRL(ctx context.Context, issuer *pki.Issuer) (CRL, error)
 func (e *Engine) signCRL(c *crl, issuer *pki.Issuer, now time.Time) error {
 	c.stale.Store(false) // before reading: what is revoked from here on makes it stale again
 	id := issuer.ID()
+	if err := e.store.Relist(id, now); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	number, err := e.store.NextCRL(id)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)

@@ -49,6 +49,39 @@ func (b *box) revoke(serial, reason string) error {
 	return err
 }
 
+// A clock that was ahead for a while, by a firmware setup or a broken battery, takes nothing off the lists that are
+// signed when it is right again.
+func TestClockAheadUnrevokesNothing(t *testing.T) {
+	b := newBox(t)
+	b.timeSource = "rtc" // which raises no floor: the box goes on when the clock is right again
+	b.crash()
+	res := b.issue(newDevice(t).request(printer))
+	must(t, b.revoke(res.Serial, "keyCompromise"))
+	released := b.issue(newDevice(t).request(printer))
+	must(t, b.revoke(released.Serial, "certificateHold"))
+	b.signer.set(func() error { return errors.New("TPM_RC_FAILURE") })
+	b.refused(newDevice(t).request(printer), ErrUnavailable)
+	b.signer.set(nil)
+	b.clock.advance(crlRest)
+	log := b.log()
+	burnt := log[len(log)-1].Serial
+	b.wantCRL(1, map[string]int{res.Serial: 1, released.Serial: 6, burnt: 0})
+
+	b.clock.advance(2 * validity)
+	b.wantCRL(2, map[string]int{res.Serial: 1, released.Serial: 6, burnt: 0}) // one past their end
+	b.clock.advance(crlValidity)
+	b.wantCRL(3, map[string]int{})
+	b.clock.advance(-2*validity - crlValidity)
+	b.crash()
+	must(t, b.revoke(released.Serial, "removeFromCRL"))
+	b.wantCRL(4, map[string]int{res.Serial: 1, burnt: 0})
+	b.clock.advance(validity + time.Hour) // the clock is right, and they end
+	b.wantCRL(5, map[string]int{res.Serial: 1, burnt: 0})
+	b.clock.advance(crlValidity)
+	b.wantCRL(6, map[string]int{})
+	b.close()
+}
+
 // What is revoked right after a list was signed shares the next one, three seconds later.
 func TestRevocationsShareASignature(t *testing.T) {
 	b := newBox(t)

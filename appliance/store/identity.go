@@ -133,12 +133,24 @@ func (s *Store) Identity() (Identity, error) {
 const scanChunk = 500
 
 // LastNotAfter returns when the last of the certificates ends whose transaction began before that
-// time, whoever issued it; zero if there is none. It reads every transaction, some milliseconds for a
-// thousand, and lets others write in between.
+// time, whoever issued it; zero if there is none.
 func (s *Store) LastNotAfter(begunBefore time.Time) (time.Time, error) {
 	var last time.Time
+	err := s.eachTransaction(func(t Transaction) {
+		if t.Begun.Before(begunBefore) && t.NotAfter.After(last) {
+			last = t.NotAfter
+		}
+	})
+	if err != nil {
+		return time.Time{}, fmt.Errorf("looking for the last certificate to end: %w", err)
+	}
+	return last, nil
+}
+
+// eachTransaction reads every transaction, some milliseconds for a thousand, and lets others write in between.
+func (s *Store) eachTransaction(look func(Transaction)) error {
 	from, end := []byte{prefixTransaction}, []byte{prefixTransaction + 1}
-	for done := false; !done; {
+	for {
 		n := 0
 		err := s.read(func(db *pebble.DB) error {
 			return scanRange(db, from, end, func(k, v []byte) error {
@@ -146,9 +158,7 @@ func (s *Store) LastNotAfter(begunBefore time.Time) (time.Time, error) {
 				if err := decode(v, &t); err != nil {
 					return err
 				}
-				if t.Begun.Before(begunBefore) && t.NotAfter.After(last) {
-					last = t.NotAfter
-				}
+				look(t)
 				if n++; n == scanChunk {
 					from = append(append([]byte{}, k...), 0)
 					return errChunk
@@ -156,12 +166,10 @@ func (s *Store) LastNotAfter(begunBefore time.Time) (time.Time, error) {
 				return nil
 			})
 		})
-		if err != nil && !errors.Is(err, errChunk) {
-			return time.Time{}, fmt.Errorf("looking for the last certificate to end: %w", err)
+		if !errors.Is(err, errChunk) {
+			return err
 		}
-		done = err == nil
 	}
-	return last, nil
 }
 
 // errChunk ends a scan early.

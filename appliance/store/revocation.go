@@ -1,9 +1,11 @@
 package store
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -132,6 +134,58 @@ func (s *Store) Revoked(issuer [sha256.Size]byte) ([]Revocation, error) {
 		return nil, fmt.Errorf("reading revocations: %w", err)
 	}
 	return all, nil
+}
+
+// Relist puts back on an issuer's next list what one took off that was made by a later clock than now: that clock
+// was ahead, and what it took for ended is not. Where the last list is no later it does nothing.
+func (s *Store) Relist(issuer [sha256.Size]byte, now time.Time) error {
+	var last CRL
+	err := s.read(func(db *pebble.DB) error {
+		b, err := s.get(db, hashKey(prefixCRL, issuer))
+		if err == nil {
+			err = decode(b, &last)
+		}
+		return err
+	})
+	if errors.Is(err, ErrNotFound) || err == nil && !last.ThisUpdate.After(now) {
+		return nil
+	}
+	var serials []string
+	if err == nil {
+		err = s.eachTransaction(func(t Transaction) {
+			if _, ok := t.listed(); ok && bytes.Equal(t.Issuer, issuer[:]) && !t.NotAfter.Before(now) {
+				serials = append(serials, t.Serial)
+			}
+		})
+	}
+	for chunk := range slices.Chunk(serials, scanChunk) {
+		err = errors.Join(err, s.do(true, func(c *change) error {
+			for _, serial := range chunk {
+				t, err := readTransaction(c.get, serial)
+				if err != nil {
+					return err
+				}
+				if r, ok := t.listed(); ok { // it may have been released since
+					if err := c.list(t.Issuer, r); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		}))
+	}
+	if err != nil {
+		return fmt.Errorf("listing again what was revoked: %w", err)
+	}
+	return nil
+}
+
+// listed is the CRL entry of a transaction, if it has one.
+func (t Transaction) listed() (Revocation, bool) {
+	if t.State == Lost {
+		return Revocation{Serial: t.Serial, At: t.Decided, NotAfter: t.NotAfter}, true
+	}
+	return t.revocation(), t.Revoked()
 }
 
 // NextCRL returns the number of the issuer's next CRL: one above the last, or above all that a newer state

@@ -292,8 +292,8 @@ func (c *change) decide(serial string, to Transaction, rec audit.Record) error {
 		return c.issue(t, rec)
 	}
 	c.delete(identityKey(t.Intent))
-	if t.State == Lost {
-		if err := c.list(t.Issuer, Revocation{Serial: serial, At: t.Decided, NotAfter: t.NotAfter}); err != nil {
+	if r, ok := t.listed(); ok {
+		if err := c.list(t.Issuer, r); err != nil {
 			return err
 		}
 	}
