@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"sync"
 
 	"signet.internal/appliance/cms"
@@ -143,6 +144,17 @@ func (o *offer) addressed(e *cms.EnvelopedData) RA {
 	return o.RAs[0]
 }
 
+// issuer returns the name of the CA for that of an RA, which issues nothing: sscep takes the RA it was given for the CA. Any other name
+// stays.
+func (o *offer) issuer(name []byte) []byte {
+	for _, ra := range o.RAs {
+		if bytes.Equal(ra.Certificate.RawSubject, name) {
+			return ra.Certificate.RawIssuer
+		}
+	}
+	return name
+}
+
 // own returns the certificate of CA, RA or the chain that issuer and serial number name, nil if it is none of them.
 func (o *offer) own(issuer []byte, serial *big.Int) *x509.Certificate {
 	is := func(c *x509.Certificate) bool {
@@ -163,7 +175,8 @@ func (o *offer) own(issuer []byte, serial *big.Int) *x509.Certificate {
 
 // nextCACert is the GetNextCACert answer (RFC 8894 §4.7.1): the certificates of the next CA as a degenerate SignedData, which is the
 // content of a SignedData that the newest RA signs. RFC 8894 lets the CA or an RA sign; the CA's key signs certificates and lists
-// alone, and clients reject another signature by a certificate whose key usage says so.
+// alone, and clients reject another signature by a certificate whose key usage says so. The next CA is beside the signature once
+// more: jscep verifies that, and then returns what is beside it instead of the content.
 //
 // The error is the RA key's; nothing is kept of it.
 func (o *offer) nextCACert() ([]byte, error) {
@@ -172,7 +185,8 @@ func (o *offer) nextCACert() ([]byte, error) {
 	if o.next != nil {
 		return o.next, nil
 	}
-	content, err := cms.CertsOnly(rawCertificates(append([]*x509.Certificate{o.Next.CA}, o.Next.Chain...)))
+	next := append([]*x509.Certificate{o.Next.CA}, o.Next.Chain...)
+	content, err := cms.CertsOnly(rawCertificates(next))
 	if err != nil {
 		return nil, fmt.Errorf("building the GetNextCACert answer: %w", err)
 	}
@@ -181,7 +195,7 @@ func (o *offer) nextCACert() ([]byte, error) {
 		Content:           content,
 		SignerCertificate: ra.Certificate,
 		Signer:            ra.Signer,
-		Certificates:      rawCertificates(append([]*x509.Certificate{ra.Certificate, o.CA}, o.Chain...)),
+		Certificates:      rawCertificates(slices.Concat([]*x509.Certificate{ra.Certificate, o.CA}, o.Chain, next)),
 		Digest:            cms.SHA256,
 	})
 	if err != nil {

@@ -455,6 +455,11 @@ func TestGetNextCACert(t *testing.T) {
 	if certs := must(pkcs7.Parse(content)).Certificates; !slices.EqualFunc(certs, chain, (*x509.Certificate).Equal) {
 		t.Errorf("%d certificates in it", len(certs))
 	}
+	for _, c := range chain {
+		if beside := must(pkcs7.Parse(e.reply)).Certificates; !slices.ContainsFunc(beside, c.Equal) {
+			t.Errorf("%s is not beside the signature, where jscep looks for it", c.Subject)
+		}
+	}
 
 	// The next CA takes over: nothing is published any more, and requests to the RA of before are still answered.
 	newRA := RA{parse(t, must(nextIssuer.IssueRA(otherKey().Public(), time.Now(), time.Hour))), otherKey(), otherKey()}

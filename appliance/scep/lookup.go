@@ -68,6 +68,7 @@ func (s *Server) lookUp(x *call, req *request) ([]byte, error) {
 		return nil, s.counted(x, err)
 	}
 	issuer, serial, ok := readIssuerAndSerial(content)
+	issuer = x.offer.issuer(issuer)
 	answer := []byte(nil)
 	switch {
 	case err != nil || !ok:

@@ -247,13 +247,19 @@ func TestGetCertAndGetCRL(t *testing.T) {
 		return must(envelope.Decrypt(d.cert, d.key))
 	}
 	for name, want := range map[string]*x509.Certificate{"issued": cert, "RA": s.ra["corp"], "CA": s.ca["corp"]} {
-		p7 := must(pkcs7.Parse(inner("21", issuerAndSerial(t, s.ca["corp"].RawSubject, want.SerialNumber))))
-		if len(p7.Certificates) != 1 || !p7.Certificates[0].Equal(want) {
-			t.Errorf("GetCert of the %s certificate: %d certificates", name, len(p7.Certificates))
+		for _, issuer := range []*x509.Certificate{s.ca["corp"], s.ra["corp"]} { // sscep takes the one for the other
+			p7 := must(pkcs7.Parse(inner("21", issuerAndSerial(t, issuer.RawSubject, want.SerialNumber))))
+			if len(p7.Certificates) != 1 || !p7.Certificates[0].Equal(want) {
+				t.Errorf("GetCert of the %s certificate from %s: %d certificates", name, issuer.Subject, len(p7.Certificates))
+			}
 		}
 	}
 	crl := func() *x509.RevocationList {
-		p7 := must(pkcs7.Parse(inner("22", issuerAndSerial(t, s.ca["corp"].RawSubject, cert.SerialNumber))))
+		p7 := must(pkcs7.Parse(inner("22", issuerAndSerial(t, s.ra["corp"].RawSubject, s.ra["corp"].SerialNumber))))
+		if len(p7.CRLs) != 1 {
+			t.Fatalf("%d CRLs from the RA", len(p7.CRLs))
+		}
+		p7 = must(pkcs7.Parse(inner("22", issuerAndSerial(t, s.ca["corp"].RawSubject, cert.SerialNumber))))
 		if len(p7.CRLs) != 1 || len(p7.Certificates) != 0 {
 			t.Fatalf("%d CRLs, %d certificates", len(p7.CRLs), len(p7.Certificates))
 		}
