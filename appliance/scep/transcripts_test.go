@@ -41,6 +41,9 @@ var update = flag.Bool("update", false, "record testdata/transcripts anew from t
 // them, as their signer is in no other box's store.
 const transcripts = "testdata/transcripts"
 
+// byHand has transcripts of clients that Debian does not have, recorded by hand; see the README.md there.
+const byHand = "testdata/byhand"
+
 // taped are the profiles that transcripts are made with.
 var taped = []string{"corp", "legacy", "iot"}
 
@@ -140,7 +143,7 @@ func recordTranscripts(t *testing.T) {
 		}},
 		"openssl": {"openssl", sendOpenSSL},
 	} {
-		s := tapedService(t)
+		s := tapedService(t, transcripts)
 		p := &tape{t: t, next: s.server.Handler(true)}
 		web := httptest.NewServer(p)
 		c.run(t, s, p, web.URL)
@@ -194,10 +197,10 @@ func makeRAs(t *testing.T) {
 	}
 }
 
-// tapedService is a service with the RAs that the transcripts are encrypted to. Its CAs have the names of those that issued them.
-func tapedService(t *testing.T) *service {
+// tapedService is a service with the RAs that the transcripts in dir are encrypted to. Its CAs have the names of those that issued them.
+func tapedService(t *testing.T, dir string) *service {
 	load := func(name string) []byte {
-		b, err := os.ReadFile(filepath.Join(transcripts, name))
+		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -224,8 +227,8 @@ func TestReplayTranscripts(t *testing.T) {
 		makeRAs(t)
 		recordTranscripts(t)
 	}
-	files, err := filepath.Glob(filepath.Join(transcripts, "*.txt"))
-	if err != nil || len(files) < 5 {
+	files, err := filepath.Glob("testdata/*/*.txt")
+	if err != nil || len(files) < 8 {
 		t.Fatalf("%d transcripts, %v: record them with -update", len(files), err)
 	}
 	for _, file := range files {
@@ -234,7 +237,7 @@ func TestReplayTranscripts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s := tapedService(t)
+			s := tapedService(t, filepath.Dir(file))
 			url := s.direct(true)
 			var got []string
 			lines := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
