@@ -19,7 +19,8 @@
 // still does.
 //
 // What a certificate of a request of EST is proven by is the profile's to list, see [EST]; a request
-// is a retry there for ten minutes, and a simplereenroll only of one that was held.
+// is a retry there for ten minutes, whatever its challengePassword, and a simplereenroll only of one that
+// was held.
 //
 // # Waiting for a person
 //

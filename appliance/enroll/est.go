@@ -128,12 +128,13 @@ func (x *attempt) checkUser() error {
 }
 
 // keyEST hashes what makes two EST requests the same: profile, operation, who sent it and the
-// CertificationRequestInfo. Who sent it is the certificate, where that is (part of) the proof, and what
-// was verified besides.
+// CertificationRequestInfo without the challengePassword, which proves nothing here and differs with the
+// connection (RFC 7030 §3.5): a device that waits for a person comes back by another. Who sent it is the
+// certificate, where that is (part of) the proof, and what was verified besides.
 func keyEST(x *attempt, kind, who string) store.TransactionKey {
 	var cert [sha256.Size]byte
 	if len(x.Peer) > 0 && (kind == "certificate" || x.renews != nil) {
 		cert = sha256.Sum256(x.Peer[0].Raw)
 	}
-	return hashFields("est", []byte(x.Profile), []byte(x.Operation), cert[:], []byte(kind), []byte(who), x.CSR.RawInfo)
+	return hashFields("est", []byte(x.Profile), []byte(x.Operation), cert[:], []byte(kind), []byte(who), x.CSR.RawSubject, x.CSR.RawSPKI, x.CSR.RawUnbound)
 }

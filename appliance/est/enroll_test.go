@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -238,6 +239,28 @@ func TestPending(t *testing.T) {
 	// A key made here waits for nobody: it would have to be kept.
 	s.refused(d.do("POST", "manual/serverkeygen", body), 403, "has to wait for approval")
 	s.checkLog()
+}
+
+// A device whose request is bound to its connection comes back by another one, so with another challengePassword (RFC 7030 §3.5).
+func TestPendingBound(t *testing.T) {
+	s := newService(t, nil)
+	d := s.device("dev.approve.test")
+	ask := func(binding string) answer {
+		return d.do("POST", "manual/simpleenroll", d.csr(attribute(oidChallengePassword, must(asn1.Marshal(binding)))))
+	}
+	for _, binding := range []string{"first", "second"} {
+		if a := ask(binding); a.status != 202 {
+			t.Fatalf("%d %s", a.status, a.body)
+		}
+	}
+	s.approve()
+	first := d.enrolled("manual", ask("third"))
+	if again := d.enrolled("manual", ask("fourth")); !bytes.Equal(first.Raw, again.Raw) {
+		t.Error("another certificate for the approved request")
+	}
+	if a := d.do("POST", "manual/simpleenroll", d.csr(attribute(oidAsymmDecryptKeyID, octets("another attribute")))); a.status != 202 {
+		t.Errorf("another request is answered %d", a.status)
+	}
 }
 
 // approve approves the one request that waits.

@@ -55,6 +55,10 @@ type Request struct {
 	RawSubject []byte // Name, its order and string types as sent
 	RawSPKI    []byte // SubjectPublicKeyInfo
 
+	// RawUnbound is RawInfo's attributes but challengePassword, one after the other: what stays the same
+	// where a request is made anew for another connection (RFC 7030 §3.5).
+	RawUnbound []byte
+
 	PublicKey crypto.PublicKey // *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey
 
 	// Challenge is the challengePassword attribute as UTF-8; empty where it is absent. It is a secret:
@@ -179,10 +183,13 @@ func parseKey(spki []byte) (crypto.PublicKey, error) {
 func (r *Request) parseAttributes(attributes cryptobyte.String) error {
 	seen := map[string]bool{}
 	for !attributes.Empty() {
-		var attribute, values cryptobyte.String
+		var element, attribute, values cryptobyte.String
 		var oid asn1.ObjectIdentifier
-		if !attributes.ReadASN1(&attribute, cbasn1.SEQUENCE) ||
-			!attribute.ReadASN1ObjectIdentifier(&oid) ||
+		if !attributes.ReadASN1Element(&element, cbasn1.SEQUENCE) {
+			return errors.New("attribute is not a SEQUENCE")
+		}
+		whole := element
+		if !element.ReadASN1(&attribute, cbasn1.SEQUENCE) || !attribute.ReadASN1ObjectIdentifier(&oid) ||
 			!attribute.ReadASN1(&values, cbasn1.SET) || !attribute.Empty() {
 			return errors.New("attribute is not a type and a SET of values")
 		}
@@ -190,6 +197,9 @@ func (r *Request) parseAttributes(attributes cryptobyte.String) error {
 			return fmt.Errorf("attribute %s twice", oid)
 		}
 		seen[oid.String()] = true
+		if !oid.Equal(oidChallengePassword) {
+			r.RawUnbound = append(r.RawUnbound, whole...)
+		}
 		var err error
 		switch {
 		case oid.Equal(oidChallengePassword):
