@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -91,6 +92,7 @@ type guardEntry struct {
 	Remove time.Time `json:"remove"` // when Sweep may remove it, in whole milliseconds; also in the index
 	Note   []byte    `json:"note,omitempty"`
 	Taken  []taker   `json:"taken,omitempty"` // at most one, but for GuardRate: oldest first
+	Log    uint64    `json:"log,omitempty"`   // of a nonce: how long the audit log was when it was taken last
 }
 
 // taker is a transaction that took a guard.
@@ -212,6 +214,9 @@ func (c *change) takeGuard(g Guard, by taker) error {
 		return ErrGuardUnknown
 	}
 	next.Taken = []taker{by}
+	if g.Kind == GuardNonce {
+		next.Log = c.head.next
+	}
 	if by.Serial == "" {
 		next.Remove = laterOf(next.Until, by.At.Add(waitFor))
 	} else {
@@ -450,10 +455,14 @@ func (c *change) sweep(due [][]byte, now time.Time) (removed int, err error) {
 		}
 		k := index[9:]
 		isOver := true
-		if k[0] == prefixReplay {
-			if isOver, err = c.isReplayOver(k, now); err != nil {
-				return 0, err
-			}
+		switch {
+		case k[0] == prefixReplay:
+			isOver, err = c.isReplayOver(k, now)
+		case bytes.HasPrefix(k, nonces):
+			isOver, err = c.isNonceOver(k, now)
+		}
+		if err != nil {
+			return 0, err
 		}
 		if isOver {
 			c.delete(k)
@@ -461,6 +470,35 @@ func (c *change) sweep(due [][]byte, now time.Time) (removed int, err error) {
 		}
 	}
 	return removed, nil
+}
+
+// nonces begins the keys of nonces, and nonceAgain is how soon one that has to stay is looked at again.
+var nonces = guardKey(GuardNonce, GuardKey{})[:2]
+
+const nonceAgain = 24 * time.Hour
+
+// isNonceOver reports whether a nonce was taken MinRetention ago by the time that the box ran as well: one that is
+// forgotten is good again, and whoever sets the clock ahead and back must not make it so. Where it stays it gets
+// another place in the index.
+func (c *change) isNonceOver(k []byte, now time.Time) (bool, error) {
+	b, err := c.get(k)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	var e guardEntry
+	if err == nil {
+		err = decode(b, &e)
+	}
+	if err != nil {
+		return false, err
+	}
+	r, err := readRunning(c.get)
+	if err != nil || e.Log < r.aged() {
+		return err == nil, err
+	}
+	e.Remove = now.Add(nonceAgain).UTC().Truncate(time.Millisecond)
+	c.set(expiryKey(e.Remove, k), nil)
+	return false, c.setJSON(k, e)
 }
 
 // isReplayOver reports whether the newest transaction of a replay entry began long enough ago; one

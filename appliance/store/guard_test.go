@@ -385,6 +385,9 @@ func TestSweepReadsWhatIsDue(t *testing.T) {
 	if n := looked(); n < due || n > due+10 {
 		t.Errorf("a sweep looks at %d keys for %d that are due", n, due)
 	}
+	must(t, s.Append(record(audit.BoxStarted, audit.OutcomeSuccess, "")))
+	must(t, s.Ran(0))
+	must(t, s.Ran(MinRetention))
 	n, err := s.Sweep(epoch, due/2)
 	if err != nil || n != due/2 || count() != live+due/2 {
 		t.Fatalf("swept %d, %d left, error %v", n, count(), err)
@@ -439,8 +442,16 @@ func TestSweep(t *testing.T) {
 	must(t, begin(s, again))
 	must(t, finish(s, again.Serial))
 	sweep(epoch.Add(takenFor), 0)
-	sweep(again.Begun.Add(takenFor), 2)
+	must(t, s.Ran(0))
+	sweep(again.Begun.Add(takenFor), 1)
 	checkGuard(t, s, used, epoch, GuardUnknown)
+
+	// A nonce outlives a clock that is ahead: when that is right again, its challenge may be good still.
+	sweep(again.Begun.Add(takenFor+nonceAgain), 0)
+	checkGuard(t, s, nonce, epoch, GuardUsed)
+	wantIs(t, "another transaction", begin(s, guarded("c", 0, epoch, nonce)), ErrGuardUsed)
+	must(t, s.Ran(MinRetention))
+	sweep(again.Begun.Add(takenFor+2*nonceAgain), 1)
 	checkGuard(t, s, nonce, epoch, GuardUnknown)
 
 	// The message that got the certificate is remembered for as long after the second beginning.
