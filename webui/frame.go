@@ -22,6 +22,7 @@ type frame struct {
 	Sees    role     // what the visitor may do
 	Nav     []navGroup
 	Done    string   // what the order before this page did; "" for none
+	DoneTo  *navItem // leads to what that was about; nil for none
 	Do      string   // the dialog that is open, from the address; "" for none
 	Attempt *attempt // the form that was refused; nil for none
 }
@@ -142,7 +143,7 @@ var notices = map[string]string{
 	"secret-kept":           "Kept, sealed by the TPM. Nobody can read it back.",
 	"tls-installed":         "New connections see the uploaded certificate.",
 	"tls-dropped":           "New connections see the box’s own certificate again.",
-	"approved":              "Approved. The device gets its certificate when it asks again.",
+	"approved":              "Approved.",
 	"revoked":               "Revoked. The next revocation list has it, and OCSP says so now.",
 	"held":                  "On hold. Whoever checks refuses it until it is released.",
 	"released":              "Released. It is good again.",

@@ -1,9 +1,11 @@
 package webui
 
 import (
+	"cmp"
 	"crypto/x509"
 	"errors"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +13,7 @@ import (
 	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/pki"
+	"signet.internal/appliance/store"
 )
 
 // pendingRoutes are the pages of requests that wait for a person.
@@ -44,7 +47,44 @@ func (c *console) pendingPage(w http.ResponseWriter, r *http.Request, who princi
 	if err != nil {
 		return err
 	}
-	return c.page(w, "approvals", &pendingView{frame: c.frame(r, who, "/pending", "Approvals"), Requests: list, Now: c.cfg.Now()})
+	v := &pendingView{frame: c.frame(r, who, "/pending", "Approvals"), Requests: list, Now: c.cfg.Now()}
+	if v.Done != "" {
+		if err := c.sayDecided(&v.frame, r.URL.Query().Get("about")); err != nil {
+			return err
+		}
+	}
+	return c.page(w, "approvals", v)
+}
+
+// sayDecided completes the notice of a decision: where it leads to, and what is still awaited. It says what the
+// store has of the request, whatever the address says.
+func (c *console) sayDecided(f *frame, id string) error {
+	h, err := c.cfg.Store.Held(id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	name := visible(cmp.Or(h.Identity, "a device without a name"))
+	f.DoneTo = &navItem{Path: "/pending/" + id, Label: "Request of " + name}
+	if h.Serial == "" || f.Done != notices["approved"] {
+		return nil
+	}
+	t, err := c.cfg.Store.Transaction(h.Serial)
+	if err != nil {
+		return err
+	}
+	switch {
+	case t.Withheld:
+		f.Done += " The certificate is issued, and handed out once Intune was told: the device’s next try does that."
+	case t.State == store.Issued:
+		f.Done += " The certificate is issued, and the device gets it when it asks again."
+	default:
+		return nil // the request's page says how it stands
+	}
+	f.DoneTo = &navItem{Path: "/certificates/" + h.Serial, Label: "Certificate of " + name}
+	return nil
 }
 
 // requestView explains one request that waits, or waited.
@@ -217,7 +257,7 @@ func (c *console) approveForm(w http.ResponseWriter, r *http.Request, who princi
 	if err := c.approve(r, r.PathValue("id"), who); err != nil {
 		return c.refusedDecision(w, r, who, "approve", err)
 	}
-	return c.done(w, r, "/pending", "approved")
+	return c.done(w, r, "/pending?about="+url.QueryEscape(r.PathValue("id")), "approved")
 }
 
 func (c *console) denyForm(w http.ResponseWriter, r *http.Request, who principal) error {
@@ -227,5 +267,5 @@ func (c *console) denyForm(w http.ResponseWriter, r *http.Request, who principal
 	if err := c.deny(r, r.PathValue("id"), r.PostForm.Get("reason"), who); err != nil {
 		return c.refusedDecision(w, r, who, "deny", err)
 	}
-	return c.done(w, r, "/pending", "denied")
+	return c.done(w, r, "/pending?about="+url.QueryEscape(r.PathValue("id")), "denied")
 }

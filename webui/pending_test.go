@@ -26,13 +26,21 @@ func TestPendingPages(t *testing.T) {
 	page.saysNot(t, "<b>door", "<dialog", "already")
 	box.get("/pending/"+second.ID+"?do=deny", op).says(t, 200, "<dialog open", `action="/pending/`+second.ID+`/deny"`)
 
-	if got := box.submit("/pending/"+first.ID+"/approve", url.Values{}, op); got.StatusCode != http.StatusSeeOther || got.Header.Get("Location") != "/pending?done=approved" {
-		t.Errorf("approving: status %d: %s", got.StatusCode, got.body)
+	if got := box.submit("/pending/"+first.ID+"/approve", url.Values{}, op); got.StatusCode != http.StatusSeeOther || got.Header.Get("Location") != "/pending?about="+first.ID+"&done=approved" {
+		t.Errorf("approving: status %d, %v: %s", got.StatusCode, got.Header, got.body)
+	} else {
+		box.get(got.Header.Get("Location"), op).says(t, 200, `role="status">Approved. The certificate is issued, and the device gets it when it asks again. <a href="/certificates/`+box.serialOf("<b>door</b>.wait")+`">Certificate of &lt;b&gt;door&lt;/b&gt;.wait</a>`)
 	}
+	for about, want := range map[string]string{second.ID: `Approved. <a href="/pending/` + second.ID + `">Request of gate.wait</a>`, "": "Approved.</p>", "../x": "Approved.</p>", "0123456789abcdef": "Approved.</p>"} {
+		box.get("/pending?done=approved&about="+url.QueryEscape(about), op).says(t, 200, want)
+	}
+	box.get("/pending?about="+first.ID, op).saysNot(t, "door")
 	box.submit("/pending/"+first.ID+"/approve", url.Values{}, op).says(t, 409, "decided on before", `<span class="badge good">approved</span>`)
 	box.submit("/pending/"+second.ID+"/deny", url.Values{"reason": {" "}}, op).says(t, 422, "reason is empty", "<dialog open", `aria-invalid="true"`)
 	if got := box.submit("/pending/"+second.ID+"/deny", url.Values{"reason": {"not <i>ours"}}, op); got.StatusCode != http.StatusSeeOther {
 		t.Errorf("denying: status %d: %s", got.StatusCode, got.body)
+	} else {
+		box.get(got.Header.Get("Location"), op).says(t, 200, `when it asks again. <a href="/pending/`+second.ID+`">Request of gate.wait</a>`)
 	}
 	box.submit("/pending/"+third.ID+"/approve", url.Values{}, op, header("Sec-Fetch-Site", "cross-site")).says(t, 403)
 	box.get("/pending", op).says(t, 200, "hall.wait")

@@ -35,5 +35,6 @@ if (navigator.clipboard) {
 const address = new URL(location.href);
 if (address.searchParams.has("done")) {
   address.searchParams.delete("done");
+  address.searchParams.delete("about");
   history.replaceState(null, "", address);
 }
