@@ -168,6 +168,19 @@ func (v *certificateView) IsDue() bool {
 	return v.Row.State == "active" && v.Row.RenewedBy == "" && !v.Now.Before(v.DueFrom)
 }
 
+// Dialog is the one that is open: of an order that can be given as things are (RFC 5280 §5.3.1: of reasons only
+// certificateHold is taken back), or "stands", which says why the order of the address cannot be.
+func (v *certificateView) Dialog() string {
+	can, isOrder := map[string]bool{"revoke": !v.IsRevoked() && !v.IsExpired(), "hold": v.Row.State == "active", "release": v.IsOnHold()}[v.Do]
+	switch {
+	case !v.IsOperator() || v.Details == nil || !isOrder:
+		return ""
+	case can:
+		return v.Do
+	}
+	return "stands"
+}
+
 // reasonChoice is a reason to revoke, for people.
 type reasonChoice struct{ Name, Label, Meaning string }
 

@@ -73,7 +73,15 @@ func TestCertificatePage(t *testing.T) {
 	box.get(path+"?do=revoke", op).says(t, 200, "<dialog open", "This cannot be taken back.", `value="keyCompromise"`)
 	box.submit(path+"/revoke", url.Values{}, op).says(t, 422, "<dialog open", "No reason is chosen.")
 	box.submit(path+"/revoke", url.Values{"reason": {"certificateHold"}}, op).says(t, 422, "No reason is chosen.")
-	box.submit(path+"/release", url.Values{}, op).says(t, 409, "not on hold")
+	box.submit(path+"/release", url.Values{}, op).says(t, 409, "This certificate is not on hold", `id="release-problem"`)
+	// stands opens a dialog that is not for the certificate as it is: it says so and has no form.
+	stands := func(do string, texts ...string) {
+		t.Helper()
+		dialog := box.get(path+"?do="+do, op)
+		dialog.says(t, 200, append(texts, "<dialog open")...)
+		dialog.saysNot(t, "<form method=\"post\" action=\"/certificates", "Revoke for good")
+	}
+	stands("release", "there is nothing to release")
 	ordered := func(order, notice string, values url.Values) {
 		t.Helper()
 		if got := box.submit(path+"/"+order, values, op); got.StatusCode != http.StatusSeeOther || got.Header.Get("Location") != path+"?done="+notice {
@@ -84,6 +92,7 @@ func TestCertificatePage(t *testing.T) {
 	held := box.get(path, op)
 	held.says(t, 200, ">on hold<", "?do=release", "?do=revoke", "Certificate revoked")
 	held.saysNot(t, "?do=hold\"")
+	stands("hold", "is on hold already", "?do=release", "?do=revoke")
 	const onHold = "/certificates?state=hold"
 	box.get(onHold, op).says(t, 200, ">lamp<", ">on hold<")
 	ordered("release", "released", nil)
@@ -93,7 +102,12 @@ func TestCertificatePage(t *testing.T) {
 	revoked := box.get(path+"?done=revoked", op)
 	revoked.says(t, 200, ">revoked<", "Reason: cessationOfOperation", "Certificate released", "Revoked. The next revocation list has it")
 	revoked.saysNot(t, "?do=revoke", "?do=hold", "?do=release")
-	box.submit(path+"/revoke", url.Values{"reason": {"superseded"}}, op).says(t, 409, "<dialog open", "revoked")
+	for _, do := range []string{"revoke", "hold", "release"} {
+		stands(do, "is revoked already", "for cessationOfOperation", "nothing is left to do")
+	}
+	late := box.submit(path+"/revoke", url.Values{"reason": {"superseded"}}, op)
+	late.says(t, 409, "<dialog open", `id="revoke-problem"`, "is revoked already")
+	late.saysNot(t, "Revoke for good")
 	if last := box.records()[0]; last.Action != audit.CertificateRevoked || last.Actor != "alice" || last.Reason != "cessationOfOperation" {
 		t.Errorf("newest record %+v", last)
 	}
