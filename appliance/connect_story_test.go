@@ -100,7 +100,7 @@ func TestConnectADevice(t *testing.T) {
 			t.Fatalf("%d steps: enroll and renew by SCEP, and EST", len(steps))
 		}
 		dir := t.TempDir()
-		typed(t, dir, steps[0], "CHALLENGE='CHALLENGE'", "CHALLENGE='corp-demo-challenge'")
+		typed(t, dir, steps[0])
 		first := ours(t, dir, cn+".crt", cn)
 		typed(t, dir, steps[1])
 		if second := ours(t, dir, cn+".crt", cn); second == first {
@@ -146,6 +146,32 @@ func TestConnectADevice(t *testing.T) {
 		}
 		if out, err := run(t, t.TempDir(), "bash", "-c", steps[0]); err == nil || !strings.Contains(out, "401") {
 			t.Errorf("with the word PASSWORD itself: %v, %s", err, out)
+		}
+	})
+	t.Run("curl, where a person has to approve", func(t *testing.T) {
+		const cn = "meter-9.approve.test"
+		dir := t.TempDir()
+		mustRun(t, dir, "bash", "-c", fmt.Sprintf(`openssl req -newkey rsa:2048 -nodes -keyout factory.key -subj /CN=meter-9.factory.test -out factory.csr 2>/dev/null &&
+openssl x509 -req -in factory.csr -CA %[1]s.crt -CAkey %[1]s.key -days 1 -out factory.crt 2>/dev/null`, absolute(t, demoSite+"/demo-keys/bootstrap-ca")))
+		script := strings.ReplaceAll(commands(t, s.page(t, token, "/connect/iot?for=curl&cn="+cn, nil))[0], "sleep 10", "sleep 1")
+		type end struct {
+			out string
+			err error
+		}
+		done := make(chan end, 1)
+		go func() {
+			out, err := run(t, dir, "bash", "-c", script)
+			done <- end{out, err}
+		}()
+		if code := s.api(t, "POST", "/api/v1/pending/"+s.waitPending(t, token, cn)+"/approve", token, nil, nil); code != 200 {
+			t.Fatalf("approving: HTTP %d", code)
+		}
+		if got := <-done; got.err != nil || !strings.Contains(got.out, "until somebody approves it at "+s.ready.Console+"/pending") {
+			t.Fatalf("%v: %s\n%s", got.err, got.out, script)
+		}
+		ours(t, dir, cn+".crt", cn)
+		if out, err := run(t, t.TempDir(), "bash", "-c", script); err == nil {
+			t.Errorf("without the factory’s files: %s", out)
 		}
 	})
 	t.Run("an EC key where the profile takes no other", func(t *testing.T) {
@@ -216,7 +242,7 @@ func (s *service) typedIntoCertmonger(t *testing.T, token string, ours func(t *t
 	fmt.Fprintf(&script, "%s -n & daemon=$!\ntrap 'kill $daemon; wait $daemon' EXIT\nfor i in $(seq 100); do getcert list-cas -s >/dev/null 2>&1 && break; sleep .1; done\n", daemon)
 	script.WriteString(strings.Join(steps, ""))
 	whole := strings.NewReplacer("sudo getcert add-scep-ca", "getcert add-scep-ca -s", "sudo getcert request", "getcert request -s", "sudo getcert list", "getcert list -s",
-		"/etc/ssl/private/", dir+"/", "/etc/ssl/certs/", dir+"/", "CHALLENGE='CHALLENGE'", "CHALLENGE='corp-demo-challenge'").Replace(script.String())
+		"/etc/ssl/private/", dir+"/", "/etc/ssl/certs/", dir+"/").Replace(script.String())
 	cmd := exec.CommandContext(t.Context(), bus, "--", "bash", "-c", whole)
 	cmd.Dir = dir
 	out, err := cmd.CombinedOutput()
@@ -325,7 +351,7 @@ func TestConnectBelowAnotherAuthority(t *testing.T) {
 	}
 	const cn = "plc-9.example.com"
 	steps := commands(t, s.page(t, token, "/connect/branch?for=strongswan&cn="+cn, nil))
-	typed(t, x.dir, steps[0], "CHALLENGE='CHALLENGE'", "CHALLENGE='corp-demo-challenge'")
+	typed(t, x.dir, steps[0], "branch-demo-challenge", "corp-demo-challenge") // it is no profile of the demo
 	typed(t, x.dir, steps[1])
 	x.says("openssl verify -x509_strict -CAfile root.pem -untrusted branch.pem "+cn+".crt", ": OK")
 	file := s.page(t, token, "/connect/branch/mobileconfig?cn="+cn, nil)

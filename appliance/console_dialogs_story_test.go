@@ -25,7 +25,7 @@ func (c *consoleStory) dialogs(t *testing.T) {
 func (c *consoleStory) enrollsModern(t *testing.T) bool {
 	t.Helper()
 	c.open("/connect/modern?for=strongswan&cn=gate-2.example.com", ".guide-step")
-	script := strings.Replace(c.commands(".guide-step:first-of-type")[0], "CHALLENGE='CHALLENGE'", "CHALLENGE='modern-demo-challenge'", 1)
+	script := c.commands(".guide-step:first-of-type")[0]
 	_, err := run(t, t.TempDir(), "bash", "-c", script)
 	return err == nil
 }

@@ -81,7 +81,7 @@ func (c *consoleStory) challenge(t *testing.T) {
 	script := c.commands(".guide-step:first-of-type")[0]
 	by := func(challenge string, want bool) {
 		t.Helper()
-		out, err := run(t, t.TempDir(), "bash", "-c", strings.Replace(script, "CHALLENGE='CHALLENGE'", "CHALLENGE='"+challenge+"'", 1))
+		out, err := run(t, t.TempDir(), "bash", "-c", strings.Replace(script, "CHALLENGE='corp-demo-challenge'", "CHALLENGE='"+challenge+"'", 1))
 		if (err == nil) != want {
 			t.Errorf("by %s: %v: %s", challenge, err, out)
 		}
@@ -143,7 +143,7 @@ func (c *consoleStory) rollover(t *testing.T) {
 	issuing := eval[string](c.visitor, `[...document.querySelectorAll(".certificate")].find(e => e.querySelector("h3").textContent.includes("issuing")).querySelectorAll("dt").values().find(e => e.textContent === "SHA-1").nextElementSibling.textContent`)
 	const cn = "gate-1.example.com"
 	c.open("/connect/modern?for=strongswan&cn="+cn, ".guide-step")
-	_, dir := c.enrolls(cn, c.commands(".guide-step:first-of-type")[0], "CHALLENGE='CHALLENGE'", "CHALLENGE='modern-demo-challenge'")
+	_, dir := c.enrolls(cn, c.commands(".guide-step:first-of-type")[0])
 	sha1 := mustRun(t, dir, "bash", "-c", "openssl x509 -in signet-ca.pem -noout -fingerprint -sha1 | tr -d : | cut -d= -f2")
 	if !strings.EqualFold(strings.TrimSpace(sha1), strings.TrimSpace(issuing)) {
 		t.Errorf("the device got a certificate of %s, the page says that %s issues", sha1, issuing)
@@ -248,13 +248,13 @@ func (c *consoleStory) box(t *testing.T) {
 	if n := c.has(`dialog input[name="profile"]`); n != 1 {
 		t.Errorf("%d profiles to mint for; one takes challenges that are minted", n)
 	}
-	c.write("#token-name", "Jamf")
+	c.write("#token-name", "  ")
 	c.do("the profile", chromedp.Click(chromedp.CSS(`dialog input[value="iot"]`)))
-	c.do("a role", chromedp.SetValue(chromedp.CSS("#token-role"), "auditor"))
 	c.press("dialog form button", "dialog:modal #token-problem")
 	c.look("token-refused")
-	c.do("another role", chromedp.SetValue(chromedp.CSS("#token-role"), "operator"))
+	c.write("#token-name", "Jamf") // the profile stays ticked, and the role follows it
 	c.press("dialog form button", ".secrets")
+	c.reads(".secrets", "makes challenges at iot, and can do nothing else")
 	c.look("token-made")
 	token := strings.TrimSpace(c.text(".secrets code"))
 	for _, x := range []struct {

@@ -141,17 +141,18 @@ func (c *consoleStory) firstDevices(t *testing.T) {
 	c.reads(".walk", challenge) // which is for SCEP still
 	eval[bool](c.visitor, `window.isFirstLoad = true`)
 
-	tab, leave := c.beside(`section[aria-labelledby="connect"] a.button`, "#step-name")
+	tab, leave := c.beside(`section[aria-labelledby="connect"] button[value="strongswan"]`, "#step-name")
 	defer leave()
-	tab.look("connect-profile")
 	const swan = "printer-3f.example.com"
-	tab.write("#cn", swan)
-	tab.press(`form[action="/connect/corp"] button`, `.kinds a[href*="`+swan+`"]`)
-	tab.press(`.kinds a[href*="strongswan"]`, ".guide-step")
+	named := func(cn string) {
+		tab.write("#cn", cn)
+		tab.press(`form[action="/connect/corp"] button`, `#cn[value="`+cn+`"]`)
+	}
+	named(swan)
 	tab.look("connect-strongswan")
 	tab.reads("#step-proof ~ ul", challenge)
 	tab.reads("#addresses ~ .cards", "SCEP, for TLS 1.2 too", "SCEP, without TLS", "EST, for TLS 1.2 too")
-	c.enrolls(swan, tab.commands(".guide-step:first-of-type")[0], "CHALLENGE='CHALLENGE'", "CHALLENGE='"+challenge+"'")
+	c.enrolls(swan, tab.commands(".guide-step:first-of-type")[0])
 	c.front()
 	arrived := func(cn string) string {
 		return `window.isFirstLoad && document.querySelector("#arrivals").textContent.includes(` + quoted(cn) + `)`
@@ -161,9 +162,14 @@ func (c *consoleStory) firstDevices(t *testing.T) {
 
 	const curl = "plc-7.example.com"
 	tab.front()
-	tab.open("/connect/corp?for=curl&cn="+curl, ".guide-step")
+	tab.press(`.kinds button[value="curl"]`, `.kinds button[value="curl"][aria-current]`)
+	named(curl)
 	tab.look("connect-curl")
-	c.enrolls(curl, tab.commands(".guide-step:first-of-type")[0], "PASSWORD", c.device)
+	tab.reads(".guide-step", "Paste it as it is")
+	if strings.Contains(tab.at(), c.device) {
+		t.Error("the password is in the address")
+	}
+	c.enrolls(curl, tab.commands(".guide-step:first-of-type")[0])
 	c.front()
 	c.until("the controller is on the page", arrived(curl))
 	if got := strings.TrimSpace(c.text(".walk .copyable code")); got != c.device {
@@ -172,7 +178,7 @@ func (c *consoleStory) firstDevices(t *testing.T) {
 	c.press(`#arrivals a.button`, "#attention")
 	c.reads("#newest", swan, curl)
 	c.look("overview")
-	if _, err := run(t, t.TempDir(), "bash", "-c", tab.commands(".guide-step:first-of-type")[0]); err == nil {
+	if _, err := run(t, t.TempDir(), "bash", "-c", strings.ReplaceAll(tab.commands(".guide-step:first-of-type")[0], c.device, "PASSWORD")); err == nil {
 		t.Error("the word PASSWORD itself was good")
 	}
 	c.until("the refusal is counted without a reload", `document.querySelector("#week .figures div:nth-child(2) dd").textContent === "1"`)
@@ -273,23 +279,24 @@ func (c *consoleStory) held(t *testing.T) {
 	c.write("#cn", cn)
 	c.press(`input[value="one-time"] ~ button`, ".walk [role=status]")
 	c.look("setup-one-time")
-	if c.has(`a[href="/connect/iot?cn=`+cn+`"]`) != 1 {
-		t.Error("the name is not carried on to how to connect")
-	}
-	c.open("/connect/iot?for=strongswan&cn="+cn, ".guide-step")
-	c.press(`form[action="/connect/iot/challenge"] button`, ".made")
-	c.look("connect-minted")
-	c.reads(".guide-step", "Paste it as it is")
-	c.reads(".guide-step:last-of-type", "Replace factory.crt and factory.key")
-	c.reads("#step-guide ~ .hint", "approve", "Approvals")
-	script := c.commands(".guide-step:first-of-type")[0]
+	tab, leave := c.beside(`section[aria-labelledby="connect"] button[value="strongswan"]`, ".made")
+	defer leave()
+	tab.look("connect-minted")
+	tab.reads("#made", "Challenge for "+cn)
+	tab.reads(".guide-step", "Paste it as it is")
+	tab.reads(".guide-step:last-of-type", "Replace factory.crt and factory.key")
+	tab.reads("#step-guide ~ .hint", "approve", "Approvals")
+	script := tab.commands(".guide-step:first-of-type")[0]
+	c.front()
 	c.see("approvals-none", "/pending", "#waiting .empty")
 	eval[bool](c.visitor, `window.isFirstLoad = true`)
 
-	// strongSwan asks again each minute; here it is told to do so each second.
+	// The command has strongSwan ask again each 10 seconds; here it is told to do so each second.
 	dir, done := t.TempDir(), make(chan error, 1)
+	var said string
 	go func() {
-		_, err := run(t, dir, "bash", "-c", strings.Replace(script, "pki --scep ", "pki --scep --interval 1 --maxpolltime 120 ", 1))
+		out, err := run(t, dir, "bash", "-c", strings.Replace(script, "--interval 10 ", "--interval 1 --maxpolltime 120 ", 1))
+		said = out
 		done <- err
 	}()
 	c.until("the request is on the page", `window.isFirstLoad && !!document.querySelector("#waiting tbody tr")`)
@@ -305,10 +312,11 @@ func (c *consoleStory) held(t *testing.T) {
 	c.press("dialog a.quiet", ".decision button")
 	c.press(".decision form button", ".done")
 	c.look("request-approved")
+	c.reads(".done", "Approved. The certificate is issued", "Certificate of "+cn)
 	select {
 	case err := <-done:
-		if err != nil {
-			t.Errorf("the device: %v", err)
+		if err != nil || !strings.Contains(said, "Approve it at "+c.url+"/pending") {
+			t.Errorf("the device: %v: %s", err, said)
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("the device got nothing")
@@ -354,7 +362,11 @@ func (c *consoleStory) revoked(t *testing.T) {
 	c.do("the reason", chromedp.Click(chromedp.CSS(`dialog input[value="keyCompromise"]`)))
 	c.press("dialog button.danger", "#revoke-problem")
 	c.reads("#revoke-problem", "revoked")
+	c.reads("dialog", "Reason: superseded")
 	c.look("revoke-late")
+	if c.has("dialog form") > 0 {
+		t.Error("the dialog would revoke it again")
+	}
 }
 
 // listed waits for a serial on an authority's revocation list, which is signed within seconds.

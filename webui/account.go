@@ -404,11 +404,18 @@ func (c *console) tokenForm(w http.ResponseWriter, r *http.Request, who principa
 		return err
 	}
 	days, err := strconv.Atoi(r.PostForm.Get("days"))
-	if err != nil {
+	if err != nil || days < 1 {
 		days = -1 // refused below, in words
 	}
 	in := TokenRequest{Name: r.PostForm.Get("name"), Role: r.PostForm.Get("role"), Days: days, Profiles: r.PostForm["profile"]}
-	out, err := c.createToken(r, in, who)
+	if in.Profiles != nil { // the form says so
+		in.Role = operator.String()
+	}
+	var out TokenResponse
+	err = c.once(r, who, func() (err error) {
+		out, err = c.createToken(r, in, who)
+		return err
+	})
 	if err != nil {
 		return c.accountAgain(w, r, who, "token", err)
 	}

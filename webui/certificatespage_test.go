@@ -103,7 +103,7 @@ func TestCertificatePage(t *testing.T) {
 	revoked.says(t, 200, ">revoked<", "Reason: cessationOfOperation", "Certificate released", "Revoked. The next revocation list has it")
 	revoked.saysNot(t, "?do=revoke", "?do=hold", "?do=release")
 	for _, do := range []string{"revoke", "hold", "release"} {
-		stands(do, "is revoked already", "for cessationOfOperation", "nothing is left to do")
+		stands(do, "is revoked already", "Reason: cessationOfOperation. Nothing takes that back", "nothing is left to do")
 	}
 	late := box.submit(path+"/revoke", url.Values{"reason": {"superseded"}}, op)
 	late.says(t, 409, "<dialog open", `id="revoke-problem"`, "is revoked already")

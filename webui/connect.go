@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"rsc.io/qr"
 )
@@ -25,6 +26,7 @@ func connectRoutes() []route {
 	return []route{
 		{get, "/connect", auditor, nil, (*console).connectPage},
 		{get, "/connect/{profile}", auditor, nil, (*console).connectProfilePage},
+		{post, "/connect/{profile}", operator, nil, (*console).connectCarried},
 		{post, "/connect/{profile}/challenge", operator, nil, (*console).connectMint},
 		{get, "/connect/{profile}/mobileconfig", auditor, nil, (*console).mobileconfigPlain},
 		{post, "/connect/{profile}/mobileconfig", operator, nil, (*console).mobileconfigMint},
@@ -78,10 +80,10 @@ type connectProfileView struct {
 	Proofs    []evidence
 	Addresses []guideField
 	CanMint   bool
-	Made      *ChallengeResponse // shown this once; nil where none was made
-	CA        *fingerprints      // nil while Waiting
-	Page      code               // leads a phone here
-	Bundle    code               // leads it to the certificates
+	Made      *madeSecret   // shown this once; nil where none was made
+	CA        *fingerprints // nil while Waiting
+	Page      code          // leads a phone here
+	Bundle    code          // leads it to the certificates
 }
 
 // fingerprints are those of a CA certificate, lower-case hex.
@@ -107,11 +109,69 @@ type recipe struct {
 	tls     []*x509.Certificate // roots that verify the box's listeners
 	off     bool
 	site    string
-	console string // origin of the console as the browser knows it
-	name    string // of the device; fits deviceName
-	secret  string // a one-time challenge; "" where none was made
-	known   string // the challenge that all devices share, where it is public
+	console string      // origin of the console as the browser knows it
+	name    string      // of the device; fits deviceName
+	made    *madeSecret // nil where none was made
+	known   string      // the challenge that all devices share, where it is public
 	others  []string
+}
+
+// madeSecret is a secret that the box made: the page that answers shows it this once, and hands it on to the guides
+// in the body of a form. It is in no address, and the box forgets it.
+type madeSecret struct {
+	Kind    string
+	Secret  string
+	User    string    // of a password
+	CN      string    // of the one device it is for; "" for any
+	Expires time.Time // zero where it does not, and where it was handed on
+}
+
+// Kinds of secrets that devices prove themselves with.
+const (
+	kindOneTime  = "one-time"
+	kindShared   = "challenge"
+	kindPassword = "password"
+)
+
+// secretText is what the box makes: in commands and settings it stands for itself.
+var secretText = regexp.MustCompile(`^[A-Za-z0-9_-]{1,128}$`)
+
+// carry takes a secret that a form handed on.
+func (x *recipe) carry(r *http.Request) error {
+	m := &madeSecret{Kind: r.PostForm.Get("kind"), Secret: r.PostForm.Get("secret"), User: r.PostForm.Get("user")}
+	if m.Secret == "" {
+		return nil
+	}
+	if m.Kind == kindOneTime {
+		m.CN = r.PostForm.Get("cn")
+	}
+	isUser := x.est != nil && slices.Contains(x.est.Users, m.User)
+	if !secretText.MatchString(m.Secret) || m.Kind != kindOneTime && m.Kind != kindShared && (m.Kind != kindPassword || !isUser) || m.Kind == kindOneTime && !deviceName.MatchString(m.CN) {
+		return &inputError{"secret", "what was handed on to this page is no secret that the box makes", "go back to the page that made it, or make another"}
+	}
+	x.made = m
+	return nil
+}
+
+// secretOf is the secret that was made, if it is of one of these kinds; else "".
+func (x *recipe) secretOf(kinds ...string) string {
+	if x.made == nil || !slices.Contains(kinds, x.made.Kind) {
+		return ""
+	}
+	return x.made.Secret
+}
+
+// guidesFor are the guides that take what was made for a device of a profile.
+func (c *console) guidesFor(r *http.Request, profile string, made *madeSecret) ([]guide, error) {
+	x, err := c.recipe(r, profile)
+	if err != nil || !x.isReady() || made.CN != "" && !deviceName.MatchString(made.CN) {
+		return nil, err
+	}
+	x.made = made
+	return slices.DeleteFunc(x.guides(), func(g guide) bool {
+		isIn := g.Apple && made.Kind != kindPassword || slices.ContainsFunc(g.Steps, func(s guideStep) bool { return strings.Contains(s.Code, made.Secret) })
+		return !isIn
+	}), nil
 }
 
 // deviceName is what a device can be called on the page: it goes into commands and subjects as it is.
@@ -208,7 +268,7 @@ func (c *console) connectProfileView(r *http.Request, who principal, x *recipe, 
 			v.Attempt.Values = values
 		}
 	}
-	v.Name, v.For, v.Proofs = x.name, values.Get("for"), x.proofs()
+	v.Name, v.For, v.Proofs, v.Made = x.name, values.Get("for"), x.proofs(), x.made
 	if v.Waiting {
 		return v, nil
 	}
@@ -313,54 +373,74 @@ func (x *recipe) addresses() []guideField {
 	return all
 }
 
+// connectCarried is the page with a secret that a page before it made.
+func (c *console) connectCarried(w http.ResponseWriter, r *http.Request, who principal) error {
+	if err := readForm(w, r); err != nil {
+		return err
+	}
+	x, err := c.recipe(r, r.PathValue("profile"))
+	if err != nil {
+		return err
+	}
+	if err := x.carry(r); err != nil {
+		return err
+	}
+	view, err := c.connectProfileView(r, who, x, r.PostForm)
+	if err != nil {
+		return err
+	}
+	return c.page(w, "connect-profile", view)
+}
+
 // connectMint makes a one-time challenge for the device and shows it, this once, in the guide.
 func (c *console) connectMint(w http.ResponseWriter, r *http.Request, who principal) error {
-	x, made, view, err := c.mintFor(w, r, who, "mint")
+	x, view, err := c.mintFor(w, r, who, "mint")
 	if err != nil {
 		return err
 	}
 	if view == nil {
-		x.secret = made.Challenge
 		if view, err = c.connectProfileView(r, who, x, r.PostForm); err != nil {
 			return err
 		}
-		view.Made = made
 	}
 	return c.page(w, "connect-profile", view)
 }
 
 // mintFor makes the challenge that a form of the page asks for. Where it is refused, view is the page
 // that says so at the form.
-func (c *console) mintFor(w http.ResponseWriter, r *http.Request, who principal, form string) (x *recipe, made *ChallengeResponse, view *connectProfileView, err error) {
+func (c *console) mintFor(w http.ResponseWriter, r *http.Request, who principal, form string) (x *recipe, view *connectProfileView, err error) {
 	if err := readForm(w, r); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	if x, err = c.recipe(r, r.PathValue("profile")); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	refusal := badName()
 	if cn := r.PostForm.Get("cn"); deviceName.MatchString(cn) {
 		x.name = cn
-		var secret string
-		made = &ChallengeResponse{Profile: x.profile.Name, CN: cn}
-		secret, made.Expires, refusal = c.mint(who, Mint{Profile: x.profile.Name, CN: cn, Actor: who.user, Source: c.cfg.Source(r).String()})
-		made.Challenge = secret
+		made := &madeSecret{Kind: kindOneTime, CN: cn}
+		refusal = c.once(r, who, func() (err error) {
+			made.Secret, made.Expires, err = c.mint(who, Mint{Profile: x.profile.Name, CN: cn, Actor: who.user, Source: c.cfg.Source(r).String()})
+			return err
+		})
+		x.made = made
 	}
 	if refusal == nil {
-		return x, made, nil, nil
+		return x, nil, nil
 	}
+	x.made = nil
 	a, known := attempted(r, form, refusal)
 	if !known {
-		return nil, nil, nil, refusal
+		return nil, nil, refusal
 	}
 	if form == "apple" { // the one form that is in a guide, which has to be there for it to say what is wrong
 		r.PostForm.Set("for", form)
 	}
 	if view, err = c.connectProfileView(r, who, x, r.PostForm); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	view.Attempt = a
-	return x, nil, view, nil
+	return x, view, nil
 }
 
 // newCode makes the QR code of a text.

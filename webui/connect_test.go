@@ -41,8 +41,8 @@ func TestConnectGuides(t *testing.T) {
 		texts []string
 	}{
 		{"corp?for=strongswan&cn=plc-7.example.com", []string{"NAME=plc-7.example.com", "URL=http://localhost/scep/corp\n", colons(sha256Of(ca)), "pki --scep --url", "Renew by SCEP",
-			"pki --est --url https://localhost --cacert", "--userpass &#39;device:PASSWORD&#39;", "Replace CHALLENGE by the device"}},
-		{"iot?for=strongswan", []string{"--label iot", "--cert factory.crt", "Replace factory.crt and factory.key by the files"}},
+			"pki --est --url https://localhost --cacert", "--userpass &#39;device:PASSWORD&#39;", "CHALLENGE=&#39;corp-demo-challenge&#39;"}},
+		{"iot?for=strongswan", []string{"Replace CHALLENGE by the device", "--label iot", "--cert factory.crt", "Replace factory.crt and factory.key by the files"}},
 		{"corp?for=certmonger", []string{"getcert add-scep-ca -c signet-corp -u http://localhost/scep/corp\n", "getcert request"}},
 		{"corp?for=curl", []string{"EST=https://localhost/.well-known/est/corp\n", "-----BEGIN CERTIFICATE-----", "/simplereenroll", "/cacerts"}},
 		{"intune?for=curl", []string{"not served over EST"}},
@@ -103,6 +103,7 @@ func TestConnectMint(t *testing.T) {
 	if made.Header.Get("Cache-Control") != "no-store" {
 		t.Error("the page with the challenge may be cached")
 	}
+	made.says(t, 200, `<button name="for" value="curl"`, `name="secret" value="SECRET-OF-cam-1"`) // another guide has it too
 	if strings.Contains(box.log.String(), "SECRET-OF") {
 		t.Error("the challenge is in the log")
 	}
@@ -115,6 +116,63 @@ func TestConnectMint(t *testing.T) {
 	reader.get("/connect/iot", who).says(t, 200, "Ask an operator")
 	reader.submit("/connect/iot/challenge", url.Values{"cn": {"cam-1"}}, who).says(t, 403)
 	reader.submit("/connect/iot/mobileconfig", url.Values{"cn": {"cam-1"}}, who).says(t, 403)
+}
+
+// TestConnectCarried: a secret that another page made is in the commands, and is handed on in bodies of forms alone;
+// what is none is refused.
+func TestConnectCarried(t *testing.T) {
+	box := newBox(t)
+	who := bearer(box.claimAs(operator, operator))
+	carried := func(profile, guide, kind, secret, user, cn string) reply {
+		return box.submit("/connect/"+profile, url.Values{"for": {guide}, "kind": {kind}, "secret": {secret}, "user": {user}, "cn": {cn}}, who)
+	}
+	page := carried("corp", "certmonger", "challenge", "abc234", "", "")
+	page.says(t, 200, "CHALLENGE=&#39;abc234&#39;", "Replace device-1.example.com by", `<form method="post" action="/connect/corp" class="oneline">`)
+	carried("corp", "curl", "password", "abc234", "device", "plc-1").says(t, 200, "-u &#39;device:abc234&#39;", "NAME=plc-1\n", "Password of device", "Paste it as it is", `name="cn" value="plc-1"`)
+	carried("iot", "strongswan", "one-time", "abc234", "", "cam-1").says(t, 200, "CHALLENGE=&#39;abc234&#39;", "NAME=cam-1\n", "which its challenge was made for")
+	carried("corp", "certmonger", "password", "abc234", "device", "plc-1").says(t, 200, "CHALLENGE=&#39;corp-demo-challenge&#39;")
+	carried("corp", "curl", "challenge", "abc234", "", "a b").says(t, 422, `id="device-problem"`, `name="secret" value="abc234"`)
+	file := box.submit("/connect/corp/mobileconfig", url.Values{"kind": {"challenge"}, "secret": {"abc234"}, "cn": {"ipad-3"}}, who)
+	file.says(t, 200, "<key>Challenge</key>\n<string>abc234</string>")
+	for _, text := range []string{string(page.body), box.log.String()} {
+		if strings.Contains(text, "=abc234&") || strings.Contains(text, "secret=") {
+			t.Error("the secret is in an address or in the log")
+		}
+	}
+	if strings.Contains(box.log.String(), "abc234") {
+		t.Error("the secret is in the log")
+	}
+	for _, r := range []reply{
+		carried("corp", "curl", "challenge", "a'b", "", ""), carried("corp", "ios", "challenge", "a\nreload", "", ""), carried("corp", "curl", "coffee", "abc234", "", ""),
+		carried("corp", "curl", "password", "abc234", "nobody", ""), carried("iot", "curl", "one-time", "abc234", "", ""),
+		box.submit("/connect/corp/mobileconfig", url.Values{"kind": {"challenge"}, "secret": {"<b>"}, "cn": {"ipad-3"}}, who),
+	} {
+		r.says(t, 422, "no secret that the box makes")
+	}
+	carried("nobody", "curl", "challenge", "abc234", "", "").says(t, 404)
+}
+
+// TestConnectWaiting: commands for devices that may have to wait for a person say so, and where that is decided.
+func TestConnectWaiting(t *testing.T) {
+	box := newBox(t)
+	who := bearer(box.claimAs(auditor, auditor))
+	at := box.URL + "/pending"
+	site := box.console.cfg.Site
+	for _, holds := range []bool{false, true} {
+		box.console.cfg.Site = func() Site {
+			s := site()
+			for i := range s.Profiles {
+				s.Profiles[i].Holds = holds
+			}
+			return s
+		}
+		for kind, text := range map[string]string{"strongswan": "pki --scep --interval 10 ", "certmonger": "CA_WORKING", "curl": "&#34;$CODE&#34; = 202", "ios": " enrollment retry count 100"} {
+			page := string(box.get("/connect/corp?cn=x&for="+kind, who).body)
+			if strings.Contains(page, text) != holds || strings.Contains(page, at) != (holds && kind != "ios") {
+				t.Errorf("%s, held: %v: %s", kind, holds, page)
+			}
+		}
+	}
 }
 
 // TestMobileconfig reads the file as Apple's devices do: a property list with the CA certificate and a SCEP

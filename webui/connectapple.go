@@ -30,21 +30,35 @@ func (c *console) mobileconfigPlain(w http.ResponseWriter, r *http.Request, who 
 	return x.sendMobileconfig(w)
 }
 
-// mobileconfigMint answers one with a one-time challenge in it, made for the device that the form names.
+// mobileconfigMint answers one with a challenge in it: the one that a page before made and the form hands on, or a
+// one-time challenge made for the device that the form names.
 func (c *console) mobileconfigMint(w http.ResponseWriter, r *http.Request, who principal) error {
-	if x, err := c.recipe(r, r.PathValue("profile")); err != nil {
+	if err := readForm(w, r); err != nil {
 		return err
-	} else if g := x.apple(); !x.isReady() || !g.Apple {
+	}
+	x, err := c.recipe(r, r.PathValue("profile"))
+	if err != nil {
+		return err
+	}
+	if !x.isReady() || !x.apple().Apple {
 		return errNoApple // before a challenge is made that nobody gets
 	}
-	x, made, view, err := c.mintFor(w, r, who, "apple")
+	if err := x.carry(r); err != nil {
+		return err
+	}
+	if x.made != nil {
+		if x.name = r.PostForm.Get("cn"); !deviceName.MatchString(x.name) {
+			return badName()
+		}
+		return x.sendMobileconfig(w)
+	}
+	x, view, err := c.mintFor(w, r, who, "apple")
 	if err != nil {
 		return err
 	}
 	if view != nil {
 		return c.page(w, "connect-profile", view)
 	}
-	x.secret = made.Challenge
 	return x.sendMobileconfig(w)
 }
 
@@ -89,16 +103,20 @@ func (x *recipe) mobileconfig() []byte {
 			{"PayloadDisplayName", nameOf(cert)}, {"PayloadContent", cert.Raw},
 		})
 	}
+	retries := 3
+	if x.profile.Holds {
+		retries = 360 // an hour for a person to approve
+	}
 	scep := plistDict{
 		{"URL", address}, {"Name", x.profile.Name}, {"Subject", plistArray{plistArray{plistArray{"CN", x.name}}}},
 		{"Keysize", x.bits()}, {"Key Type", "RSA"}, {"Key Usage", 5}, // signing and encryption
-		{"CAFingerprint", sha1Of(x.chain[0])}, {"Retries", 3}, {"RetryDelay", 10},
+		{"CAFingerprint", sha1Of(x.chain[0])}, {"Retries", retries}, {"RetryDelay", 10},
 	}
 	if x.profile.DNSNames {
 		scep = append(scep, plistEntry{"SubjectAltName", plistDict{{"dNSName", x.name}}})
 	}
-	if x.secret != "" {
-		scep = append(scep, plistEntry{"Challenge", x.secret})
+	if challenge := x.secretOf(kindOneTime, kindShared); challenge != "" {
+		scep = append(scep, plistEntry{"Challenge", challenge})
 	}
 	own := id + ".scep." + x.name
 	payloads = append(payloads, plistDict{

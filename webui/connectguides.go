@@ -2,6 +2,7 @@ package webui
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/pem"
 	"fmt"
 	"net/url"
@@ -66,12 +67,38 @@ func (x *recipe) pick(beginnings ...string) string {
 // isMTLS says of an address over SCEP whether it needs a client certificate.
 func isMTLS(address string) bool { return strings.Contains(address, "/scep-mtls/") }
 
-// challenge is what stands for it in commands: the one that was made, or a word to replace.
-func (x *recipe) challenge() string {
-	if x.secret != "" {
-		return x.secret
+// challenge is what stands for it in commands over SCEP: the one that is known, or a word to replace.
+func (x *recipe) challenge() (text string, words []string) {
+	if known := cmp.Or(x.secretOf(kindOneTime, kindShared), x.known); known != "" {
+		return known, nil
 	}
-	return "CHALLENGE"
+	return "CHALLENGE", []string{"CHALLENGE"}
+}
+
+// waiting says in a command, where a person may have to approve, what that waits for; "" elsewhere.
+func (x *recipe) waiting() string {
+	if !x.profile.Holds {
+		return ""
+	}
+	return "echo " + quoted("If this has to be approved, it waits here and asks again every "+pollText+" seconds. Approve it at "+x.console+"/pending")
+}
+
+// first is a command and "&&", before others; nothing where there is none.
+func first(command string) string {
+	if command == "" {
+		return ""
+	}
+	return command + " &&\n"
+}
+
+const pollText = "10" // seconds after which commands ask again
+
+// interval has strongSwan's pki ask again as waiting says.
+func (x *recipe) interval() string {
+	if !x.profile.Holds {
+		return ""
+	}
+	return " --interval " + pollText
 }
 
 // takesTyped says whether a challenge that a person can type gets a certificate over SCEP.
@@ -81,11 +108,10 @@ func (x *recipe) takesTyped() bool { return x.scep != nil && (x.scep.Static || x
 func (x *recipe) replace(words ...string) string {
 	var say []string
 	for _, w := range words {
-		switch {
-		case w == "CHALLENGE" && x.secret != "":
-		case w == "CHALLENGE":
+		switch w {
+		case "CHALLENGE":
 			say = append(say, "CHALLENGE by the device’s challenge")
-		case w == "PASSWORD":
+		case "PASSWORD":
 			say = append(say, "PASSWORD by the user’s password")
 		default:
 			say = append(say, w+" by the files that the device was made with")
@@ -106,6 +132,20 @@ const (
 	noTyped = "This profile takes no challenge that a person could type."
 	noRSA   = "This profile takes no RSA keys, and these devices have no others."
 )
+
+// lacks says why a profile does not serve devices that enroll over SCEP at an address, with RSA keys: it does not
+// take their proof, which noProof says, or another reason; "" where it serves them.
+func (x *recipe) lacks(address string, takesProof bool, noProof string) string {
+	switch {
+	case address == "":
+		return noSCEP
+	case !takesProof:
+		return noProof
+	case x.profile.Keys.RSABits == 0:
+		return noRSA
+	}
+	return ""
+}
 
 // colons writes octets as openssl prints a fingerprint.
 func colons(sum []byte) string { return strings.ReplaceAll(fmt.Sprintf("% X", sum), " ", ":") }
@@ -144,6 +184,7 @@ func (x *recipe) strongSwan() guide {
 		for i := range len(x.chain) - 1 { // pki writes the CA certificates above as files with a number
 			above += fmt.Sprintf(" --cacert signet-ca-%d.pem", i+1)
 		}
+		challenge, words := x.challenge()
 		code := fmt.Sprintf(`NAME=%s
 CHALLENGE=%s
 URL=%s
@@ -151,20 +192,20 @@ umask 077
 pki --scepca --url "$URL" --caout signet-ca.pem --raout signet-ra.pem --outform pem --force &&
 openssl x509 -in signet-ca.pem -noout -fingerprint -sha256 | grep -F '%s' &&
 pki --gen --type rsa --size %d --outform pem > "$NAME.key" &&
-pki --scep --url "$URL" --in "$NAME.key" --dn "CN=$NAME"%s --password "$CHALLENGE" \
+%spki --scep%s --url "$URL" --in "$NAME.key" --dn "CN=$NAME"%s --password "$CHALLENGE" \
   --cacert-enc signet-ra.pem --cacert-sig signet-ra.pem --cacert signet-ca.pem%s --outform pem > "$NAME.crt" &&
 openssl x509 -in "$NAME.crt" -noout -subject -enddate
-`, x.name, quoted(x.challenge()), u, colons(sha256Of(x.chain[len(x.chain)-1])), x.bits(), x.san(` --san "$NAME"`), above)
+`, x.name, quoted(challenge), u, colons(sha256Of(x.chain[len(x.chain)-1])), x.bits(), first(x.waiting()), x.interval(), x.san(` --san "$NAME"`), above)
 		g.Steps = append(g.Steps, guideStep{Title: "Enroll by SCEP", Code: code,
-			Text: x.replace("CHALLENGE") + " It stops where the CA certificate is not the one of this page."})
+			Text: x.replace(words...) + " It stops where the CA certificate is not the one of this page."})
 		g.Steps = append(g.Steps, guideStep{Title: "Renew by SCEP", Text: "In the same directory, when the end is near: the certificate is the proof.", Code: fmt.Sprintf(`NAME=%s
 URL=%s
 umask 077
 pki --gen --type rsa --size %d --outform pem > "$NAME.new.key" &&
-pki --scep --url "$URL" --in "$NAME.new.key" --dn "CN=$NAME"%s --cert "$NAME.crt" --key "$NAME.key" \
+%spki --scep%s --url "$URL" --in "$NAME.new.key" --dn "CN=$NAME"%s --cert "$NAME.crt" --key "$NAME.key" \
   --cacert-enc signet-ra.pem --cacert-sig signet-ra.pem --cacert signet-ca.pem%s --outform pem > "$NAME.new.crt" &&
 mv "$NAME.new.key" "$NAME.key" && mv "$NAME.new.crt" "$NAME.crt"
-`, x.name, u, x.bits(), x.san(` --san "$NAME"`), above)})
+`, x.name, u, x.bits(), first(x.waiting()), x.interval(), x.san(` --san "$NAME"`), above)})
 	}
 	if step, ok := x.strongSwanEST(); ok {
 		g.Steps = append(g.Steps, step)
@@ -199,9 +240,9 @@ func (x *recipe) strongSwanEST() (guideStep, bool) {
 	step.Code = fmt.Sprintf(`NAME=%s
 umask 077
 %s%s%s&&
-%spki --est --url https://%s --cacert signet-tls.pem%s --in "$NAME.der" %s --outform pem > "$NAME.crt" &&
+%s%spki --est%s --url https://%s --cacert signet-tls.pem%s --in "$NAME.der" %s --outform pem > "$NAME.crt" &&
 openssl x509 -in "$NAME.crt" -noout -subject -enddate
-`, x.name, x.saveTLS(), conf, x.opensslRequest(), prefix, u.Host, label, credential)
+`, x.name, x.saveTLS(), conf, x.opensslRequest(), first(x.waiting()), prefix, x.interval(), u.Host, label, credential)
 	return step, true
 }
 
@@ -224,8 +265,12 @@ func (x *recipe) estCredential(option, certificate string) (credential string, w
 	switch e := x.est; {
 	case e == nil:
 		return "", nil
-	case e.OneTime && (x.secret != "" || len(e.Users) == 0):
-		return option + " " + quoted(x.name+":"+x.challenge()), []string{"CHALLENGE"}
+	case x.secretOf(kindPassword) != "":
+		return option + " " + quoted(x.made.User+":"+x.made.Secret), nil
+	case e.OneTime && x.secretOf(kindOneTime) != "":
+		return option + " " + quoted(x.name+":"+x.made.Secret), nil
+	case e.OneTime && len(e.Users) == 0:
+		return option + " " + quoted(x.name+":CHALLENGE"), []string{"CHALLENGE"}
 	case len(e.Users) > 0:
 		return option + " " + quoted(e.Users[0]+":PASSWORD"), []string{"PASSWORD"}
 	case e.Trust != nil:
@@ -237,16 +282,14 @@ func (x *recipe) estCredential(option, certificate string) (credential string, w
 func (x *recipe) certmonger() guide {
 	g := guide{Key: "certmonger", Label: "Linux, certmonger", Intro: "certmonger enrolls the machine and renews by itself from then on (Debian, Ubuntu, Fedora, RHEL: certmonger)."}
 	u := x.scepURL()
-	switch {
-	case u == "":
-		g.Missing = noSCEP
-	case !x.takesTyped():
-		g.Missing = noTyped
-	case x.profile.Keys.RSABits == 0:
-		g.Missing = noRSA
-	}
-	if g.Missing != "" {
+	if g.Missing = x.lacks(u, x.takesTyped(), noTyped); g.Missing != "" {
 		return g
+	}
+	challenge, words := x.challenge()
+	waiting, stands := "", ""
+	if x.profile.Holds {
+		waiting = x.waiting() + "\n"
+		stands = "MONITORING: it has its certificate. CA_WORKING: it waits until somebody approves it at " + x.console + "/pending, and asks again by itself."
 	}
 	trust, save := "", ""
 	if strings.HasPrefix(u, "https://") {
@@ -255,12 +298,12 @@ func (x *recipe) certmonger() guide {
 	ca := "signet-" + x.profile.Name
 	g.Steps = []guideStep{
 		{Title: "Tell certmonger about the box, once", Code: fmt.Sprintf("%ssudo getcert add-scep-ca -c %s -u %s%s\n", save, ca, u, trust)},
-		{Title: "Enroll", Text: x.replace("CHALLENGE") + " Afterwards certmonger keeps it fresh: the old certificate is the proof.", Code: fmt.Sprintf(`NAME=%s
+		{Title: "Enroll", Text: x.replace(words...) + " Afterwards certmonger keeps it fresh: the old certificate is the proof.", Code: fmt.Sprintf(`NAME=%s
 CHALLENGE=%s
-sudo getcert request -c %s -I "$NAME" -k "/etc/ssl/private/$NAME.key" -f "/etc/ssl/certs/$NAME.crt" \
+%ssudo getcert request -c %s -I "$NAME" -k "/etc/ssl/private/$NAME.key" -f "/etc/ssl/certs/$NAME.crt" \
   -N "CN=$NAME"%s -L "$CHALLENGE" -g %d -w -v
-`, x.name, quoted(x.challenge()), ca, x.san(` -D "$NAME"`), x.bits())},
-		{Title: "See how it stands", Code: fmt.Sprintf("sudo getcert list -c %s\n", ca)},
+`, x.name, quoted(challenge), waiting, ca, x.san(` -D "$NAME"`), x.bits())},
+		{Title: "See how it stands", Text: stands, Code: fmt.Sprintf("sudo getcert list -c %s\n", ca)},
 	}
 	return g
 }
@@ -277,9 +320,17 @@ func (x *recipe) curl() guide {
 	if g.Missing != "" {
 		return g
 	}
+	// A 202 has no certificate: a person has to approve, and the same request is sent again (RFC 7030 §4.2.3).
 	post := func(credential, operation string) string {
-		return fmt.Sprintf(`openssl base64 -in "$NAME.der" | curl -sS --fail --cacert signet-tls.pem %s \
-  -H 'Content-Type: application/pkcs10' --data-binary @- -o "$NAME.p7" "$EST/%s"`, credential, operation)
+		request := fmt.Sprintf(`openssl base64 -in "$NAME.der" | curl -sS --fail --cacert signet-tls.pem %s \
+  -H 'Content-Type: application/pkcs10' --data-binary @- -o "$NAME.p7"`, credential)
+		if !x.profile.Holds {
+			return fmt.Sprintf(`%s "$EST/%s"`, request, operation)
+		}
+		return fmt.Sprintf(`while CODE=$(%s -w '%%{http_code}' "$EST/%s") && [ "$CODE" = 202 ]; do
+  echo %s
+  sleep %s
+done && [ "$CODE" = 200 ]`, request, operation, quoted("This waits until somebody approves it at "+x.console+"/pending, and asks again every "+pollText+" seconds."), pollText)
 	}
 	text := x.replace(words...)
 	g.Steps = []guideStep{{Title: "Enroll", Text: text, Code: fmt.Sprintf(`NAME=%s
@@ -310,22 +361,25 @@ func (x *recipe) ios() guide {
 	switch {
 	case !strings.HasPrefix(u, "http://"):
 		g.Missing = "This profile is not served over plain HTTP, which IOS needs. Write plain_http: true into its scep: and bake the site again."
-	case !x.takesTyped():
-		g.Missing = noTyped
-	case x.profile.Keys.RSABits == 0:
-		g.Missing = noRSA
+	default:
+		g.Missing = x.lacks(u, x.takesTyped(), noTyped)
 	}
 	if g.Missing != "" {
 		return g
 	}
 	label := "SIGNET-" + strings.ToUpper(x.profile.Name)
+	challenge, words := x.challenge()
+	retry := ""
+	if x.profile.Holds {
+		retry = " enrollment retry period 1\n enrollment retry count 100\n"
+	}
 	g.Steps = []guideStep{
-		{Title: "Configure", Text: x.replace("CHALLENGE") + " Set the router’s clock first: clock set, or an NTP server.", Code: fmt.Sprintf(`configure terminal
+		{Title: "Configure", Text: x.replace(words...) + " Set the router’s clock first: clock set, or an NTP server.", Code: fmt.Sprintf(`configure terminal
 crypto key generate rsa general-keys label %[1]s modulus %[2]d
 crypto pki trustpoint %[1]s
  enrollment mode ra
  enrollment url %[3]s/pkiclient.exe
- fqdn %[6]s
+%[8]s fqdn %[6]s
  subject-name CN=%[4]s
  serial-number none
  ip-address none
@@ -336,7 +390,7 @@ crypto pki trustpoint %[1]s
  rsakeypair %[1]s %[2]d
  auto-enroll 80 regenerate
  exit
-`, label, x.bits(), u, x.name, x.challenge(), map[bool]string{true: x.name, false: "none"}[x.profile.DNSNames], sha1Of(x.chain[0]))},
+`, label, x.bits(), u, x.name, challenge, map[bool]string{true: x.name, false: "none"}[x.profile.DNSNames], sha1Of(x.chain[0]), retry)},
 		{Title: "Enroll", Text: "The first compares the CA certificate with the fingerprint above, the second asks for the certificate.", Code: fmt.Sprintf("crypto pki authenticate %[1]s\ncrypto pki enroll %[1]s\nend\nshow crypto pki certificates %[1]s\n", label)},
 	}
 	return g
@@ -344,15 +398,7 @@ crypto pki trustpoint %[1]s
 
 func (x *recipe) apple() guide {
 	g := guide{Key: "apple", Label: "iPhone, iPad, Mac", Intro: "A configuration profile: it has the CA certificates and asks for the device’s own by SCEP."}
-	switch {
-	case x.scepURL() == "":
-		g.Missing = noSCEP
-	case !x.takesTyped():
-		g.Missing = noTyped
-	case x.profile.Keys.RSABits == 0:
-		g.Missing = noRSA
-	}
-	if g.Missing != "" {
+	if g.Missing = x.lacks(x.scepURL(), x.takesTyped(), noTyped); g.Missing != "" {
 		return g
 	}
 	g.Apple = true
@@ -365,19 +411,11 @@ func (x *recipe) apple() guide {
 
 func (x *recipe) intune() guide {
 	g := guide{Key: "intune", Label: "Windows, Intune", Intro: "Two profiles in the Intune admin center: the CA certificate first, then the SCEP certificate."}
-	u := x.scepTLS()
-	switch {
-	case u == "":
-		g.Missing = noSCEP
-	case x.scep.Signed == nil && !x.scep.AsksIntune:
-		g.Missing = "This profile takes no challenge of Intune’s."
-		if len(x.others) > 0 {
-			g.Missing += " These do: " + strings.Join(x.others, ", ") + "."
-		}
-	case x.profile.Keys.RSABits == 0:
-		g.Missing = noRSA
+	u, noProof := x.scepTLS(), "This profile takes no challenge of Intune’s."
+	if len(x.others) > 0 {
+		noProof += " These do: " + strings.Join(x.others, ", ") + "."
 	}
-	if g.Missing != "" {
+	if g.Missing = x.lacks(u, x.scep != nil && (x.scep.Signed != nil || x.scep.AsksIntune), noProof); g.Missing != "" {
 		return g
 	}
 	days := int(x.profile.Validity / (24 * time.Hour))
@@ -444,15 +482,7 @@ func (x *recipe) usages() []string {
 func (x *recipe) chromeOS() guide {
 	g := guide{Key: "chromeos", Label: "ChromeOS", Intro: "In the Google Admin console: Devices, Networks, Secure SCEP, Create Secure SCEP Profile."}
 	u := x.scepTLS()
-	switch {
-	case u == "":
-		g.Missing = noSCEP
-	case !x.scep.Static:
-		g.Missing = "ChromeOS gives every device the same challenge, and this profile takes none that devices share."
-	case x.profile.Keys.RSABits == 0:
-		g.Missing = noRSA
-	}
-	if g.Missing != "" {
+	if g.Missing = x.lacks(u, x.scep != nil && x.scep.Static, "ChromeOS gives every device the same challenge, and this profile takes none that devices share."); g.Missing != "" {
 		return g
 	}
 	g.Steps = []guideStep{{Title: "Fill in", Fields: []guideField{

@@ -55,12 +55,6 @@ type ruleGroup struct {
 	Rules []Rule
 }
 
-// madeSecret is a secret that the box made: it is shown this once.
-type madeSecret struct {
-	Secret string
-	User   string // of EST; "" for the challenge all devices share
-}
-
 // HasTarget says whether the dialog is about something that the profile has.
 func (v *profilePageView) HasTarget() bool {
 	switch s := v.Settings; v.Do {
@@ -217,7 +211,7 @@ func (c *console) secretOrder(w http.ResponseWriter, r *http.Request, who princi
 			return err
 		}
 		made = secret
-		return replace(hash)
+		return c.once(r, who, func() error { return replace(hash) })
 	}
 	o.shown = func() error {
 		if made == "" {
@@ -227,7 +221,7 @@ func (c *console) secretOrder(w http.ResponseWriter, r *http.Request, who princi
 		if err != nil {
 			return err
 		}
-		view.Do, view.Made = "", &madeSecret{made, r.PostForm.Get("of")}
+		view.Do, view.Made = "", &madeSecret{Secret: made, User: r.PostForm.Get("of")}
 		return c.page(w, "profile", view)
 	}
 	return c.take(w, r, o)

@@ -133,7 +133,7 @@ func TestRouteRoles(t *testing.T) {
 		"GET /scep": "auditor", "GET /scep/intune": "auditor", "POST /scep/reload-trust": "administrator",
 		"GET /est": "auditor", "POST /est/reload-trust": "administrator",
 		"GET /api/v1/admin/est/profiles": "administrator", "POST /api/v1/admin/est/reload-trust": "administrator",
-		"GET /connect": "auditor", "GET /connect/{profile}": "auditor", "POST /connect/{profile}/challenge": "operator",
+		"GET /connect": "auditor", "GET /connect/{profile}": "auditor", "POST /connect/{profile}": "operator", "POST /connect/{profile}/challenge": "operator",
 		"GET /connect/{profile}/mobileconfig": "auditor", "POST /connect/{profile}/mobileconfig": "operator",
 		"GET /{$}":              "anonymous",
 		"POST /claim":           "anonymous",

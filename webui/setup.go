@@ -30,16 +30,9 @@ type setupView struct {
 	OneTime   bool   // the chosen profile takes challenges made for one device
 	Known     string // the challenge that all devices share, where it is public
 	Fresh     bool   // no device has a certificate of the profile: replacing a secret harms nobody
-	Made      *setupSecret
+	Made      *madeSecret
+	Guides    []guide // that take what was made; none while there is nothing to enroll at
 	Arrivals  arrivals
-}
-
-// setupSecret is what the box made for the first device: it is shown this once.
-type setupSecret struct {
-	Secret  string
-	User    string // of EST; "" for a challenge
-	CN      string // the one device it is for; "" for any
-	Expires time.Time
 }
 
 // arrivals is what devices did at a profile lately.
@@ -143,12 +136,19 @@ func (c *console) setupForm(w http.ResponseWriter, r *http.Request, who principa
 		return err
 	}
 	form := r.PostForm.Get("make")
-	made, err := c.makeFirst(r, who, view, form)
+	var made *madeSecret
+	err = c.once(r, who, func() (err error) {
+		made, err = c.makeFirst(r, who, view, form)
+		return err
+	})
 	if err == nil {
 		if view, err = c.setupView(r, who); err != nil {
 			return err
 		}
 		view.Made = made
+		if view.Guides, err = c.guidesFor(r, view.Chosen.Name, made); err != nil {
+			return err
+		}
 		return c.page(w, "setup", view)
 	}
 	a, isRefusal := attempted(r, form, err)
@@ -161,9 +161,9 @@ func (c *console) setupForm(w http.ResponseWriter, r *http.Request, who principa
 
 // makeFirst makes a secret: a "one-time" challenge, the "challenge" that all devices share or the
 // "password" of a user.
-func (c *console) makeFirst(r *http.Request, who principal, view *setupView, kind string) (*setupSecret, error) {
+func (c *console) makeFirst(r *http.Request, who principal, view *setupView, kind string) (*madeSecret, error) {
 	profile := view.Chosen.Name
-	if kind == "one-time" {
+	if kind == kindOneTime {
 		cn := strings.TrimSpace(r.PostForm.Get("cn"))
 		if cn == "" || len(cn) > maxName {
 			return nil, &inputError{"cn", "the name is empty or longer than 256 bytes", "write the common name that the device will ask for"}
@@ -172,7 +172,7 @@ func (c *console) makeFirst(r *http.Request, who principal, view *setupView, kin
 		if err != nil {
 			return nil, err
 		}
-		return &setupSecret{Secret: secret, CN: cn, Expires: expires.UTC()}, nil
+		return &madeSecret{Kind: kind, Secret: secret, CN: cn, Expires: expires.UTC()}, nil
 	}
 	if who.role < administrator {
 		return nil, errRole
@@ -183,9 +183,9 @@ func (c *console) makeFirst(r *http.Request, who principal, view *setupView, kin
 	user := r.PostForm.Get("user")
 	var err error
 	switch kind {
-	case "challenge":
+	case kindShared:
 		err = c.hasChallenge(profile)
-	case "password":
+	case kindPassword:
 		err = c.hasUser(profile, user)
 	default:
 		err = &inputError{"make", "it is not said what to make", "press one of the buttons of the page"}
@@ -197,8 +197,8 @@ func (c *console) makeFirst(r *http.Request, who principal, view *setupView, kin
 	if err != nil {
 		return nil, err
 	}
-	if kind == "password" {
-		return &setupSecret{Secret: secret, User: user}, c.cfg.Box.ReplacePassword(profile, user, hash, who.user)
+	if kind == kindPassword {
+		return &madeSecret{Kind: kind, Secret: secret, User: user}, c.cfg.Box.ReplacePassword(profile, user, hash, who.user)
 	}
-	return &setupSecret{Secret: secret}, c.cfg.Box.ReplaceChallenge(profile, hash, who.user)
+	return &madeSecret{Kind: kind, Secret: secret}, c.cfg.Box.ReplaceChallenge(profile, hash, who.user)
 }

@@ -27,7 +27,8 @@ func TestSetup(t *testing.T) {
 	box.get("/setup?profile=modern", admin).says(t, 200, "Nothing is to be made here")
 
 	made := box.submit("/setup?profile=corp", url.Values{"make": {"challenge"}}, admin)
-	made.says(t, 200, "Copy it now", `href="/connect/corp" target="_blank"`)
+	made.says(t, 200, "Copy it now", `action="/connect/corp" target="_blank"`, `name="for" value="certmonger"`)
+	made.saysNot(t, `value="curl"`, `value="chromeos"`) // which want a password, and a challenge in somebody else's console
 	secret := regexp.MustCompile(`<code>([a-z2-7]{20,})</code>`).FindSubmatch(made.body)
 	if secret == nil || !strings.HasPrefix(box.fake.last(), "alice: challenge $argon2id$") {
 		t.Fatalf("ordered %q: %s", box.fake.last(), made.body)

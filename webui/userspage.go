@@ -59,7 +59,11 @@ func (c *console) createUserForm(w http.ResponseWriter, r *http.Request, who pri
 	if err := readForm(w, r); err != nil {
 		return err
 	}
-	out, refusal := c.createUser(r, UserRequest{Name: r.PostForm.Get("user"), Role: r.PostForm.Get("role"), Password: r.PostForm.Get("password")}, who)
+	var out UserResponse
+	refusal := c.once(r, who, func() (err error) {
+		out, err = c.createUser(r, UserRequest{Name: r.PostForm.Get("user"), Role: r.PostForm.Get("role"), Password: r.PostForm.Get("password")}, who)
+		return err
+	})
 	if refusal == nil && out.Password == "" {
 		return c.done(w, r, "/users", "user-created")
 	}
@@ -131,7 +135,11 @@ func (c *console) userPage(w http.ResponseWriter, r *http.Request, who principal
 // userForm changes the user in the path; a refused form is shown again, in its dialog.
 func (c *console) userForm(w http.ResponseWriter, r *http.Request, who principal, form, notice string, patch UserPatch) error {
 	name := r.PathValue("account")
-	out, refusal := c.changeUser(r, name, patch, who)
+	var out UserResponse
+	refusal := c.once(r, who, func() (err error) {
+		out, err = c.changeUser(r, name, patch, who)
+		return err
+	})
 	if refusal == nil && out.Password == "" {
 		return c.done(w, r, "/users/"+name, notice)
 	}

@@ -112,6 +112,7 @@ type console struct {
 	signIns  *lockout      // wrong passwords, per source
 	guessed  *lockout      // wrong passwords, per user name, from sources that never signed in under it
 	passkeys *passkeys     // sign-ins and registrations by passkey under way
+	forms    onceForms     // that made a secret
 	notes    *limiter      // refusals written to the audit log, all sources together
 	unnoted  atomic.Int64  // refusals since the last one written
 	exports  chan struct{} // one for each export of the audit log under way

@@ -2,6 +2,7 @@ package webui
 
 import (
 	"bytes"
+	"crypto/rand"
 	"fmt"
 	"html/template"
 	"io/fs"
@@ -28,6 +29,7 @@ func parsePages(files fs.FS, a assets) (*template.Template, error) {
 		},
 		"sentence": sentence,
 		"visible":  visible,
+		"once":     rand.Text,
 		"tone":     outcomeTone,
 	}).Funcs(accountFuncs()).ParseFS(files, "templates/*.html")
 }
