@@ -80,16 +80,12 @@ func estRoutes() []route {
 }
 
 func (c *console) apiESTProfiles(w http.ResponseWriter, r *http.Request, _ principal) error {
-	out := ESTProfiles{Profiles: []ESTProfileRow{}, GeneratedAt: c.cfg.Now().UTC()}
-	for _, p := range c.cfg.EST() {
-		row, err := estRow(p, out.GeneratedAt)
-		if err != nil {
-			return err
-		}
-		out.Profiles = append(out.Profiles, row)
+	now := c.cfg.Now().UTC()
+	all, err := rowsOf(c.cfg.EST(), now, estRow)
+	if err != nil {
+		return err
 	}
-	out.ProfileCount = len(out.Profiles)
-	writeJSON(w, http.StatusOK, mediaJSON, out)
+	writeJSON(w, http.StatusOK, mediaJSON, ESTProfiles{all, len(all), now})
 	return nil
 }
 
@@ -104,7 +100,7 @@ func estRow(p ESTProfile, now time.Time) (ESTProfileRow, error) {
 	}
 	row.MTLSEnabled, row.MTLSFile = true, p.Trust.File
 	var err error
-	row.TrustAnchors, err = anchorsOf(p.Trust.Certificates, now)
+	row.TrustAnchors, err = rowsOf(p.Trust.Certificates, now, anchorOf)
 	return row, err
 }
 

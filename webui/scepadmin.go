@@ -130,17 +130,26 @@ func (e *TrustError) Error() string { return e.Err.Error() }
 func (e *TrustError) Unwrap() error { return e.Err }
 
 func (c *console) apiSCEPProfiles(w http.ResponseWriter, r *http.Request, _ principal) error {
-	out := SCEPProfiles{Profiles: []SCEPProfileRow{}, GeneratedAt: c.cfg.Now().UTC()}
-	for _, p := range c.cfg.SCEP() {
-		row, err := scepRow(p, out.GeneratedAt)
-		if err != nil {
-			return err
-		}
-		out.Profiles = append(out.Profiles, row)
+	now := c.cfg.Now().UTC()
+	all, err := rowsOf(c.cfg.SCEP(), now, scepRow)
+	if err != nil {
+		return err
 	}
-	out.ProfileCount = len(out.Profiles)
-	writeJSON(w, http.StatusOK, mediaJSON, out)
+	writeJSON(w, http.StatusOK, mediaJSON, SCEPProfiles{all, len(all), now})
 	return nil
+}
+
+// rowsOf is what the API says of each of a list, at a time.
+func rowsOf[T, R any](list []T, now time.Time, rowOf func(T, time.Time) (R, error)) ([]R, error) {
+	rows := []R{}
+	for _, one := range list {
+		row, err := rowOf(one, now)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
 }
 
 // scepRow is what the API says of a profile's SCEP side.
@@ -155,7 +164,7 @@ func scepRow(p SCEPProfile, now time.Time) (SCEPProfileRow, error) {
 		MTLSEnabled: p.MTLSFile != "", MTLSFile: p.MTLSFile, GeneratedAt: now,
 	}
 	if s := p.Signed; s != nil {
-		anchors, err := anchorsOf(s.Certificates, now)
+		anchors, err := rowsOf(s.Certificates, now, anchorOf)
 		if err != nil {
 			return SCEPProfileRow{}, err
 		}
@@ -169,23 +178,23 @@ func scepRow(p SCEPProfile, now time.Time) (SCEPProfileRow, error) {
 
 func (c *console) apiIntuneStats(w http.ResponseWriter, r *http.Request, _ principal) error {
 	now := c.cfg.Now().UTC()
-	out := IntuneStats{Profiles: []IntuneStatsRow{}, GeneratedAt: now}
-	for _, p := range c.cfg.SCEP() {
-		row := IntuneStatsRow{PathID: p.Name, IssuerID: p.Authority, Counters: map[string]int{}, GeneratedAt: now}
-		if s := p.Signed; s != nil {
-			anchors, err := anchorsOf(s.Certificates, now)
-			if err != nil {
-				return err
-			}
-			row.Enabled, row.TrustAnchorPath, row.TrustAnchors, row.Audience = true, s.File, anchors, s.Audience
-			row.ValidityNS, row.SkewNS = s.Validity.Nanoseconds(), s.Skew.Nanoseconds()
-			row.RateLimitDisabled, row.ReplayCacheSize, row.Counters = s.PerDevice24h == 0, s.used(), s.Counters
-		}
-		out.Profiles = append(out.Profiles, row)
+	all, err := rowsOf(c.cfg.SCEP(), now, intuneRow)
+	if err != nil {
+		return err
 	}
-	out.ProfileCount = len(out.Profiles)
-	writeJSON(w, http.StatusOK, mediaJSON, out)
+	writeJSON(w, http.StatusOK, mediaJSON, IntuneStats{all, len(all), now})
 	return nil
+}
+
+func intuneRow(p SCEPProfile, now time.Time) (row IntuneStatsRow, err error) {
+	row = IntuneStatsRow{PathID: p.Name, IssuerID: p.Authority, Counters: map[string]int{}, GeneratedAt: now}
+	if s := p.Signed; s != nil {
+		row.TrustAnchors, err = rowsOf(s.Certificates, now, anchorOf)
+		row.Enabled, row.TrustAnchorPath, row.Audience = true, s.File, s.Audience
+		row.ValidityNS, row.SkewNS = s.Validity.Nanoseconds(), s.Skew.Nanoseconds()
+		row.RateLimitDisabled, row.ReplayCacheSize, row.Counters = s.PerDevice24h == 0, s.used(), s.Counters
+	}
+	return row, err
 }
 
 func (c *console) apiReloadTrust(w http.ResponseWriter, r *http.Request, who principal) error {
@@ -204,18 +213,6 @@ func (c *console) apiReload(w http.ResponseWriter, r *http.Request, who principa
 	}
 	writeJSON(w, http.StatusOK, mediaJSON, ReloadResponse{Reloaded: true, PathID: name, ReloadedAt: c.cfg.Now().UTC()})
 	return nil
-}
-
-func anchorsOf(certificates []*x509.Certificate, now time.Time) ([]TrustAnchor, error) {
-	anchors := []TrustAnchor{}
-	for _, cert := range certificates {
-		a, err := anchorOf(cert, now)
-		if err != nil {
-			return nil, err
-		}
-		anchors = append(anchors, a)
-	}
-	return anchors, nil
 }
 
 func anchorOf(cert *x509.Certificate, now time.Time) (TrustAnchor, error) {

@@ -159,7 +159,7 @@ func (s ProfileSettings) details(now time.Time) (ProfileDetails, error) {
 	d := ProfileDetails{Name: s.Profile, Authority: s.Authority, Off: s.Off.details(), NotBaked: s.NotBaked(), Intune: s.Intune,
 		Bundles: []BundleDetails{}, Passwords: []PasswordDetails{}, Secrets: []SecretDetails{}}
 	for _, b := range s.Bundles {
-		anchors, err := anchorsOf(b.Certificates, now)
+		anchors, err := rowsOf(b.Certificates, now, anchorOf)
 		if err != nil {
 			return ProfileDetails{}, err
 		}
