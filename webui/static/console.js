@@ -14,12 +14,6 @@ for (const dialog of document.querySelectorAll("dialog[open]")) {
   if (wrong) wrong.focus();
 }
 
-// Where a navigation scrolls sideways, the item of this page is in view.
-for (const here of document.querySelectorAll("nav [aria-current=page]")) {
-  const nav = here.closest("nav");
-  nav.scrollLeft += here.getBoundingClientRect().right - nav.getBoundingClientRect().right + 24;
-}
-
 // Copy buttons appear where the browser lets a page copy.
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("button.copy");
