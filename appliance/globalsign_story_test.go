@@ -1,37 +1,17 @@
 package appliance_test
 
-// Clients of others that come from the Go module proxy. They are built in a module of their own: nothing of them is in go.mod. As in
-// service_test.go: on swtpm.
+// globalsign's EST client against the running service. As in service_test.go: on swtpm.
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"signet.internal/tpm/tpmtest"
 )
 
-// goClient builds a command of a module of a fixed version and returns its path; without the module the test fails under CI and is skipped
-// elsewhere.
-func goClient(t *testing.T, module, version, cmd string) string {
-	t.Helper()
-	dir := t.TempDir()
-	mustRun(t, dir, "go", "mod", "init", "client")
-	if out, err := run(t, dir, "go", "get", module+"/"+cmd+"@"+version); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%s %s cannot be had: %s", module, version, out)
-		}
-		t.Skipf("%s %s cannot be had: %s", module, version, out)
-	}
-	path := filepath.Join(dir, "client")
-	mustRun(t, dir, "go", "build", "-mod=mod", "-o", path, module+"/"+cmd)
-	return path
-}
-
 // TestGlobalSignClient: estclient of globalsign/est on both listeners.
 func TestGlobalSignClient(t *testing.T) {
-	client := goClient(t, "github.com/globalsign/est", "v1.0.6", "cmd/estclient")
+	client := goProgram(t, "github.com/globalsign/est/cmd/estclient@v1.0.6")
 	s := startSite(t, estSite(t), tpmtest.Start(t), t.TempDir(), nil)
 	token := s.claim(t)
 	root := tlsRoot(t, s)
