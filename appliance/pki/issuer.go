@@ -33,6 +33,7 @@ type Issuer struct {
 	algorithm   signing
 	published   Locations
 	constraints []*constraintSet // of its certificate, and of those above that Under was told of
+	ownNames    []string         // see isOwnName; as comparedDN writes them
 }
 
 // NewIssuer binds a CA certificate to its key. The signer's public key has to be the certificate's.
@@ -48,7 +49,13 @@ func NewIssuer(cert *x509.Certificate, signer crypto.Signer) (*Issuer, error) {
 	if !cert.BasicConstraintsValid || !cert.IsCA || cert.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return nil, fmt.Errorf("authority %q: its certificate is not a CA's", FormatDN(cert.RawSubject))
 	}
-	return (&Issuer{cert: cert, signer: signer, algorithm: algorithm}).Under([]*x509.Certificate{cert})
+	ownNames := []string{comparedDN(cert.RawSubject)}
+	for _, own := range []func([]byte) ([]byte, error){raSubject, responderSubject} {
+		if name, err := own(cert.RawSubject); err == nil {
+			ownNames = append(ownNames, comparedDN(name))
+		}
+	}
+	return (&Issuer{cert: cert, signer: signer, algorithm: algorithm, ownNames: ownNames}).Under([]*x509.Certificate{cert})
 }
 
 // ID names the issuer: the SHA-256 of its name and key, DER. It stays the same where the authority gets
@@ -148,15 +155,8 @@ func mustStaple() pkix.Extension {
 // in whatever string types, letter case and spaces, none of which software compares. A device of that name could pass for them: clients take the subject of a
 // certificate from GetCACert for granted, and a subject equal to the issuer for self-issued.
 func (i *Issuer) isOwnName(subject []byte) bool {
-	if SameDN(subject, i.cert.RawSubject) {
-		return true
-	}
-	for _, own := range []func([]byte) ([]byte, error){raSubject, responderSubject} {
-		if name, err := own(i.cert.RawSubject); err == nil && SameDN(subject, name) {
-			return true
-		}
-	}
-	return false
+	name := comparedDN(subject)
+	return slices.ContainsFunc(i.ownNames, func(own string) bool { return strings.EqualFold(name, own) })
 }
 
 // SameDN reports whether two DER Names are the same to software that compares names (RFC 5280 §7.1): string

@@ -69,17 +69,19 @@ func rsaWeakness(k *rsa.PublicKey) string {
 
 // hasSmallFactor reports whether a prime below 752 divides n.
 func hasSmallFactor(n *big.Int) bool {
-	if n.Bit(0) == 0 {
-		return true
-	}
-	rest := new(big.Int)
-	for factor := int64(3); factor < 752; factor += 2 {
-		if rest.Mod(n, big.NewInt(factor)).Sign() == 0 {
-			return true
+	return new(big.Int).GCD(nil, nil, n, smallPrimes).BitLen() > 1
+}
+
+// smallPrimes is the product of the primes below 752.
+var smallPrimes = func() *big.Int {
+	product := big.NewInt(2)
+	for n := int64(3); n < 752; n += 2 {
+		if factor := big.NewInt(n); factor.ProbablyPrime(0) {
+			product.Mul(product, factor)
 		}
 	}
-	return false
-}
+	return product
+}()
 
 // hasROCAFingerprint reports whether n is, modulo each of the primes from 3 to 167, a power of
 // 65537 (Nemec et al., "The Return of Coppersmith's Attack", CCS 2017 §2.3). A sound modulus is one
