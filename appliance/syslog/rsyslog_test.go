@@ -9,13 +9,13 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // needRsyslog returns rsyslogd's path; without it or its TLS driver the test fails under CI and is skipped
@@ -51,19 +51,23 @@ const rsyslogConfig = `
 global(workDirectory="%[1]s" maxMessageSize="64k" defaultNetstreamDriver="ossl"
   defaultNetstreamDriverCAFile="%[1]s/ca.pem" defaultNetstreamDriverCertFile="%[1]s/server.pem" defaultNetstreamDriverKeyFile="%[1]s/server.key")
 module(load="imtcp" streamDriver.name="ossl" streamDriver.mode="1" streamDriver.authMode="x509/certvalid")
-input(type="imtcp" address="127.0.0.1" port="%[2]s")
+input(type="imtcp" address="127.0.0.1" port="%[2]d")
 template(name="parts" type="string" string="%%syslogfacility%% %%syslogseverity%% %%hostname%% %%app-name%% %%msgid%% %%structured-data%% %%msg%%\n")
 action(type="omfile" file="%[1]s/log" template="parts")
 `
 
 func newRsyslog(t *testing.T, ca *authority) *rsyslog {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	r := &rsyslog{t: t, dir: t.TempDir(), address: l.Addr().String()}
-	must(t, l.Close())
-	_, port, err := net.SplitHostPort(r.address)
-	must(t, err)
+	// Not one of those that the kernel gives to whoever asks for any, while rsyslog is dead.
+	port := 0
+	for port == 0 {
+		some := 20000 + rand.IntN(12000)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", some)); err == nil {
+			must(t, l.Close())
+			port = some
+		}
+	}
+	r := &rsyslog{t: t, dir: t.TempDir(), address: fmt.Sprintf("127.0.0.1:%d", port)}
 	server := ca.issue(t, x509.ExtKeyUsageServerAuth)
 	key, err := x509.MarshalPKCS8PrivateKey(server.PrivateKey)
 	must(t, err)
@@ -118,7 +122,7 @@ func TestRsyslogHasEverything(t *testing.T) {
 	b := newBox(t, ca.pool())
 	shown := ca.issue(t, x509.ExtKeyUsageClientAuth)
 	b.config.Certificate = func() (*tls.Certificate, error) { return shown, nil }
-	b.config.settle = 3 * time.Second
+	b.config.settle = 0 // the box's own ten seconds: what rsyslog had in memory is then on its disk
 	r := newRsyslog(t, ca)
 	b.write(3000)
 	r.start(program)

@@ -26,6 +26,7 @@ import (
 	"log/slog"
 	mrand "math/rand/v2"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -342,13 +343,11 @@ func (x *session) flush() error {
 	}
 	n, err := x.conn.Write(x.buffer)
 	x.sent += uint64(n)
-	if err != nil {
-		select { // the receiver's last word says more
-		case ended := <-x.ended:
-			x.ended <- ended
-			err = errors.Join(err, ended)
-		default:
-		}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) { // the receiver's last word says more
+		_ = x.tcp.CloseRead() // what has come is read still
+		ended := <-x.ended
+		x.ended <- ended
+		err = errors.Join(err, ended)
 	}
 	return err
 }
