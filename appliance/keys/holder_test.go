@@ -158,7 +158,7 @@ func TestUnpaddingAgainstStandardLibrary(t *testing.T) {
 		if got, err := unpadSessionKey(raw(ciphertext), length); err != nil || !bytes.Equal(got, message) {
 			t.Fatalf("session key of %d bytes: %x, %v", length, got, err)
 		}
-		if length > 1 {
+		if length > 8 { // a random key that is shorter may be right
 			if got, err := unpadSessionKey(raw(ciphertext), length-1); err != nil || bytes.Equal(got, message[1:]) {
 				t.Fatalf("session key of %d bytes read as one shorter: %x, %v", length, got, err)
 			}
