@@ -2,10 +2,8 @@ package appliance_test
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/json"
 	"io"
 	"log/slog"
 	"math/big"
@@ -56,22 +54,7 @@ func startParts(t *testing.T, spec, state string) (*service, *appliance.Applianc
 		return err
 	}
 	t.Cleanup(func() { s.stop() })
-	for range 600 {
-		if b, err := os.ReadFile(c.ReadyFile); err == nil {
-			if err := json.Unmarshal(b, &s.ready); err != nil {
-				t.Fatal(err)
-			}
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	bundle, err := os.ReadFile(s.ready.CABundle)
-	if err != nil {
-		t.Fatalf("not ready: %v", err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(bundle)
-	s.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	s.awaitReady(t, c.ReadyFile, done)
 	return s, a
 }
 

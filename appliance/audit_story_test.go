@@ -56,7 +56,7 @@ func TestAuditLogIsSigned(t *testing.T) {
 
 	edit(t, filepath.Join(state, "store"))
 	err = appliance.Run(t.Context(), appliance.Options{
-		ConfigDir: demoSite, StateDir: state, TPM: spec, ListenBase: freeBase(t), Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		ConfigDir: demoSite, StateDir: state, TPM: spec, ListenBase: "127.0.0.1:0", Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
 	if err == nil || !strings.Contains(err.Error(), "audit record") {
 		t.Errorf("started on an edited audit log: %v", err)

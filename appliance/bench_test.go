@@ -84,7 +84,7 @@ func startApart(b *testing.B, spec string) (s *service, pid int) {
 		b.Fatal(err)
 	}
 	ready := filepath.Join(b.TempDir(), "ready.json")
-	cmd := exec.Command(self, "host", b.TempDir(), spec, freeBase(b), ready)
+	cmd := exec.Command(self, "host", b.TempDir(), spec, "127.0.0.1:0", ready)
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		b.Fatal(err)

@@ -395,18 +395,8 @@ func startWith(t *testing.T, site, spec, state string, names []string, change fu
 		return errors.Join(<-done, host.Close(), storage.Close())
 	})
 	t.Cleanup(func() { s.stop() })
-	for range 1200 {
-		if b, err := os.ReadFile(ready); err == nil {
-			if err := json.Unmarshal(b, &s.ready); err != nil {
-				t.Fatal(err)
-			}
-			s.client = &http.Client{Timeout: time.Minute, Transport: trusting(t, s.ready.CABundle)}
-			return s
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Fatal("the service is not ready")
-	return nil
+	s.awaitReady(t, ready, done)
+	return s
 }
 
 // TestIntune: a credential in the TPM, a device's challenge validated, its certificate told before it is
@@ -518,7 +508,7 @@ func TestIntune(t *testing.T) {
 	}
 }
 
-func trusting(t *testing.T, bundle string) *http.Transport {
+func trusting(t testing.TB, bundle string) *http.Transport {
 	t.Helper()
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(readFile(t, bundle)) {

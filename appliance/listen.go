@@ -58,7 +58,7 @@ func enabled(l provision.Listeners) []string {
 }
 
 // listen opens every enabled listener: the inherited socket where there is one, else its port of the
-// table, moved to base where base is given. An inherited socket the site does not ask for is an error.
+// table, moved to base where base is given; with port 0 there, any that is free. An inherited socket the site does not ask for is an error.
 func listen(site provision.Listeners, inherited map[string]net.Listener, base string) (map[string]net.Listener, error) {
 	want := enabled(site)
 	for name := range inherited {
@@ -72,7 +72,7 @@ func listen(site provision.Listeners, inherited map[string]net.Listener, base st
 		if err == nil {
 			basePort, err = strconv.Atoi(p)
 		}
-		if err != nil || basePort < 1 || basePort+len(listenerTable) > 65536 {
+		if err != nil || basePort < 0 || basePort+len(listenerTable) > 65536 {
 			return nil, &mendable{fmt.Errorf("--listen-base %q is not ADDRESS:PORT", base), "give for example --listen-base 127.0.0.1:20000"}
 		}
 		host = h
@@ -87,8 +87,10 @@ func listen(site provision.Listeners, inherited map[string]net.Listener, base st
 			continue
 		}
 		port := int(entry.port)
-		if base != "" {
+		if basePort > 0 {
 			port = basePort + i
+		} else if base != "" {
+			port = 0
 		}
 		l, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 		if err != nil {

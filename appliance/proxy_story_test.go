@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,7 +96,7 @@ func startProgram(t *testing.T, port int, program string, args ...string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		cmd.Process.Signal(os.Interrupt)
+		cmd.Process.Signal(syscall.SIGTERM) // an interrupt is ignored where nobody sits
 		cmd.Wait()
 	})
 	waitListening(t, port)
@@ -147,7 +148,7 @@ func TestProxies(t *testing.T) {
 	t.Run("nginx", func(t *testing.T) {
 		nginx := needs(t, "/usr/sbin/nginx", "nginx-light")
 		run := func(t *testing.T, own string) string {
-			port := freePorts(t, 1)[0]
+			port := freePorts(1)[0]
 			work := t.TempDir()
 			writeFile(t, filepath.Join(work, "signet.conf"), []byte(recipe(t, "nginx.md", "nginx",
 				"192.0.2.10:443;", address(s.ready.EST)+";", "192.0.2.10:8443;", address(s.ready.SCEP)+";", "listen 443 ssl", fmt.Sprintf("listen 127.0.0.1:%d ssl", port),
@@ -167,7 +168,7 @@ http { access_log off; client_body_temp_path %[2]s/body; proxy_temp_path %[2]s/p
 	t.Run("HAProxy", func(t *testing.T) {
 		haproxy := needs(t, "/usr/sbin/haproxy", "haproxy")
 		run := func(t *testing.T, own string) string {
-			port := freePorts(t, 1)[0]
+			port := freePorts(1)[0]
 			config := filepath.Join(t.TempDir(), "haproxy.cfg")
 			writeFile(t, config, []byte(recipe(t, "haproxy.md", "haproxy",
 				"192.0.2.10:443 ", address(s.ready.EST)+" ", "192.0.2.10:8443 ", address(s.ready.SCEP)+" ", "bind :443 ", fmt.Sprintf("bind 127.0.0.1:%d ", port),
@@ -380,7 +381,7 @@ func demoPointer(t *testing.T, name string) *tls.Certificate {
 	return &pair
 }
 
-func readFile(t *testing.T, path string) []byte {
+func readFile(t testing.TB, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -20,7 +20,7 @@ type Options struct {
 	ConfigDir  string // the site directory
 	StateDir   string // created if absent
 	TPM        string // "swtpm:SOCKET" or a device; empty on a box, where the key holder's socket is inherited
-	ListenBase string // "ADDRESS:PORT"; empty: the ports of the listener table, or inherited sockets
+	ListenBase string // "ADDRESS:PORT", port 0: any free ones; empty: the ports of the listener table, or inherited sockets
 	ReadyFile  string // see Ready; empty: none is written
 	Confined   bool   // confine the process first (see confine); StateDir exists, the rest is inherited as on a box
 

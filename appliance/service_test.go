@@ -7,8 +7,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -51,32 +49,6 @@ type service struct {
 	state  string
 	client *http.Client
 	stop   func() error
-}
-
-// freeBase finds room for the six listeners.
-func freeBase(t testing.TB) string {
-	t.Helper()
-	for range 50 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		base := l.Addr().(*net.TCPAddr).Port
-		l.Close()
-		free := base+6 < 65536
-		for i := range 6 {
-			if p, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", base+i)); err == nil {
-				p.Close()
-			} else {
-				free = false
-			}
-		}
-		if free {
-			return fmt.Sprintf("127.0.0.1:%d", base)
-		}
-	}
-	t.Fatal("no six free ports in a row")
-	return ""
 }
 
 // start runs the demo site on the TPM at spec with the given state directory.
@@ -129,7 +101,7 @@ func startSite(t testing.TB, site, spec, state string, reload <-chan os.Signal) 
 		StateDir:   state,
 		TPM:        spec,
 		Reload:     reload,
-		ListenBase: freeBase(t),
+		ListenBase: "127.0.0.1:0",
 		ReadyFile:  filepath.Join(t.TempDir(), "ready.json"),
 		Log:        slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}
@@ -172,14 +144,9 @@ func (s *service) awaitReady(t testing.TB, file string, ended chan error) {
 		if err := json.Unmarshal(b, &s.ready); err != nil {
 			t.Fatalf("ready file: %v\n%s", err, b)
 		}
-		break
+		s.client = &http.Client{Timeout: time.Minute, Transport: trusting(t, s.ready.CABundle)}
+		return
 	}
-	pool := x509.NewCertPool()
-	bundle, err := os.ReadFile(s.ready.CABundle)
-	if err != nil || !pool.AppendCertsFromPEM(bundle) {
-		t.Fatalf("CA bundle: %v", err)
-	}
-	s.client = &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
 }
 
 // api calls the admin API and decodes its answer into out.
@@ -417,7 +384,7 @@ func TestServiceEnrollsRealClients(t *testing.T) {
 		if err := os.RemoveAll(filepath.Join(state, "store")); err != nil {
 			t.Fatal(err)
 		}
-		o := appliance.Options{ConfigDir: demoSite, StateDir: state, TPM: swtpm, ListenBase: freeBase(t), Log: slog.New(slog.DiscardHandler)}
+		o := appliance.Options{ConfigDir: demoSite, StateDir: state, TPM: swtpm, ListenBase: "127.0.0.1:0", Log: slog.New(slog.DiscardHandler)}
 		err := appliance.Run(t.Context(), o)
 		if err == nil || !strings.Contains(err.Error(), "state") {
 			t.Errorf("got %v", err)

@@ -10,14 +10,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -268,7 +269,7 @@ func (s *service) mustStaple(t *testing.T, x *shell) {
 	}
 	x.says("openssl ocsp -issuer devices.pem -cert web.crt -no_nonce -url $OCSP/devices -CAfile devices.pem -respout staple.der 2>&1", "web.crt: good")
 
-	ports := freePorts(t, 2)
+	ports := freePorts(2)
 	writeFile(t, filepath.Join(x.dir, "nginx.conf"), []byte(fmt.Sprintf(`daemon off;
 pid nginx.pid;
 error_log stderr;
@@ -287,7 +288,7 @@ http {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { cmd.Process.Signal(os.Interrupt); cmd.Wait() })
+	t.Cleanup(func() { cmd.Process.Signal(syscall.SIGTERM); cmd.Wait() })
 	for _, port := range ports {
 		waitListening(t, port)
 	}
@@ -302,24 +303,22 @@ http {
 	}
 }
 
-// freePorts are ports of the loopback that nobody listens on.
-func freePorts(t *testing.T, n int) (ports []int) {
-	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+// freePorts are ports of the loopback that nobody listens on. They are below those that the kernel gives
+// to whoever asks for any, who might have them before they are used.
+func freePorts(n int) (ports []int) {
+	for len(ports) < n {
+		port := 20000 + rand.IntN(12000)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			defer l.Close()
+			ports = append(ports, port)
 		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
-	slices.Sort(ports)
 	return ports
 }
 
 func waitListening(t *testing.T, port int) {
 	t.Helper()
-	for range 200 {
+	for range 1200 {
 		if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
 			conn.Close()
 			return

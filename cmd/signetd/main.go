@@ -23,7 +23,7 @@ func run() int {
 	flag.StringVar(&o.ConfigDir, "config", "", "the site directory (site.yaml, profiles/, trust/)")
 	flag.StringVar(&o.StateDir, "state", "", "directory for the store, created if absent")
 	flag.StringVar(&o.TPM, "tpm", "", "swtpm:SOCKET or a device; without it a key holder's socket is inherited, as on a box")
-	flag.StringVar(&o.ListenBase, "listen-base", "", "ADDRESS:PORT; listener n of the table est, scep, console, plain, legacy, legacy_scep listens on PORT+n")
+	flag.StringVar(&o.ListenBase, "listen-base", "", "ADDRESS:PORT; listener n of the table est, scep, console, plain, legacy, legacy_scep listens on PORT+n, with PORT 0 on any that is free")
 	flag.StringVar(&o.ReadyFile, "ready-file", "", "written once every listener accepts: one JSON object with the addresses")
 	flag.BoolVar(&o.Confined, "confined", false, "give up all files but the two directories, which must exist, and all system calls the service has no use for; or do not start. For a box, where sockets are inherited")
 	flag.Usage = func() {
