@@ -135,7 +135,7 @@ func startConfined(t *testing.T, holder *keys.Holder, state string, first bool) 
 		urls = append(urls, listener.Addr().String())
 		listener.Close()
 	}
-	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "n"), Net: "unixgram"})
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(tpmtest.SocketDir(t), "n"), Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func startHolderOn(t *testing.T, spec string, vault *keys.Vault, record func(net
 	}
 	var log lockedBuffer
 	h, err := startHolder(holderConfig{
-		box: box, socket: filepath.Join(t.TempDir(), "socket"), device: device, log: &log, secrets: secrets, record: record,
+		box: box, socket: filepath.Join(tpmtest.SocketDir(t), "socket"), device: device, log: &log, secrets: secrets, record: record,
 	})
 	if err != nil {
 		t.Fatalf("%v; log:\n%s", err, log.String())
@@ -276,7 +276,7 @@ func TestHolderSaysWhyItDoesNotStart(t *testing.T) {
 	}
 	defer device.Close()
 	_, err = startHolder(holderConfig{
-		socket: filepath.Join(t.TempDir(), "socket"), device: device, log: io.Discard, secrets: []byte("nonsense"),
+		socket: filepath.Join(tpmtest.SocketDir(t), "socket"), device: device, log: io.Discard, secrets: []byte("nonsense"),
 		record: func(net.Conn) error { return nil },
 	})
 	if err == nil || !strings.Contains(err.Error(), "handover") {

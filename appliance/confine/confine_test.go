@@ -41,6 +41,7 @@ import (
 	"signet.internal/appliance/confine"
 	"signet.internal/appliance/confine/confinetest"
 	"signet.internal/appliance/store"
+	"signet.internal/tpm/tpmtest"
 )
 
 func TestMain(m *testing.M) {
@@ -447,7 +448,7 @@ func TestSignetdWorks(t *testing.T) {
 	}
 	defer listener.Close()
 	dir := t.TempDir()
-	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "n"), Net: "unixgram"})
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(tpmtest.SocketDir(t), "n"), Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -534,7 +535,7 @@ func run(t *testing.T, cmd *exec.Cmd, listener interface{ File() (*os.File, erro
 }
 
 func TestKeyHolderWorks(t *testing.T) {
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(t.TempDir(), "s"), Net: "unix"})
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(tpmtest.SocketDir(t), "s"), Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}

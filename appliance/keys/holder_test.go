@@ -459,7 +459,7 @@ func TestHolderInItsOwnProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	device.Close()
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "keys"))
+	l, err := net.Listen("unix", filepath.Join(tpmtest.SocketDir(t), "keys"))
 	if err != nil {
 		t.Fatal(err)
 	}

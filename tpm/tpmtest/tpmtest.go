@@ -27,7 +27,7 @@ func Start(t testing.TB) (spec string) {
 // goroutine, but for those that Through calls.
 type Machine struct {
 	t   testing.TB
-	dir string // short: socket paths end at 108 bytes
+	dir string
 
 	mu       sync.Mutex
 	cmd      *exec.Cmd // nil while off
@@ -44,20 +44,26 @@ func New(t testing.TB) *Machine {
 		}
 		t.Skip("swtpm is missing: install the package swtpm")
 	}
-	dir, err := os.MkdirTemp("", "swtpm")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m := &Machine{t: t, dir: dir}
+	m := &Machine{t: t, dir: SocketDir(t)}
 	t.Cleanup(func() {
 		m.PowerCut()
 		if t.Failed() {
 			t.Logf("swtpm said: %s", &m.messages)
 		}
-		os.RemoveAll(dir)
 	})
 	m.PowerOn()
 	return m
+}
+
+// SocketDir makes a directory for sockets, whose paths end at 108 bytes: those below TMPDIR may be longer.
+func SocketDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "signet")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // Spec is what to open the TPM by. It takes one client at a time.
