@@ -194,8 +194,9 @@ func TestTooManyHeldOfOneSource(t *testing.T) {
 			t.Errorf("%s: %v", profile, err)
 		}
 	}
+	one := b.waiting()[0] // in no order
 	must(t, held("manual", "printer-7", "2001:db8:0:1::1"))
-	must(t, b.approve(b.waiting()[0]))
+	must(t, b.approve(one))
 	must(t, held("manual", "printer-7", "2001:db8::3"))
 	b.close()
 }
