@@ -380,7 +380,9 @@ func TestTreeIsBuilt(t *testing.T) {
 		return op()
 	}
 	s = open(t, cutting)
+	cutting.mu.Lock() // Pebble cleans up meanwhile
 	cuts = append(cuts, fs.CrashClone(vfs.CrashCloneCfg{}))
+	cutting.mu.Unlock()
 	closeStore(t, s)
 	t.Logf("%d power cuts", len(cuts))
 	for i, disk := range cuts {
