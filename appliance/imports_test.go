@@ -52,6 +52,7 @@ var allowed = map[string]string{
 	// Helpers of tests only.
 	"tpm/tpmtest":                   "",
 	"appliance/confine/confinetest": "",
+	"webui/browsertest":             "",
 }
 
 // owners names modules that one package alone may import.

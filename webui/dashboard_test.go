@@ -5,9 +5,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/chromedp"
-
 	"signet.internal/appliance/handover"
+	"signet.internal/webui/browsertest"
 )
 
 // troubled is a site with something to mend.
@@ -84,56 +83,43 @@ func TestLiveInBrowser(t *testing.T) {
 	box.enroll(12)
 	box.mustClaim()
 	tb := newTab(t, box)
-	ctx := tb.ctx
 	tb.enter("alice")
-	is := func(what, script string) {
-		t.Helper()
-		eventually(t, what, func() bool {
-			got, err := chromedp.Run(ctx, chromedp.Evaluate[bool](script))
-			if err != nil {
-				t.Fatalf("%s: %v", what, err)
-			}
-			return got
-		})
-	}
 	run := func(script string) {
 		t.Helper()
-		if _, err := chromedp.Run(ctx, chromedp.Evaluate[bool]("(()=>{"+script+";return true})()")); err != nil {
-			t.Fatalf("%s: %v", script, err)
-		}
+		browsertest.Eval[bool](tb.Tab, "(()=>{"+script+";return true})()")
 	}
-	tb.open("overview", "/", "#attention")
+	tb.See("overview", "/", "#attention")
 	eventually(t, "the browser listens", func() bool { return streamsOf(box) == 1 })
 	run(`window.loadedOnce = true; document.querySelector("#chart-numbers").open = true`)
 	box.request("gate-live.example.com.wait")
-	is("the request is on the page", `document.querySelector("#attention").textContent.includes("One request waits")`)
-	is("and in the navigation", `document.querySelector('nav a[href="/pending"]').textContent.includes("1")`)
-	is("and said", `[...document.querySelectorAll("[role=status]")].some(e => e.textContent.includes("Changed: Needs attention"))`)
-	is("what was open stays open", `window.loadedOnce && document.querySelector("#chart-numbers").open`)
+	tb.Until("the request is on the page", `document.querySelector("#attention").textContent.includes("One request waits")`)
+	tb.Until("and in the navigation", `document.querySelector('nav a[href="/pending"]').textContent.includes("1")`)
+	tb.Until("and said", `[...document.querySelectorAll("[role=status]")].some(e => e.textContent.includes("Changed: Needs attention"))`)
+	tb.Until("what was open stays open", `window.loadedOnce && document.querySelector("#chart-numbers").open`)
 
 	run(`document.querySelector("#attention a").focus()`)
 	box.request("second.wait")
-	is("the navigation goes on", `document.querySelector('nav a[href="/pending"]').textContent.includes("2")`)
-	is("the focus stays where it was", `document.activeElement.closest("#attention") && document.querySelector("#attention").textContent.includes("One request waits")`)
+	tb.Until("the navigation goes on", `document.querySelector('nav a[href="/pending"]').textContent.includes("2")`)
+	tb.Until("the focus stays where it was", `document.activeElement.closest("#attention") && document.querySelector("#attention").textContent.includes("One request waits")`)
 	run(`document.activeElement.blur()`)
-	is("what waited comes then", `document.querySelector("#attention").textContent.includes("2 requests wait")`)
+	tb.Until("what waited comes then", `document.querySelector("#attention").textContent.includes("2 requests wait")`)
 
 	run(`const field = document.createElement("input"); field.id = "typed"; document.querySelector("#attention").append(field); field.value = "half a reason"`)
 	box.request("third.wait")
-	is("the navigation goes on", `document.querySelector('nav a[href="/pending"]').textContent.includes("3")`)
-	is("what was typed stays", `document.querySelector("#typed").value === "half a reason"`)
+	tb.Until("the navigation goes on", `document.querySelector('nav a[href="/pending"]').textContent.includes("3")`)
+	tb.Until("what was typed stays", `document.querySelector("#typed").value === "half a reason"`)
 	run(`document.querySelector("#typed").value = ""; document.querySelector("#typed").dispatchEvent(new Event("focusout", {bubbles: true}))`)
-	is("and then goes", `!document.querySelector("#typed") && document.querySelector("#attention").textContent.includes("3 requests wait")`)
+	tb.Until("and then goes", `!document.querySelector("#typed") && document.querySelector("#attention").textContent.includes("3 requests wait")`)
 
 	box.fake.rollback = &Rollback{Expected: 4, Found: 9, Since: start}
-	tb.open("box-acknowledge", "/box?do=acknowledge", "dialog[open]")
+	tb.See("box-acknowledge", "/box?do=acknowledge", "dialog[open]")
 	box.fake.rollback = nil
-	tb.open("box", "/box", "#tpm")
+	tb.See("box", "/box", "#tpm")
 	eventually(t, "the browser listens", func() bool { return streamsOf(box) == 1 })
 	box.console.sessions.mu.Lock()
 	clear(box.console.sessions.byID)
 	box.console.sessions.mu.Unlock()
 	box.request("fourth.wait")
-	is("somebody signed out is told so", `(document.querySelector(".not-live:not([hidden])")?.textContent ?? "").includes("You are signed out")`)
+	tb.Until("somebody signed out is told so", `(document.querySelector(".not-live:not([hidden])")?.textContent ?? "").includes("You are signed out")`)
 	eventually(t, "the stream ended", func() bool { return streamsOf(box) == 0 })
 }

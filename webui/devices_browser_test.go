@@ -5,8 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chromedp/chromedp"
-
 	"signet.internal/appliance/audit"
 )
 
@@ -32,43 +30,44 @@ func TestDevicesInBrowser(t *testing.T) {
 	tb := newTab(t, box)
 	tb.enter("alice")
 
-	tb.open("scep", "/scep", `#scep-profiles`)
-	tb.step("scep-intune", chromedp.Click(chromedp.CSS(`a[href$="#intune-intune"]`)), chromedp.WaitVisible(chromedp.CSS("#intune-intune")))
-	tb.do("reload", chromedp.Reload(), chromedp.WaitVisible(chromedp.CSS("#intune-intune")))
-	tb.do("another tab", chromedp.Click(chromedp.CSS(`.tabs a[href="/scep?tab=activity"]`)), chromedp.WaitVisible(chromedp.CSS("#enrollments")))
-	tb.do("back", chromedp.NavigateBack(), chromedp.WaitVisible(chromedp.CSS("#intune-intune")))
-	tb.open("scep-activity", "/scep?tab=activity", "#enrollments")
+	tb.See("scep", "/scep", `#scep-profiles`)
+	tb.Press(`a[href$="#intune-intune"]`, "#intune-intune")
+	tb.Look("scep-intune")
+	tb.Reload("#intune-intune")
+	tb.Press(`.tabs a[href="/scep?tab=activity"]`, "#enrollments")
+	tb.Back("#intune-intune")
+	tb.See("scep-activity", "/scep?tab=activity", "#enrollments")
 	box.append(audit.Record{Action: audit.SCEPPKCSReq, Protocol: "scep", Identity: "just-now", Outcome: audit.OutcomeSuccess})
-	tb.do("a device enrolls", chromedp.WaitVisible(chromedp.CSS("#enrollments tbody tr:nth-child(4)")))
-	if got := tb.text("#enrollments tbody tr:first-child"); !strings.Contains(got, "just-now") {
-		t.Errorf("the newest is %q", got)
-	}
-	tb.do("chip", chromedp.Click(chromedp.CSS(`.chips a[href$="show=renewal"]`)), chromedp.WaitVisible(chromedp.CSS(`.chips a[aria-current][href$="show=renewal"]`)))
-	if got := tb.text("#enrollments"); !strings.Contains(got, "printer-3f-west") || strings.Contains(got, "laptop-anna") {
+	tb.Shows("#enrollments tbody tr:nth-child(4)") // by itself
+	tb.Reads("#enrollments tbody tr:first-child", "just-now")
+	tb.Press(`.chips a[href$="show=renewal"]`, `.chips a[aria-current][href$="show=renewal"]`)
+	if got := tb.Text("#enrollments"); !strings.Contains(got, "printer-3f-west") || strings.Contains(got, "laptop-anna") {
 		t.Errorf("renewals are %q", got)
 	}
-	tb.open("scep-reload", "/scep?tab=intune&do=reload&profile=broken", "dialog:modal")
-	tb.step("scep-reload-refused", chromedp.Click(chromedp.CSS("dialog button")), chromedp.WaitVisible(chromedp.CSS("dialog:modal #reload-problem")))
-	if got := tb.text("#reload-problem"); !strings.Contains(got, "no certificate in it") {
-		t.Errorf("the dialog says %q", got)
-	}
-	tb.do("cancel", chromedp.Click(chromedp.CSS("dialog a.quiet")), chromedp.WaitNotPresent(chromedp.CSS("dialog")))
-	tb.do("reload", chromedp.Navigate(box.URL+"/scep?tab=intune&do=reload&profile=intune"), chromedp.WaitVisible(chromedp.CSS("dialog:modal")),
-		chromedp.Click(chromedp.CSS("dialog button")), chromedp.WaitVisible(chromedp.CSS("p.done")), chromedp.WaitNotPresent(chromedp.CSS("dialog")))
+	tb.See("scep-reload", "/scep?tab=intune&do=reload&profile=broken", "dialog:modal")
+	tb.Press("dialog button", "dialog:modal #reload-problem")
+	tb.Look("scep-reload-refused")
+	tb.Reads("#reload-problem", "no certificate in it")
+	tb.Press("dialog a.quiet", "main:not(:has(dialog))")
+	tb.Open("/scep?tab=intune&do=reload&profile=intune", "dialog:modal")
+	tb.Press("dialog button", "main:not(:has(dialog)) p.done")
 
-	tb.open("est", "/est", "#est-profiles")
-	tb.open("est-trust", "/est?tab=trust", "#est-trust")
-	tb.step("est-reload-refused", chromedp.Navigate(box.URL+"/est?tab=trust&do=reload&profile=broken"), chromedp.WaitVisible(chromedp.CSS("dialog:modal")), chromedp.Click(chromedp.CSS("dialog button")), chromedp.WaitVisible(chromedp.CSS("dialog:modal #reload-problem")))
+	tb.See("est", "/est", "#est-profiles")
+	tb.See("est-trust", "/est?tab=trust", "#est-trust")
+	tb.Open("/est?tab=trust&do=reload&profile=broken", "dialog:modal")
+	tb.Press("dialog button", "dialog:modal #reload-problem")
+	tb.Look("est-reload-refused")
 
-	tb.open("connect", "/connect", "#connect-profiles")
-	tb.open("connect-profile", "/connect/corp", "#addresses")
+	tb.See("connect", "/connect", "#connect-profiles")
+	tb.See("connect-profile", "/connect/corp", "#addresses")
 	// The others are of the same parts: commands, fields, a download, or why there is nothing.
-	tb.open("connect-curl", "/connect/corp?for=curl&cn=plc-7.example.com", ".guide-step")
-	tb.open("connect-intune", "/connect/intune?for=intune", ".guide-step")
-	tb.open("connect-bad-name", "/connect/iot?for=apple&cn=a%20b", "#device-problem")
-	tb.step("connect-minted", chromedp.Navigate(box.URL+"/connect/iot?for=certmonger&cn=cam-1"), chromedp.Click(chromedp.CSS(`form[action$="/challenge"] button`)),
-		chromedp.WaitVisible(chromedp.CSS(".made")))
-	if got := tb.text(".made .secret"); got != "SECRET-OF-cam-1" {
+	tb.See("connect-curl", "/connect/corp?for=curl&cn=plc-7.example.com", ".guide-step")
+	tb.See("connect-intune", "/connect/intune?for=intune", ".guide-step")
+	tb.See("connect-bad-name", "/connect/iot?for=apple&cn=a%20b", "#device-problem")
+	tb.Open("/connect/iot?for=certmonger&cn=cam-1", `form[action$="/challenge"]`)
+	tb.Press(`form[action$="/challenge"] button`, ".made")
+	tb.Look("connect-minted")
+	if got := tb.Text(".made .secret"); got != "SECRET-OF-cam-1" {
 		t.Errorf("the page shows %q", got)
 	}
 
@@ -76,5 +75,5 @@ func TestDevicesInBrowser(t *testing.T) {
 	gated.claimAs(operator, operator)
 	tg := newTab(t, gated)
 	tg.enter("alice")
-	tg.open("scep-gated", "/scep", ".gated")
+	tg.See("scep-gated", "/scep", ".gated")
 }

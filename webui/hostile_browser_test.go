@@ -23,6 +23,7 @@ import (
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/store"
+	"signet.internal/webui/browsertest"
 )
 
 // What everybody outside may try to have the console say: markup for every place of a page, for scripts,
@@ -63,7 +64,7 @@ const found = `(() => {
 })()`
 
 // further are the addresses of dialogs, tabs and details that a page leads to.
-const further = `JSON.stringify([...document.querySelectorAll("a[href]:not([download])")].map((a) => a.getAttribute("href")).filter((h) => /^\/[^#]*[?](do|tab|for|show|profile|action)=/.test(h)))`
+const further = `[...document.querySelectorAll("a[href]:not([download])")].map((a) => a.getAttribute("href")).filter((h) => /^\/[^#]*[?](do|tab|for|show|profile|action)=/.test(h))`
 
 // TestBrowserHostile: whatever devices, certificates, machines, services and people call themselves, no page runs
 // a script of theirs, leads elsewhere, has markup of theirs, hides characters or is wider than a phone.
@@ -72,29 +73,27 @@ func TestBrowserHostile(t *testing.T) {
 	tb := newTab(t, box)
 	var mu sync.Mutex
 	var dialogs []string
-	err := chromedp.Listen(tb.ctx, func(ev any) {
+	err := chromedp.Listen(tb.Context, func(ev any) {
 		if e, ok := ev.(*page.EventJavascriptDialogOpening); ok {
 			mu.Lock()
 			defer mu.Unlock()
 			dialogs = append(dialogs, e.URL+": "+e.Message)
-			go chromedp.Call(tb.ctx, page.HandleJavaScriptDialog, page.HandleJavaScriptDialogParams{}) // else the browser waits
+			go chromedp.Call(tb.Context, page.HandleJavaScriptDialog, page.HandleJavaScriptDialogParams{}) // else the browser waits
 		}
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := chromedp.Call(tb.ctx, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: watch}); err != nil {
+	if _, err := chromedp.Call(tb.Context, page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: watch}); err != nil {
 		t.Fatal(err)
 	}
-	tb.do("phone", chromedp.EmulateViewport(390, 900))
+	if err := chromedp.Do(tb.Context, chromedp.EmulateViewport(390, 900)); err != nil {
+		t.Fatal(err)
+	}
 	tb.enter("alice")
 	check := func(name string) {
 		t.Helper()
-		wrong, err := chromedp.Run(tb.ctx, chromedp.Evaluate[string](found))
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
-		}
-		if wrong != "" {
+		if wrong := browsertest.Eval[string](tb.Tab, found); wrong != "" {
 			t.Errorf("%s: %s", name, wrong)
 		}
 	}
@@ -108,17 +107,9 @@ func TestBrowserHostile(t *testing.T) {
 			continue
 		}
 		visited[path] = true
-		tb.do(path, chromedp.Navigate(box.URL+path))
+		tb.Open(path, "body")
 		check(path)
-		links, err := chromedp.Run(tb.ctx, chromedp.Evaluate[string](further))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var more []string
-		if err := json.Unmarshal([]byte(links), &more); err != nil {
-			t.Fatal(err)
-		}
-		for _, link := range more {
+		for _, link := range browsertest.Eval[[]string](tb.Tab, further) {
 			if link := withoutNames(link); !visited[link] && len(visited)+len(next) < 150 {
 				next = append(next, link)
 			}
@@ -128,12 +119,12 @@ func TestBrowserHostile(t *testing.T) {
 		t.Errorf("only %d pages visited", len(visited))
 	}
 	for path, fields := range hostileForms(box) {
-		tb.do(path, chromedp.Navigate(box.URL+"/account"))
+		tb.Open("/account", "body")
 		sent, err := json.Marshal(fields)
 		if err != nil {
 			t.Fatal(err)
 		}
-		send := fmt.Sprintf(`(() => {
+		tb.Script(fmt.Sprintf(`(() => {
 			const form = document.createElement("form");
 			[form.method, form.action] = ["post", %q];
 			for (const [name, value] of Object.entries(%s)) {
@@ -141,15 +132,12 @@ func TestBrowserHostile(t *testing.T) {
 				[input.name, input.value] = [name, value];
 				form.append(input);
 			}
-			document.body.dataset.sent = "yes";
 			document.body.append(form);
 			form.submit();
-		})()`, path, sent)
-		tb.do(path, chromedp.Evaluate[chromedp.Void](send), chromedp.WaitReady(chromedp.CSS(`body:not([data-sent]) footer`)))
+		})()`, path, sent), "footer")
 		check("POST " + path)
-		said, err := chromedp.Run(tb.ctx, chromedp.Evaluate[bool](`!!document.querySelector("[role=alert]:not([hidden]), #refusal, .made, .secrets, .new-secret, p.done, [role=status] strong")`))
-		if err != nil || !said {
-			t.Errorf("POST %s: nobody is told what became of it: %v", path, err)
+		if tb.Has("[role=alert]:not([hidden]), #refusal, .made, .secrets, .new-secret, p.done, [role=status] strong") == 0 {
+			t.Errorf("POST %s: nobody is told what became of it", path)
 		}
 	}
 	mu.Lock()

@@ -8,19 +8,14 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/chromedp/cdproto/cdp"
-	"github.com/chromedp/cdproto/webauthn"
-	"github.com/chromedp/chromedp"
 	"github.com/go-webauthn/webauthn/protocol/webauthncbor"
 
 	"signet.internal/appliance/audit"
-	"signet.internal/appliance/store"
 )
 
 // softKey is an authenticator with one passkey, which signs whatever it is told to, also what no honest one would.
@@ -316,38 +311,24 @@ func TestPasskeyBrowser(t *testing.T) {
 	box := newBox(t)
 	out := box.mustClaim()
 	tb := newTab(t, box)
-	box.URL = strings.Replace(box.URL, "127.0.0.1", "localhost", 1) // addresses have no passkeys
-	if _, err := chromedp.Call(tb.ctx, webauthn.Enable, webauthn.EnableParams{}); err != nil {
-		t.Fatal(err)
-	}
-	device, err := chromedp.Call(tb.ctx, webauthn.AddVirtualAuthenticator, webauthn.AddVirtualAuthenticatorParams{Options: &webauthn.VirtualAuthenticatorOptions{
-		Protocol: webauthn.AuthenticatorProtocolCtap2, Transport: webauthn.AuthenticatorTransportInternal,
-		HasResidentKey: true, HasUserVerification: true, IsUserVerified: true, AutomaticPresenceSimulation: true}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	verified := func(yes bool) {
-		t.Helper()
-		if _, err := chromedp.Call(tb.ctx, webauthn.SetUserVerified, webauthn.SetUserVerifiedParams{AuthenticatorID: device.AuthenticatorID, IsUserVerified: yes}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	tb.open("sign-in", "/account", "#user")
-	tb.do("signing in", chromedp.SendKeys(chromedp.CSS("#user"), "alice"), chromedp.SendKeys(chromedp.CSS("#password"), out.Password),
-		chromedp.Submit(chromedp.CSS("#password")), chromedp.WaitVisible(chromedp.CSS("#passkey-name")))
+	verified := tb.Authenticator()
+	tb.See("sign-in", "/account", "#user")
+	tb.Write("#user", "alice")
+	tb.Write("#password", out.Password)
+	tb.Enter("#password", "#passkey-name")
 	verified(false)
-	tb.step("passkey-refused", chromedp.SendKeys(chromedp.CSS("#passkey-name"), "work laptop"), chromedp.Click(chromedp.CSS("#passkey-add button")),
-		chromedp.WaitVisible(chromedp.CSS("#passkey-add [role=alert]")))
-	if got := tb.text("#passkey-add [role=alert]"); !strings.Contains(got, "Nothing was signed") {
-		t.Errorf("the page says %q", got)
-	}
+	tb.Write("#passkey-name", "work laptop")
+	tb.Click("#passkey-add button")
+	tb.Reads("#passkey-add [role=alert]", "Nothing was signed")
+	tb.Look("passkey-refused")
 	verified(true)
-	tb.step("passkey-added", chromedp.Click(chromedp.CSS("#passkey-add button")), chromedp.WaitVisible(chromedp.CSS(".done")))
-	if got := tb.text(".done"); !strings.Contains(got, "passkey is added") {
-		t.Errorf("the page says %q", got)
-	}
-	tb.do("signing out", chromedp.Click(chromedp.CSS("header button")), chromedp.WaitVisible(chromedp.CSS("#passkey-sign-in button")))
-	tb.step("signed-in-by-passkey", chromedp.Navigate(box.URL+"/sign-in?next=/account"), chromedp.Click(chromedp.CSS("#passkey-sign-in button")), chromedp.WaitVisible(chromedp.CSS("#passkey-name")))
+	tb.Press("#passkey-add button", ".done")
+	tb.Look("passkey-added")
+	tb.Reads(".done", "passkey is added")
+	tb.Press("header button", "#passkey-sign-in button")
+	tb.Open("/sign-in?next=/account", "#passkey-sign-in button")
+	tb.Press("#passkey-sign-in button", "#passkey-name")
+	tb.Look("signed-in-by-passkey")
 	if r := box.records()[0]; r.Action != audit.SignedIn || r.Actor != "alice" || r.Reason != "by passkey work laptop" {
 		t.Errorf("the audit log ends with %+v", r)
 	}
@@ -361,16 +342,12 @@ func TestPasskeyBrowser(t *testing.T) {
 	if err := box.store.SignInByPasskey(all[0].ID, all[0].SignCount+100, false, sourceKey(addr("192.0.2.1")), rec, rec); err != nil {
 		t.Fatal(err)
 	}
-	tb.do("signing out", chromedp.Click(chromedp.CSS("header button")), chromedp.WaitVisible(chromedp.CSS("#passkey-sign-in button")))
-	tb.step("passkey-copied", chromedp.Click(chromedp.CSS("#passkey-sign-in button")), chromedp.WaitVisible(chromedp.CSS("#passkey-sign-in [role=alert]")))
-	if got := tb.text("#passkey-sign-in [role=alert]"); !strings.Contains(got, "may be a copy") {
-		t.Errorf("the page says %q", got)
-	}
+	tb.Press("header button", "#passkey-sign-in button")
+	tb.Click("#passkey-sign-in button")
+	tb.Reads("#passkey-sign-in [role=alert]", "may be a copy")
+	tb.Look("passkey-copied")
 	if p, err := box.store.Passkey(all[0].ID); err != nil || !p.Suspect {
 		t.Errorf("passkey %+v, %v", p, err)
-	}
-	if _, err := chromedp.Call(tb.ctx, webauthn.Disable, cdp.Empty{}); err != nil && !errors.Is(err, store.ErrNotFound) {
-		t.Error(err)
 	}
 }
 
@@ -384,22 +361,28 @@ func TestAccountBrowser(t *testing.T) {
 	tb := newTab(t, box)
 	box.addPasskey(newSoftKey(t, "https://localhost"), withCookie(box.signedIn("alice", out.Password)))
 	tb.enter("alice")
-	tb.open("account", "/account", "#sessions")
+	tb.See("account", "/account", "#sessions")
 	var d AccountDetails
 	box.get("/api/v1/account", admin).decode(t, &d)
 	for name, query := range map[string]string{"password": "do=password", "token": "do=token", "revoke": "do=revoke&id=" + d.Tokens[0].ID, "passkey": "do=passkey&id=" + d.Passkeys[0].ID} {
-		tb.open("account-"+name, "/account?"+query, "dialog")
+		tb.See("account-"+name, "/account?"+query, "dialog")
 	}
-	tb.open("account-password-again", "/account?do=password", "dialog")
-	tb.step("account-password-wrong", chromedp.SendKeys(chromedp.CSS("#current"), "wrong wrong wrong"), chromedp.SendKeys(chromedp.CSS("#new"), "correct horse battery"),
-		chromedp.SendKeys(chromedp.CSS("#again"), "correct horse battery"), chromedp.Submit(chromedp.CSS("#again")), chromedp.WaitVisible(chromedp.CSS("#password-problem")))
-	tb.open("users", "/users", "#people")
-	tb.open("users-add", "/users?do=add", "dialog")
-	tb.step("users-add-refused", chromedp.SendKeys(chromedp.CSS("#add-user"), "bob"), chromedp.Submit(chromedp.CSS("#add-user")), chromedp.WaitVisible(chromedp.CSS("#add-problem")))
-	tb.open("user", "/users/bob", "#user")
+	tb.See("account-password-again", "/account?do=password", "dialog")
+	tb.Write("#current", "wrong wrong wrong")
+	tb.Write("#new", "correct horse battery")
+	tb.Write("#again", "correct horse battery")
+	tb.Enter("#again", "#password-problem")
+	tb.Look("account-password-wrong")
+	tb.See("users", "/users", "#people")
+	tb.See("users-add", "/users?do=add", "dialog")
+	tb.Write("#add-user", "bob")
+	tb.Enter("#add-user", "#add-problem")
+	tb.Look("users-add-refused")
+	tb.See("user", "/users/bob", "#user")
 	for _, dialog := range []string{"role", "password", "switch", "remove"} {
-		tb.open("user-"+dialog, "/users/bob?do="+dialog, "dialog")
+		tb.See("user-"+dialog, "/users/bob?do="+dialog, "dialog")
 	}
-	tb.open("user-last-administrator", "/users/alice?do=remove", "dialog")
-	tb.step("user-last-administrator-kept", chromedp.Click(chromedp.CSS("dialog button.danger")), chromedp.WaitVisible(chromedp.CSS("#remove-problem")))
+	tb.See("user-last-administrator", "/users/alice?do=remove", "dialog")
+	tb.Press("dialog button.danger", "#remove-problem")
+	tb.Look("user-last-administrator-kept")
 }

@@ -4,8 +4,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/chromedp/chromedp"
 )
 
 // TestBrowserRecords walks the audit explorer, the certificates and the approvals, with each dialog and
@@ -20,48 +18,57 @@ func TestBrowserRecords(t *testing.T) {
 	box.claimAs(operator, operator)
 	tb := newTab(t, box)
 	tb.enter("alice")
-	click := func(selector string) chromedp.Action[chromedp.Void] { return chromedp.Click(chromedp.CSS(selector)) }
-	visible := func(selector string) chromedp.Action[chromedp.Void] {
-		return chromedp.WaitVisible(chromedp.CSS(selector))
-	}
-
-	tb.open("approvals", "/pending", ".rows")
-	tb.step("request", click(".rows a.name"), visible(".decision"))
-	tb.step("request-deny", click(`a[href$="do=deny"]`), visible("dialog[open] #reason"))
+	tb.See("approvals", "/pending", ".rows")
+	tb.Press(".rows a.name", ".decision")
+	tb.Look("request")
+	tb.Press(`a[href$="do=deny"]`, "dialog[open] #reason")
+	tb.Look("request-deny")
 	// A browser refuses an empty reason itself; one of spaces comes back.
-	tb.step("request-deny-wrong", chromedp.SendKeys(chromedp.CSS("#reason"), "  "), click("dialog button.danger"), visible("#deny-problem"))
-	if got := tb.text("#deny-problem"); !strings.Contains(got, "reason is empty") {
-		t.Errorf("no reason says %q", got)
-	}
-	tb.step("request-approved", click("dialog a.quiet"), visible(".decision button"), click(".decision form button"), visible(".done"))
+	tb.Write("#reason", "  ")
+	tb.Press("dialog button.danger", "#deny-problem")
+	tb.Look("request-deny-wrong")
+	tb.Reads("#deny-problem", "reason is empty")
+	tb.Press("dialog a.quiet", ".decision button")
+	tb.Press(".decision form button", ".done")
+	tb.Look("request-approved")
 	serial := box.serialOf("door-2.wait")
 	box.request("DOOR-2.wait")
-	tb.step("request-name-taken", chromedp.Navigate(box.URL+"/pending"), click(".rows a.name"), visible(".notice"))
+	tb.Open("/pending", ".rows")
+	tb.Press(".rows a.name", ".notice")
+	tb.Look("request-name-taken")
 
-	tb.open("certificates", "/certificates", ".rows")
-	tb.step("certificate", click(`a[href="/certificates/`+serial+`"]`), visible("#state"))
-	tb.open("certificate-hold", "/certificates/"+lamp+"?do=hold", "dialog[open]")
-	tb.step("certificate-held", click("dialog form button"), visible(".done"))
-	tb.step("certificate-release", click(`a[href$="do=release"]`), visible("dialog[open]"))
-	tb.do("released", click("dialog form button"), visible(".done"))
-	tb.open("certificate-revoke", "/certificates/"+lamp+"?do=revoke", "dialog[open] .options")
+	tb.See("certificates", "/certificates", ".rows")
+	tb.Press(`a[href="/certificates/`+serial+`"]`, "#state")
+	tb.Look("certificate")
+	tb.See("certificate-hold", "/certificates/"+lamp+"?do=hold", "dialog[open]")
+	tb.Press("dialog form button", ".done")
+	tb.Look("certificate-held")
+	tb.Press(`a[href$="do=release"]`, "dialog[open]")
+	tb.Look("certificate-release")
+	tb.Press("dialog form button", ".done")
+	tb.See("certificate-revoke", "/certificates/"+lamp+"?do=revoke", "dialog[open] .options")
 	if err := box.engine.Revoke(t.Context(), lamp, "superseded", "bob"); err != nil {
 		t.Fatal(err)
 	}
-	tb.step("certificate-revoke-refused", click(`input[value="keyCompromise"]`), click("dialog button.danger"), visible("#revoke-problem"))
-	if got := tb.text("#revoke-problem"); !strings.Contains(got, "revoked") {
-		t.Errorf("revoking twice says %q", got)
-	}
+	tb.Click(`input[value="keyCompromise"]`)
+	tb.Press("dialog button.danger", "#revoke-problem")
+	tb.Look("certificate-revoke-refused")
+	tb.Reads("#revoke-problem", "revoked")
 	box.clock.pass(20 * time.Minute)
-	tb.open("certificates-none", "/certificates?state=due", ".empty")
+	tb.See("certificates-none", "/certificates?state=due", ".empty")
 
-	tb.open("audit", "/audit", ".records")
-	tb.step("audit-search", chromedp.SendKeys(chromedp.CSS("#q"), "plc-line"), chromedp.Submit(chromedp.CSS("#q")), visible(".records"))
-	if got := tb.text(".records tbody"); !strings.Contains(got, "plc-line-07") || strings.Contains(got, "printer") {
+	tb.See("audit", "/audit", ".records")
+	tb.Write("#q", "plc-line")
+	tb.Enter("#q", ".records")
+	tb.Look("audit-search")
+	if got := tb.Text(".records tbody"); !strings.Contains(got, "plc-line-07") || strings.Contains(got, "printer") {
 		t.Errorf("a search finds %q", got)
 	}
-	tb.open("audit-filters", "/audit?action=revocation&since=2026-11-20T00%3A00&profile=iot", ".records")
-	tb.open("audit-none", "/audit?q=nobody", ".empty")
-	tb.step("record", chromedp.Navigate(box.URL+"/audit?q="+lamp), click(".records tbody tr:last-child .time a"), visible("#proof"))
-	tb.step("record-verified", click(`a[href$="?do=verify#proof"]`), visible(".verdict.good"))
+	tb.See("audit-filters", "/audit?action=revocation&since=2026-11-20T00%3A00&profile=iot", ".records")
+	tb.See("audit-none", "/audit?q=nobody", ".empty")
+	tb.Open("/audit?q="+lamp, ".records")
+	tb.Press(".records tbody tr:last-child .time a", "#proof")
+	tb.Look("record")
+	tb.Press(`a[href$="?do=verify#proof"]`, ".verdict.good")
+	tb.Look("record-verified")
 }
