@@ -279,7 +279,7 @@ func (b *testBox) send(method, path string, body io.Reader, change ...func(*http
 	for _, f := range change {
 		f(req)
 	}
-	client := b.Client()
+	client := *b.Client() // which others may be using
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	resp, err := client.Do(req)
 	if err != nil {
