@@ -339,3 +339,40 @@ func TestMaxActiveConcurrently(t *testing.T) {
 	}
 	b.close()
 }
+
+// A certificate that is put on hold while its renewal is signed, or while Intune is told of that, is replaced all the
+// same: for good, so that nothing is left to be released.
+func TestReplacedOnHoldStaysRevoked(t *testing.T) {
+	b, c := newBox(t), &cloud{}
+	b.intune("strict", c)
+	for _, name := range []string{"corp", "strict"} {
+		p := b.engine.profiles[name]
+		p.RevokeOnReplace = true
+		b.engine.profiles[name] = p
+	}
+	for _, profile := range []string{"corp", "strict"} {
+		d := newDevice(t)
+		r := in(profile, d.request(printer))
+		if profile == "strict" {
+			r.Proof.Challenge = "blob"
+		}
+		first := b.issue(r)
+		renewal := in(profile, d.renewal(first.Certificate, d, printer))
+		hold := func() { must(t, b.engine.Revoke(context.Background(), first.Serial, "certificateHold", "olga")) }
+		if profile == "strict" {
+			renewal.Proof.Challenge = "blob"
+			c.hook = hold
+		} else {
+			b.signer.set(func() error { b.signer.set(nil); hold(); return nil })
+		}
+		held := b.clock.Now()
+		second := b.issue(renewal)
+		c.hook = nil
+		b.wantStatus(first.Serial, CertStatus{State: Revoked, At: held, Reason: 4, NotAfter: held.Add(validity)})
+		b.wantStatus(second.Serial, CertStatus{State: Good, NotAfter: held.Add(validity)})
+		if err := b.revoke(first.Serial, "removeFromCRL"); !errors.Is(err, ErrNotOnHold) {
+			t.Errorf("%s: releasing what was replaced: %v", profile, err)
+		}
+	}
+	b.close()
+}

@@ -318,8 +318,8 @@ func (c *change) issue(t Transaction, rec audit.Record) error {
 	return c.supersede(t, t.Decided, rec)
 }
 
-// supersede has what t renews superseded by it, and revoked for that where the intent says so. rec is
-// the record of what brought it about.
+// supersede has what t renews superseded by it, and revoked for that where the intent says so: for good also
+// where it was put on hold meanwhile. rec is the record of what brought it about.
 func (c *change) supersede(t Transaction, at time.Time, rec audit.Record) error {
 	if t.Supersedes == "" {
 		return nil
@@ -329,8 +329,11 @@ func (c *change) supersede(t Transaction, at time.Time, rec audit.Record) error 
 		return err
 	}
 	old.SupersededBy = t.Serial
-	if t.RevokeSuperseded && !old.Revoked() {
-		old.RevokedAt, old.Reason = at, reasonSuperseded
+	if t.RevokeSuperseded && (!old.Revoked() || old.Reason == reasonHold) {
+		if !old.Revoked() {
+			old.RevokedAt = at
+		}
+		old.Reason = reasonSuperseded
 		if err := c.list(old.Issuer, old.revocation()); err != nil {
 			return err
 		}
