@@ -14,6 +14,7 @@ import (
 
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/est"
+	"signet.internal/appliance/exchange"
 	"signet.internal/appliance/keys"
 	"signet.internal/appliance/pki"
 	"signet.internal/appliance/scep"
@@ -85,6 +86,11 @@ func (a *Appliance) enrollProfile(s *settings) enroll.Profile {
 	return out
 }
 
+// exchanges is what the servers for devices and verifiers have in common.
+func (a *Appliance) exchanges() exchange.Config {
+	return exchange.Config{Log: a.config.Log, Source: a.proxies.source, ClientCertificates: a.proxies.clientCertificates, Now: a.config.Now, IsBusy: isBusy}
+}
+
 // newSCEP serves the profiles that are on for SCEP; nil where none is.
 func (a *Appliance) newSCEP() (*scep.Server, error) {
 	var profiles []scep.Profile
@@ -112,17 +118,7 @@ func (a *Appliance) newSCEP() (*scep.Server, error) {
 	if len(profiles) == 0 {
 		return nil, nil
 	}
-	return scep.New(scep.Config{
-		Engine:             a.engine,
-		Profiles:           profiles,
-		Log:                a.config.Log,
-		Source:             a.proxies.source,
-		ClientCertificates: a.proxies.clientCertificates,
-		InFlight:           inFlight,
-		Patience:           patience,
-		Now:                a.config.Now,
-		IsBusy:             isBusy,
-	})
+	return scep.New(scep.Config{Config: a.exchanges(), Engine: a.engine, Profiles: profiles, Slots: exchange.NewSlots(inFlight, patience)})
 }
 
 // newEST serves the profiles that are on for EST; nil where none is.
@@ -150,27 +146,11 @@ func (a *Appliance) newEST() (*est.Server, error) {
 	if len(profiles) == 0 {
 		return nil, nil
 	}
-	return est.New(est.Config{
-		Engine:             a.engine,
-		Profiles:           profiles,
-		Log:                a.config.Log,
-		Source:             a.proxies.source,
-		ClientCertificates: a.proxies.clientCertificates,
-		InFlight:           inFlight,
-		Patience:           patience,
-		IsBusy:             isBusy,
-	})
+	return est.New(est.Config{Config: a.exchanges(), Engine: a.engine, Profiles: profiles, Slots: exchange.NewSlots(inFlight, patience)})
 }
 
 func (a *Appliance) newValidation() (*validation.Server, error) {
-	return validation.New(validation.Config{
-		Engine:      a.engine,
-		Authorities: a.published,
-		Log:         a.config.Log,
-		Source:      a.proxies.source,
-		Now:         a.config.Now,
-		IsBusy:      isBusy,
-	})
+	return validation.New(validation.Config{Config: a.exchanges(), Engine: a.engine, Authorities: a.published})
 }
 
 // published is every authority that has a certificate, for those who ask about certificates.

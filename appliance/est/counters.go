@@ -87,7 +87,7 @@ func (s *Server) outcome(x *call) Counter {
 		return ""
 	case x.Outcome == "issued":
 		return success
-	case x.Outcome == "busy" && x.Err == nil, s.isBusy(x.Err):
+	case x.Outcome == "busy" && x.Err == nil, s.config.IsBusy(x.Err):
 		return RateLimited
 	}
 	return refusedAs(x.Err, x.Status, x.R.Header.Get("Authorization") != "")

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 )
 
 // TestCounters: every counter is counted by a request that comes to it, and by no other.
@@ -92,7 +93,7 @@ func TestCounters(t *testing.T) {
 
 // TestBusyIsCounted: what is turned away because of the box's load, before or behind the key holder.
 func TestBusyIsCounted(t *testing.T) {
-	s := newService(t, func(c *Config) { c.InFlight = 1 })
+	s := newService(t, func(c *Config) { c.Slots = exchange.NewSlots(1, 0) })
 	if !s.server.slots.Enter(t.Context()) {
 		t.Fatal("no slot")
 	}

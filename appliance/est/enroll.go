@@ -45,7 +45,7 @@ func (s *Server) enroll(x *call) {
 		s.failCounted(x, err)
 		return
 	}
-	x.peer = s.client(x.R)
+	x.peer = s.config.ClientCertificates(x.R)
 	req := enroll.Request{
 		Profile:     x.profile.Name,
 		Protocol:    enroll.ProtocolEST,

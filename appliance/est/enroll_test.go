@@ -19,6 +19,7 @@ import (
 
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 	"signet.internal/appliance/pki"
 )
 
@@ -303,7 +304,7 @@ func TestExplain(t *testing.T) {
 		}
 	}
 	queue := errors.New("queue is full")
-	s := &Server{isBusy: func(err error) bool { return errors.Is(err, queue) }}
+	s := &Server{config: exchange.Config{IsBusy: func(err error) bool { return errors.Is(err, queue) }}}
 	if v := s.explain(fmt.Errorf("signing the new key: %w", queue)); v != explain(enroll.ErrBusy) {
 		t.Errorf("a key holder that is busy: %+v", v)
 	}

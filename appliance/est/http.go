@@ -39,7 +39,7 @@ const (
 
 // serve answers one request and writes its log line.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, l listener) {
-	x := &call{Exchange: exchange.New(w, r, s.source(r)), listener: l}
+	x := &call{Exchange: exchange.New(w, r, s.config.Source(r)), listener: l}
 	x.OmitDate() // no EST client has a use for it
 	s.dispatch(x)
 	s.count(x)
@@ -47,7 +47,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, l listener) {
 	if x.profile != nil {
 		profile = x.profile.Name
 	}
-	x.Log(s.log, "est", slog.String("profile", profile), slog.String("operation", x.operation), slog.String("identity", x.identity))
+	x.Log(s.config.Log, "est", slog.String("profile", profile), slog.String("operation", x.operation), slog.String("identity", x.identity))
 }
 
 // dispatch finds profile and operation and refuses what has neither.

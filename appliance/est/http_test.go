@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/exchange"
 )
 
 // An answer to a client that reads no more than one record is one write to its connection, small or large; others get the large one as
@@ -310,7 +311,7 @@ func TestWithoutTLS(t *testing.T) {
 
 // Past the number of requests in flight, nothing of a request is parsed.
 func TestBusy(t *testing.T) {
-	s := newService(t, func(c *Config) { c.InFlight = 1 })
+	s := newService(t, func(c *Config) { c.Slots = exchange.NewSlots(1, 0) })
 	if !s.server.slots.Enter(t.Context()) {
 		t.Fatal("no slot")
 	}
@@ -424,7 +425,7 @@ func TestNewRefuses(t *testing.T) {
 		"a kind of key":       {[]Profile{{Name: "a", CACerts: some, ServerKeyGen: "dsa"}}, "cannot make a key"},
 		"parts of a second":   {[]Profile{{Name: "a", CACerts: some, RetryAfter: 1500e6}}, "whole seconds"},
 	} {
-		if _, err := New(Config{Engine: s.engine, Log: s.server.log, Profiles: c.profiles}); err == nil || !strings.Contains(err.Error(), c.says) {
+		if _, err := New(Config{Config: s.server.config, Engine: s.engine, Profiles: c.profiles, Slots: s.server.slots}); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v; want %q", name, err, c.says)
 		}
 	}

@@ -11,38 +11,22 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
-	"net/netip"
 	"time"
 
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/exchange"
 )
 
-// Config is what a Server is made of. Every field is required unless it says otherwise.
+// Config is what a Server is made of. Every field is required.
 type Config struct {
+	exchange.Config
 	Engine   *enroll.Engine
 	Profiles []Profile // at least one, names unique, at most one Default
-	Log      *slog.Logger
 
-	// Source tells whom a request comes from, for limits and the audit log. Nil: the connection's remote address.
-	Source func(*http.Request) netip.Addr
-
-	// ClientCertificates returns what the device showed in TLS, its own certificate first, of which it is known that the device has
-	// the key and nothing else. Nil: those of the connection; what stands behind a trusted proxy takes them from there.
-	ClientCertificates func(*http.Request) []*x509.Certificate
-
-	// InFlight bounds the requests with a body being worked on at a time, on all listeners together; one more is answered 503 before a
-	// byte of it is parsed. 0: 32, which a hardware TPM works off within a client's patience.
-	InFlight int
-
-	// Patience is how long a request waits for its turn before it is answered so. 0: not at all.
-	Patience time.Duration
-
-	// IsBusy reports whether an error of a key says that its holder has too much to do, so that the same request may succeed later.
-	// Nil: only errors that wrap enroll.ErrBusy say so.
-	IsBusy func(error) bool
+	// Slots bounds the requests with a body being worked on at a time, on all listeners together; one more is answered 503 before a byte
+	// of it is parsed.
+	Slots *exchange.Slots
 }
 
 // Profile is one enrollment profile as EST sees it.
@@ -75,13 +59,10 @@ const (
 // Server answers EST requests for a set of profiles. It is safe for concurrent use.
 type Server struct {
 	engine   *enroll.Engine
-	log      *slog.Logger
-	source   func(*http.Request) netip.Addr
-	client   func(*http.Request) []*x509.Certificate
-	isBusy   func(error) bool
+	config   exchange.Config
 	profiles map[string]*profile // by name
 	fallback *profile            // the default one; nil if there is none
-	slots    *exchange.Slots     // of requests in flight
+	slots    *exchange.Slots
 }
 
 // profile is a Profile that passed the checks.
@@ -93,40 +74,14 @@ type profile struct {
 	counters   counters
 }
 
-const (
-	defaultInFlight   = 32
-	defaultRetryAfter = time.Minute
-)
+const defaultRetryAfter = time.Minute
 
 // New checks the configuration and returns a server that is ready to answer.
 func New(c Config) (*Server, error) {
-	if c.Engine == nil || c.Log == nil {
-		return nil, errors.New("est: configuring the server: no engine or no logger")
+	if c.Engine == nil || c.Log == nil || c.Slots == nil {
+		return nil, errors.New("est: configuring the server: engine, log and slots are required")
 	}
-	if c.InFlight == 0 {
-		c.InFlight = defaultInFlight
-	}
-	if c.InFlight < 0 {
-		return nil, fmt.Errorf("est: configuring the server: %d requests in flight", c.InFlight)
-	}
-	if c.Source == nil {
-		c.Source = exchange.RemoteAddr
-	}
-	if c.ClientCertificates == nil {
-		c.ClientCertificates = exchange.PeerCertificates
-	}
-	if c.IsBusy == nil {
-		c.IsBusy = func(error) bool { return false }
-	}
-	s := &Server{
-		engine:   c.Engine,
-		log:      c.Log,
-		source:   c.Source,
-		client:   c.ClientCertificates,
-		isBusy:   c.IsBusy,
-		profiles: make(map[string]*profile),
-		slots:    exchange.NewSlots(c.InFlight, c.Patience),
-	}
+	s := &Server{engine: c.Engine, config: c.WithDefaults(), profiles: make(map[string]*profile), slots: c.Slots}
 	for _, p := range c.Profiles {
 		checked, err := newProfile(p)
 		if err != nil {

@@ -33,6 +33,7 @@ import (
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
@@ -133,7 +134,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 	bundle := x509.NewCertPool()
 	bundle.AddCert(s.bootstrap.cert)
 	ecCA := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
-	config := Config{Log: log}
+	config := Config{Config: exchange.Config{Log: log}, Slots: exchange.NewSlots(32, 0)}
 	var profiles []enroll.Profile
 	for _, p := range []Profile{
 		{Name: "corp", Default: true, CSRAttrs: csrAttrs(t), LegacyTLS: true, Basic: true},

@@ -110,7 +110,7 @@ func explain(err error) verdict {
 
 // explain is explain with the key holder's own word for busy.
 func (s *Server) explain(err error) verdict {
-	if s.isBusy(err) {
+	if s.config.IsBusy(err) {
 		err = enroll.ErrBusy
 	}
 	return explain(err)

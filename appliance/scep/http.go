@@ -48,14 +48,14 @@ func (l listener) isLegacy() bool { return l == legacy || l == legacyMutual }
 
 // serve answers one request and writes its log line.
 func (s *Server) serve(w http.ResponseWriter, r *http.Request, l listener) {
-	x := &call{Exchange: exchange.New(w, r, s.source(r)), listener: l}
+	x := &call{Exchange: exchange.New(w, r, s.config.Source(r)), listener: l}
 	x.OmitDate() // no SCEP client has a use for it
 	s.dispatch(x)
 	profile := ""
 	if x.profile != nil {
 		profile = x.profile.Name
 	}
-	x.Log(s.log, "scep", slog.String("profile", profile), slog.String("operation", x.operation), slog.String("transaction", x.transaction))
+	x.Log(s.config.Log, "scep", slog.String("profile", profile), slog.String("operation", x.operation), slog.String("transaction", x.transaction))
 }
 
 // dispatch finds profile and operation and refuses what has neither.

@@ -19,6 +19,7 @@ import (
 	"github.com/smallstep/pkcs7"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/exchange"
 )
 
 // direct serves a service's handler without the recorder, as the box does.
@@ -290,7 +291,7 @@ func TestLargeBodiesAreBounded(t *testing.T) {
 
 // Over the bound a request is refused before it is looked at, and what is cheap is still answered.
 func TestOverload(t *testing.T) {
-	s := newService(t, func(c *Config) { c.InFlight = 2 })
+	s := newService(t, func(c *Config) { c.Slots = exchange.NewSlots(2, 0) })
 	if n := s.free(); n != 2 {
 		t.Fatalf("%d slots", n)
 	}
@@ -356,7 +357,7 @@ func TestConcurrentDevices(t *testing.T) {
 		}
 		serials[certs[0].SerialNumber.String()] = true
 	}
-	if len(serials) != devices || s.outcomes(audit.OutcomeSuccess) != devices || s.free() != defaultInFlight {
+	if len(serials) != devices || s.outcomes(audit.OutcomeSuccess) != devices || s.free() != 32 {
 		t.Errorf("%d serials, %d records, %d slots free", len(serials), s.outcomes(audit.OutcomeSuccess), s.free())
 	}
 }

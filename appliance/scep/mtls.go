@@ -17,7 +17,7 @@ func (s *Server) admit(x *call) bool {
 		x.Refuse(http.StatusNotFound, "this profile takes no client certificates: use /scep/<profile>")
 		return false
 	}
-	shown := s.certificates(x.R)
+	shown := s.config.ClientCertificates(x.R)
 	if len(shown) == 0 {
 		x.Refuse(http.StatusUnauthorized, "no client certificate: connect with one that this profile trusts")
 		s.count(x, x.Reason)
@@ -40,7 +40,7 @@ func (s *Server) admit(x *call) bool {
 	_, err := client.Verify(x509.VerifyOptions{
 		Roots:         roots,
 		Intermediates: intermediates,
-		CurrentTime:   s.now(),
+		CurrentTime:   s.config.Now(),
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	})
 	if err != nil {

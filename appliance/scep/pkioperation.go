@@ -117,7 +117,7 @@ func (s *Server) fail(x *call, req *request, err error) []byte {
 
 // explain is explain with the key holder's own word for busy.
 func (s *Server) explain(err error) verdict {
-	if s.isBusy(err) {
+	if s.config.IsBusy(err) {
 		err = enroll.ErrBusy
 	}
 	return explain(err)

@@ -375,21 +375,21 @@ func TestNewRefusesConfig(t *testing.T) {
 		change func(*Config)
 		says   string
 	}{
-		"no engine":      {func(c *Config) { c.Engine = nil }, "no engine"},
-		"no profiles":    {func(c *Config) { c.Profiles = nil }, "no profiles"},
-		"two defaults":   {func(c *Config) { c.Profiles[1].Default = true }, "both the default"},
-		"same name":      {func(c *Config) { c.Profiles[1].Name = "corp" }, "twice"},
-		"GetCACert":      {func(c *Config) { c.Profiles[0].GetCACert = "all" }, "want ra+chain, ra+ca or ra"},
-		"no authority":   {func(c *Config) { c.Profiles[0].Authority = nil }, "no authority"},
-		"no RA":          {func(c *Config) { c.Profiles[0].Authority = Always(Authority{CA: ecCert}) }, "has no RA"},
-		"no key":         {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Signer = nil }) }, "RA key is missing"},
-		"other key":      {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Signer = rsaKey(t, 2048) }) }, "not the one in the RA certificate"},
-		"other CA":       {func(c *Config) { c.Profiles[0].change(func(a *Authority) { a.CA = ecCert }) }, "not issued by the CA"},
-		"EC RA":          {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Certificate = ecCert }) }, "no RSA key"},
-		"empty next":     {func(c *Config) { c.Profiles[0].change(func(a *Authority) { a.Next = &Next{} }) }, "next CA has no certificate"},
-		"mode of mTLS":   {func(c *Config) { c.Profiles[0].MTLS.Mode = "on" }, "want off, optional or required"},
-		"no bundle":      {func(c *Config) { c.Profiles[0].MTLS.Mode = "required" }, "no bundle"},
-		"negative bound": {func(c *Config) { c.InFlight = -1 }, "in flight"},
+		"no engine":    {func(c *Config) { c.Engine = nil }, "required"},
+		"no slots":     {func(c *Config) { c.Slots = nil }, "required"},
+		"no profiles":  {func(c *Config) { c.Profiles = nil }, "no profiles"},
+		"two defaults": {func(c *Config) { c.Profiles[1].Default = true }, "both the default"},
+		"same name":    {func(c *Config) { c.Profiles[1].Name = "corp" }, "twice"},
+		"GetCACert":    {func(c *Config) { c.Profiles[0].GetCACert = "all" }, "want ra+chain, ra+ca or ra"},
+		"no authority": {func(c *Config) { c.Profiles[0].Authority = nil }, "no authority"},
+		"no RA":        {func(c *Config) { c.Profiles[0].Authority = Always(Authority{CA: ecCert}) }, "has no RA"},
+		"no key":       {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Signer = nil }) }, "RA key is missing"},
+		"other key":    {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Signer = rsaKey(t, 2048) }) }, "not the one in the RA certificate"},
+		"other CA":     {func(c *Config) { c.Profiles[0].change(func(a *Authority) { a.CA = ecCert }) }, "not issued by the CA"},
+		"EC RA":        {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Certificate = ecCert }) }, "no RSA key"},
+		"empty next":   {func(c *Config) { c.Profiles[0].change(func(a *Authority) { a.Next = &Next{} }) }, "next CA has no certificate"},
+		"mode of mTLS": {func(c *Config) { c.Profiles[0].MTLS.Mode = "on" }, "want off, optional or required"},
+		"no bundle":    {func(c *Config) { c.Profiles[0].MTLS.Mode = "required" }, "no bundle"},
 	} {
 		changed := config
 		changed.Profiles = append([]Profile{first}, config.Profiles[1:]...)

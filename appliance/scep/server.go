@@ -9,43 +9,23 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
-	"net/netip"
 	"sync/atomic"
-	"time"
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/exchange"
 )
 
-// Config is what a Server is made of. Every field is required unless it says otherwise.
+// Config is what a Server is made of. Every field is required.
 type Config struct {
+	exchange.Config
 	Engine   *enroll.Engine
 	Profiles []Profile // at least one, names unique, at most one Default
-	Log      *slog.Logger
 
-	// Source tells whom a request comes from, for limits and the audit log. Nil: the connection's remote address.
-	Source func(*http.Request) netip.Addr
-
-	// ClientCertificates returns what the device showed in TLS, its own certificate first, of which it is known that the device has
-	// the key and nothing else. Nil: those of the connection; what stands behind a trusted proxy takes them from there.
-	ClientCertificates func(*http.Request) []*x509.Certificate
-
-	// InFlight bounds the PKIOperations being worked on at a time, on all listeners together; one more is answered
-	// 503 before a byte of it is parsed. 0: 32, which a hardware TPM works off within a client's patience.
-	InFlight int
-
-	// Patience is how long a request waits for its turn before it is answered so. 0: not at all.
-	Patience time.Duration
-
-	// Now tells the time to judge client certificates by. Nil: time.Now.
-	Now func() time.Time
-
-	// IsBusy reports whether an error of an RA key says that its holder has too much to do, so that the same request may
-	// succeed later. Nil: only errors that wrap enroll.ErrBusy say so.
-	IsBusy func(error) bool
+	// Slots bounds the PKIOperations being worked on at a time, on all listeners together; one more is answered 503 before a byte of it
+	// is parsed.
+	Slots *exchange.Slots
 }
 
 // Profile is one enrollment profile as SCEP sees it.
@@ -99,17 +79,12 @@ const (
 
 // Server answers SCEP requests for a set of profiles. It is safe for concurrent use.
 type Server struct {
-	engine *enroll.Engine
-	log    *slog.Logger
-	source func(*http.Request) netip.Addr
-
-	certificates func(*http.Request) []*x509.Certificate // the client's
-	now          func() time.Time
-	isBusy       func(error) bool
-	profiles     map[string]*profile // by name
-	fallback     *profile            // the default one; nil if there is none
-	slots        *exchange.Slots     // of PKIOperations in flight
-	large        chan struct{}       // one element per large body coming in
+	engine   *enroll.Engine
+	config   exchange.Config
+	profiles map[string]*profile // by name
+	fallback *profile            // the default one; nil if there is none
+	slots    *exchange.Slots
+	large    chan struct{} // one element per large body coming in
 }
 
 // profile is a Profile that passed the checks.
@@ -119,41 +94,14 @@ type profile struct {
 	offered atomic.Pointer[offer] // of the Authority that was seen last
 }
 
-const defaultInFlight = 32
-
 // New checks the configuration and returns a server that is ready to answer.
 func New(c Config) (*Server, error) {
-	if c.Engine == nil || c.Log == nil {
-		return nil, errors.New("scep: configuring the server: no engine or no logger")
-	}
-	if c.InFlight == 0 {
-		c.InFlight = defaultInFlight
-	}
-	if c.InFlight < 0 {
-		return nil, fmt.Errorf("scep: configuring the server: %d requests in flight", c.InFlight)
-	}
-	if c.Source == nil {
-		c.Source = exchange.RemoteAddr
-	}
-	if c.ClientCertificates == nil {
-		c.ClientCertificates = exchange.PeerCertificates
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	if c.IsBusy == nil {
-		c.IsBusy = func(error) bool { return false }
+	if c.Engine == nil || c.Log == nil || c.Slots == nil {
+		return nil, errors.New("scep: configuring the server: engine, log and slots are required")
 	}
 	s := &Server{
-		engine:       c.Engine,
-		log:          c.Log,
-		source:       c.Source,
-		certificates: c.ClientCertificates,
-		now:          c.Now,
-		isBusy:       c.IsBusy,
-		profiles:     make(map[string]*profile),
-		slots:        exchange.NewSlots(c.InFlight, c.Patience),
-		large:        make(chan struct{}, maxLarge),
+		engine: c.Engine, config: c.WithDefaults(), profiles: make(map[string]*profile), slots: c.Slots,
+		large: make(chan struct{}, maxLarge),
 	}
 	for _, p := range c.Profiles {
 		checked, err := newProfile(p)

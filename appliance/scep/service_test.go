@@ -26,6 +26,7 @@ import (
 	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/challenge/phc"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
@@ -133,7 +134,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := Config{Log: log}
+	config := Config{Config: exchange.Config{Log: log}, Slots: exchange.NewSlots(32, 0)}
 	var profiles []enroll.Profile
 	for _, p := range []Profile{
 		{Name: "corp", Default: true, PlainHTTP: true, Renewal: true, GetCACert: "ra+chain"},

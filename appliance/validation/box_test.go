@@ -27,6 +27,7 @@ import (
 	"golang.org/x/crypto/ocsp"
 
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 	"signet.internal/appliance/pki"
 )
 
@@ -197,13 +198,15 @@ func newBox(t testing.TB, change func(*Config)) *box {
 	silent.Responder = nil
 	b.authorities = []Authority{{Name: "devices", Generations: []Generation{b.first, b.second}}, {Name: "silent", Generations: []Generation{silent}}}
 	c := Config{
-		Engine: b.records, Log: slog.New(slog.NewTextHandler(&locked{w: b.log}, nil)), Now: b.now,
+		Config: exchange.Config{
+			Log: slog.New(slog.NewTextHandler(&locked{w: b.log}, nil)), Now: b.now, IsBusy: func(err error) bool { return errors.Is(err, errHolderBusy) },
+		},
+		Engine: b.records,
 		Authorities: func() []Authority {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			return b.authorities
 		},
-		IsBusy: func(err error) bool { return errors.Is(err, errHolderBusy) },
 	}
 	if change != nil {
 		change(&c)

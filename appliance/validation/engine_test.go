@@ -22,6 +22,7 @@ import (
 
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
@@ -34,7 +35,7 @@ func (b *box) withEngine(st *store.Store) *enroll.Engine {
 	engine, err := enroll.New(enroll.Config{Store: st, Now: b.now, TimeSource: "host", Log: slog.New(slog.DiscardHandler)})
 	must(b.t, err)
 	b.server, err = New(Config{
-		Engine: engine, Authorities: func() []Authority { return b.authorities }, Log: slog.New(slog.DiscardHandler), Now: b.now,
+		Engine: engine, Authorities: func() []Authority { return b.authorities }, Config: exchange.Config{Log: slog.New(slog.DiscardHandler), Now: b.now},
 		LivePerSecond: 1 << 30,
 	})
 	must(b.t, err)

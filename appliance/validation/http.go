@@ -34,9 +34,9 @@ type call struct {
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
-	x := &call{Exchange: exchange.New(w, r, s.source(r))}
+	x := &call{Exchange: exchange.New(w, r, s.config.Source(r))}
 	s.dispatch(x)
-	x.Log(s.log, "validation", slog.String("what", x.what), slog.String("authority", x.authority))
+	x.Log(s.config.Log, "validation", slog.String("what", x.what), slog.String("authority", x.authority))
 }
 
 // dispatch finds authority and document. The path is taken as it was sent, escapes included.
@@ -96,7 +96,7 @@ func (s *Server) crl(x *call, g Generation) {
 	}
 	x.publish(document{
 		contentType: contentTypeCRL, body: list.DER, etag: etagOf(list.DER),
-		modified: list.ThisUpdate, expires: list.NextUpdate, maxAge: freshUntil(s.now(), list.NextUpdate),
+		modified: list.ThisUpdate, expires: list.NextUpdate, maxAge: freshUntil(s.config.Now(), list.NextUpdate),
 	})
 }
 
@@ -108,7 +108,7 @@ func (s *Server) certificate(x *call, g Generation) {
 	cert := g.Issuer.Certificate()
 	x.publish(document{
 		contentType: contentTypeCert, body: cert.Raw, etag: etagOf(cert.Raw),
-		modified: cert.NotBefore, expires: cert.NotAfter, maxAge: freshUntil(s.now(), cert.NotAfter),
+		modified: cert.NotBefore, expires: cert.NotAfter, maxAge: freshUntil(s.config.Now(), cert.NotAfter),
 	})
 }
 

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/exchange"
 )
 
 // TestCRLByClients fetches the list with curl and has openssl verify it, and certificates by it.
@@ -243,7 +244,7 @@ func TestLogLine(t *testing.T) {
 
 // TestConfig: a server without its parts is none.
 func TestConfig(t *testing.T) {
-	whole := Config{Engine: &records{}, Authorities: func() []Authority { return nil }, Log: slog.New(slog.DiscardHandler)}
+	whole := Config{Config: exchange.Config{Log: slog.New(slog.DiscardHandler)}, Engine: &records{}, Authorities: func() []Authority { return nil }}
 	if _, err := New(whole); err != nil {
 		t.Error(err)
 	}

@@ -68,7 +68,7 @@ func (s *Server) ocsp(x *call, a Authority, path string) {
 	switch {
 	case errors.Is(err, errUnauthorized):
 		x.refuseOCSP(pki.OCSPUnauthorized, err)
-	case errors.Is(err, errLimit), isForLater(err), s.isBusy(err):
+	case errors.Is(err, errLimit), isForLater(err), s.config.IsBusy(err):
 		x.refuseOCSP(pki.OCSPTryLater, err)
 		x.Outcome = "busy"
 	case err != nil:
@@ -86,7 +86,7 @@ func (s *Server) ocsp(x *call, a Authority, path string) {
 		}
 		x.publish(document{
 			contentType: contentTypeOCSP, body: response.der, etag: response.etag,
-			modified: response.thisUpdate, expires: response.nextUpdate, maxAge: freshUntil(s.now(), response.renew),
+			modified: response.thisUpdate, expires: response.nextUpdate, maxAge: freshUntil(s.config.Now(), response.renew),
 		})
 	}
 }
@@ -193,7 +193,7 @@ func (s *Server) respond(ctx context.Context, a Authority, r *pki.OCSPRequest) (
 func (s *Server) shared(ctx context.Context, g Generation, id pki.CertID, st status) (response, error) {
 	key := string(id.Raw())
 	if kept, ok := s.cache.get(key); ok && kept.status == st && kept.responder == g.Responder &&
-		!s.now().Before(kept.thisUpdate) && s.now().Before(kept.renew) {
+		!s.config.Now().Before(kept.thisUpdate) && s.config.Now().Before(kept.renew) {
 		kept.cached = true
 		return kept, nil
 	}
@@ -224,7 +224,7 @@ func (s *Server) statusOf(g Generation, serial string) (status, error) {
 		return status{state: pki.OCSPUnknown}, nil
 	}
 	for _, own := range g.Own {
-		if serial == hex.EncodeToString(own.SerialNumber.Bytes()) && !s.now().After(own.NotAfter) {
+		if serial == hex.EncodeToString(own.SerialNumber.Bytes()) && !s.config.Now().After(own.NotAfter) {
 			return status{state: pki.OCSPGood}, nil
 		}
 	}
@@ -254,7 +254,7 @@ func (s *Server) sign(ctx context.Context, g Generation, r *pki.OCSPRequest, kno
 	case <-ctx.Done():
 		return response{}, fmt.Errorf("waiting for other responses to be signed: %w", ctx.Err())
 	}
-	now := s.now()
+	now := s.config.Now()
 	made := response{thisUpdate: now.UTC().Truncate(time.Second)}
 	made.nextUpdate = made.thisUpdate.Add(ocspValidity)
 	if end := g.Responder.Certificate().NotAfter; end.Before(made.nextUpdate) {

@@ -12,10 +12,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/http"
-	"net/netip"
-	"time"
 
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/exchange"
@@ -54,23 +51,12 @@ type Status interface {
 
 // Config is what a Server is made of. Engine, Authorities and Log are required.
 type Config struct {
+	exchange.Config
 	Engine Status
 
 	// Authorities are those that have a certificate now. It is called for each request and its result is
 	// only read.
 	Authorities func() []Authority
-
-	Log *slog.Logger
-
-	// Source tells whom a request comes from, for the log. Nil: the connection's remote address.
-	Source func(*http.Request) netip.Addr
-
-	// Now is the box's clock. Nil: time.Now.
-	Now func() time.Time
-
-	// IsBusy reports whether an error of a responder's key says that its holder has too much to do. Nil:
-	// no error does.
-	IsBusy func(error) bool
 
 	// LivePerSecond bounds the responses signed for one request alone: those with a nonce, for several
 	// certificates, or for one that was never issued. Twice as many may come at once; one more is
@@ -92,10 +78,7 @@ const (
 type Server struct {
 	engine      Status
 	authorities func() []Authority
-	log         *slog.Logger
-	source      func(*http.Request) netip.Addr
-	now         func() time.Time
-	isBusy      func(error) bool
+	config      exchange.Config
 	live        *bucket
 	signing     chan struct{} // one element per response being signed
 	cache       *cache
@@ -112,17 +95,8 @@ func New(c Config) (*Server, error) {
 	if c.LivePerSecond < 0 {
 		return nil, fmt.Errorf("validation: configuring the server: %d live responses a second", c.LivePerSecond)
 	}
-	if c.Source == nil {
-		c.Source = exchange.RemoteAddr
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	if c.IsBusy == nil {
-		c.IsBusy = func(error) bool { return false }
-	}
 	return &Server{
-		engine: c.Engine, authorities: c.Authorities, log: c.Log, source: c.Source, now: c.Now, isBusy: c.IsBusy,
+		engine: c.Engine, authorities: c.Authorities, config: c.WithDefaults(),
 		live:    newBucket(c.LivePerSecond),
 		signing: make(chan struct{}, maxSigning),
 		cache:   newCache(maxCached),
