@@ -351,7 +351,7 @@ func TestConnectBelowAnotherAuthority(t *testing.T) {
 	}
 	const cn = "plc-9.example.com"
 	steps := commands(t, s.page(t, token, "/connect/branch?for=strongswan&cn="+cn, nil))
-	typed(t, x.dir, steps[0], "branch-demo-challenge", "corp-demo-challenge") // it is no profile of the demo
+	typed(t, x.dir, steps[0]) // with corp's challenge: it has corp's hash
 	typed(t, x.dir, steps[1])
 	x.says("openssl verify -x509_strict -CAfile root.pem -untrusted branch.pem "+cn+".crt", ": OK")
 	file := s.page(t, token, "/connect/branch/mobileconfig?cn="+cn, nil)

@@ -269,7 +269,7 @@ func (s *settings) describe() webui.ProfileSettings {
 		return nil
 	}
 	if s.static != nil {
-		out.Challenge = &webui.ChallengeSetting{Replaced: replaced("")}
+		out.Challenge = &webui.ChallengeSetting{Public: provision.PublicChallenge(s.hashes.static), Replaced: replaced("")}
 	}
 	for _, u := range s.hashes.base.Basic {
 		out.Passwords = append(out.Passwords, webui.PasswordSetting{User: u.User, For: u.For, Replaced: replaced(u.User)})

@@ -195,7 +195,7 @@ func TestReplaceHash(t *testing.T) {
 	takes := func(secret string) bool {
 		return corp.static.Verify(context.Background(), netip.MustParseAddr("192.0.2.1"), secret) == nil
 	}
-	if !takes("corp-demo-challenge") {
+	if !takes("corp-demo-challenge") || corp.describe().Challenge.Public != "corp-demo-challenge" {
 		t.Error("a refused hash took the baked challenge away")
 	}
 	var conflict *webui.ConflictError
@@ -213,7 +213,7 @@ func TestReplaceHash(t *testing.T) {
 	if err := a.replaceChallenge(corp, good, "ada"); err != nil {
 		t.Fatal(err)
 	}
-	if takes("corp-demo-challenge") || !takes("new") {
+	if takes("corp-demo-challenge") || !takes("new") || corp.describe().Challenge.Public != "" {
 		t.Error("the replacement is not in force")
 	}
 	a = settingsOn(t, st, time.Now())

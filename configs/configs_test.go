@@ -52,6 +52,9 @@ func TestDemoChallenges(t *testing.T) {
 		if c := p.SCEP.Challenges; !known || (secret == "") != (c.StaticHash == "") || (c.OneTime != nil) != (p.Name == "iot") || (c.Signed != nil) != (p.Name == "intune") {
 			t.Errorf("profile %s has challenges %+v", p.Name, c)
 		}
+		if got := provision.PublicChallenge(p.SCEP.Challenges.StaticHash); got != secret {
+			t.Errorf("profile %s: the public challenge is %q, want %q", p.Name, got, secret)
+		}
 		if secret == "" {
 			continue
 		}

@@ -209,7 +209,8 @@ func newManifest(o Options, site *provision.Site, base *baseContent, uki *kernel
 			Name: p.Name, Default: p.Default,
 			SCEP: p.SCEP.On, PlainSCEP: p.SCEP.PlainHTTP && site.Listeners.Plain,
 			EST: p.EST != nil, LegacySCEP: p.SCEP.LegacyTLS && site.Listeners.LegacySCEP,
-			LegacyEST: p.EST != nil && p.EST.LegacyTLS && site.Listeners.Legacy,
+			LegacyEST:       p.EST != nil && p.EST.LegacyTLS && site.Listeners.Legacy,
+			PublicChallenge: provision.PublicChallenge(p.SCEP.Challenges.StaticHash),
 		})
 	}
 	for phase, value := range uki.pcr11 {

@@ -48,6 +48,8 @@ type Profile struct {
 	LegacySCEP bool   `json:"legacy_scep"` // served on listener legacy_scep too
 	EST        bool   `json:"est"`
 	LegacyEST  bool   `json:"legacy_est"` // served on listener legacy too
+
+	PublicChallenge string `json:"public_challenge,omitempty"` // that all devices share, where it is published: the demo's
 }
 
 // File is one output of a bake.

@@ -326,6 +326,18 @@ const DemoName = "demo"
 // Demo reports whether this is the demo site.
 func (s *Site) Demo() bool { return s.Name == DemoName }
 
+// PublicChallenge is the challenge that a profile's hash is of, where that is published: one of the demo's. It
+// is "" for every other hash, also of a profile of the same name.
+func PublicChallenge(hash string) string { return published[hash] }
+
+// published are the demo's challenges, by the hashes in its profiles.
+var published = map[string]string{
+	"$argon2id$v=19$m=65536,t=3,p=1$Zq6FVRCIczoWwwe626BLIA$YtCMCv/Wq1+tyeyIr1An6riI9uL58n7YveG0GBy3jls": "corp-demo-challenge",
+	"$argon2id$v=19$m=65536,t=3,p=1$OZcFlWSRrB+9KDEniyNiLA$YbbxlEmAqduQvJ79nF2hbs5Bmjz2uK3gAiu54JgP8HE": "intune-demo-challenge",
+	"$argon2id$v=19$m=65536,t=3,p=1$s5lboU7MKn5TWnB5HtQ16A$lyAbx3/kdgv0ALRyeTiqiNLnZ4iPMfgo2xDVha43ShM": "legacy-demo-challenge",
+	"$argon2id$v=19$m=65536,t=3,p=1$675f7NcH/SvmwxsmpEw1rw$LdTusWZ5GC29VSAZ0PmxBfaTILFlWsis6hid6hebS2o": "modern-demo-challenge",
+}
+
 // HashSecret hashes a challenge or password as profiles hold it:
 // "$argon2id$v=19$m=65536,t=3,p=1$salt$hash". The error is always nil.
 func HashSecret(secret []byte) (string, error) { return phc.Make(secret), nil }

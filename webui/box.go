@@ -187,6 +187,7 @@ type BundleSetting struct {
 
 // ChallengeSetting is the challenge that all devices of a profile share.
 type ChallengeSetting struct {
+	Public   string  // the challenge itself where it is published, as the demo's; "" elsewhere
 	Replaced *Change // nil: baked
 }
 

@@ -213,8 +213,8 @@ func (c *console) recipe(r *http.Request, profile string) (*recipe, error) {
 		return nil, err
 	}
 	x.off = settings.Off != nil
-	if site.Demo && settings.Challenge != nil && settings.Challenge.Replaced == nil {
-		x.known = DemoChallenge(profile)
+	if settings.Challenge != nil {
+		x.known = settings.Challenge.Public
 	}
 	x.tls, err = c.tlsRoots()
 	return x, err
@@ -322,7 +322,7 @@ func (x *recipe) proofs() []evidence {
 	}
 	if s := x.scep; s != nil {
 		if s.Static && x.known != "" {
-			add("The challenge that all devices share", "This is the demo, and its challenge is public: %s", x.known)
+			add("The challenge that all devices share", "It is the demo’s, which everybody knows: %s", x.known)
 		} else if s.Static {
 			add("The challenge that all devices share", "The box keeps only its hash. Ask whoever made the site for it; an administrator can replace it at the profile.")
 		}

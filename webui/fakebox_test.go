@@ -33,7 +33,7 @@ func newFakeBox(authorities []AuthorityInfo, now func() time.Time) *fakeBox {
 	b.tls = []TLSInfo{{Certificate: authorities[1].RAs[0].Certificate}}
 	b.settings["corp"] = &ProfileSettings{Profile: "corp", Authority: "devices", Intune: true,
 		Bundles:   []BundleSetting{{Bundle: BundleEST, File: "trust/bootstrap.pem", Certificates: []*x509.Certificate{ca}}},
-		Challenge: &ChallengeSetting{}, Passwords: []PasswordSetting{{User: "device", For: []string{"*.example.com"}}},
+		Challenge: &ChallengeSetting{Public: "corp-demo-challenge"}, Passwords: []PasswordSetting{{User: "device", For: []string{"*.example.com"}}},
 		Secrets: []SecretSetting{{Kind: SecretCompliance}}}
 	b.settings["modern"] = &ProfileSettings{Profile: "modern", Authority: "modern"}
 	for _, name := range []string{"intune", "iot"} {
@@ -262,7 +262,7 @@ func (b *fakeBox) ReplaceChallenge(profile, hash, actor string) error {
 		if hash == "" {
 			by = nil
 		}
-		s.Challenge = &ChallengeSetting{by}
+		s.Challenge = &ChallengeSetting{Replaced: by}
 	})
 }
 

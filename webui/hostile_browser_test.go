@@ -284,7 +284,7 @@ func (b *fakeBox) hostile(nasty *x509.Certificate, now time.Time) {
 	s := b.settings["corp"]
 	s.Off = &Switch{Reason: hostile("a reason "), Change: *by}
 	s.Bundles = []BundleSetting{{Bundle: BundleEST, File: hostile("trust/"), Certificates: []*x509.Certificate{nasty}, Replaced: by}}
-	s.Challenge, s.Passwords = &ChallengeSetting{by}, []PasswordSetting{{User: hostile("user"), For: []string{hostile("*")}, Replaced: by}}
+	s.Challenge, s.Passwords = &ChallengeSetting{Replaced: by}, []PasswordSetting{{User: hostile("user"), For: []string{hostile("*")}, Replaced: by}}
 	b.tls = []TLSInfo{{Certificate: nasty, Uploaded: true}}
 	b.rollback = &Rollback{Expected: 7, Found: 9, Since: now}
 }

@@ -54,6 +54,7 @@ type BundleDetails struct {
 
 // ChallengeDetails is the challenge that all devices of a profile share.
 type ChallengeDetails struct {
+	Public   string      `json:"public,omitempty" doc:"the challenge itself, where it is published: the demo's"`
 	Replaced *ReplacedBy `json:"replaced,omitempty" doc:"absent while the baked one is in use"`
 }
 
@@ -166,7 +167,7 @@ func (s ProfileSettings) details(now time.Time) (ProfileDetails, error) {
 		d.Bundles = append(d.Bundles, BundleDetails{Bundle: b.Bundle, File: b.File, Certificates: anchors, Replaced: b.Replaced.details()})
 	}
 	if s.Challenge != nil {
-		d.Challenge = &ChallengeDetails{Replaced: s.Challenge.Replaced.details()}
+		d.Challenge = &ChallengeDetails{Public: s.Challenge.Public, Replaced: s.Challenge.Replaced.details()}
 	}
 	for _, p := range s.Passwords {
 		d.Passwords = append(d.Passwords, PasswordDetails{User: p.User, For: p.For, Replaced: p.Replaced.details()})

@@ -18,9 +18,6 @@ func setupRoutes() []route {
 	}
 }
 
-// DemoChallenge is the challenge that all devices share in a profile of the demo site; its README says so.
-func DemoChallenge(profile string) string { return profile + "-demo-challenge" }
-
 // setupView is the guided set-up.
 type setupView struct {
 	frame
@@ -84,8 +81,8 @@ func (c *console) setupView(r *http.Request, who principal) (*setupView, error) 
 			view.OneTime = p.OneTime
 		}
 	}
-	if challenge := view.Chosen.Settings.Challenge; view.Demo && challenge != nil && challenge.Replaced == nil {
-		view.Known = DemoChallenge(name)
+	if challenge := view.Chosen.Settings.Challenge; challenge != nil {
+		view.Known = challenge.Public
 	}
 	if view.Arrivals, err = c.arrivals(name); err != nil {
 		return nil, err

@@ -13,8 +13,8 @@ import (
 // TestSetup: the page leads from a claimed box to the first device, with what is done ticked, and says what
 // devices did meanwhile.
 func TestSetup(t *testing.T) {
-	box := newBox(t, func(c *Config) {
-		c.Site = func() Site { s := demoSite(); s.Demo = false; return s }
+	box := newBox(t, func(c *Config) { // a site that is called demo, with a challenge of its own
+		c.Box.(*fakeBox).settings["corp"].Challenge = &ChallengeSetting{}
 	})
 	admin := bearer(box.claimAs(administrator, administrator))
 	page := box.get("/setup", admin)
@@ -56,14 +56,9 @@ func TestSetup(t *testing.T) {
 
 // withIOT gives the site the profile that the tests' engine knows, set up like corp.
 func withIOT(c *Config) {
-	c.Site = func() Site {
-		s := demoSite()
-		s.Demo = false
-		return s
-	}
 	fake := c.Box.(*fakeBox)
 	iot := *fake.settings["corp"]
-	iot.Profile = "iot"
+	iot.Profile, iot.Challenge = "iot", &ChallengeSetting{}
 	fake.settings["iot"] = &iot
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -273,10 +274,7 @@ func enrollCommand(m *image.Manifest, e *endpoints) string {
 	if profile == nil {
 		return ""
 	}
-	challenge := "CHALLENGE"
-	if m.Name == "demo" {
-		challenge = profile.Name + "-demo-challenge"
-	}
+	challenge := cmp.Or(profile.PublicChallenge, "CHALLENGE")
 	url := e.SCEPPlain + "/scep/" + profile.Name
 	return strings.Join([]string{
 		"  pki --gen --type rsa --size 2048 --outform pem > device.key",
