@@ -300,7 +300,6 @@ type accountView struct {
 	Account    AccountDetails
 	Now        time.Time
 	NoPasskeys *Problem // why there can be none at this address
-	Stale      bool     // they have to sign in again before they add anything
 	One        string   // id of what the open dialog is about
 	Roles      []string // a token can have
 	Profiles   []string // a token can be limited to
@@ -334,7 +333,7 @@ func (c *console) accountView(r *http.Request, who principal) (accountView, erro
 	if err != nil {
 		return accountView{}, err
 	}
-	v := accountView{frame: c.frame(r, who, "/account", "Your account"), Account: d, Now: c.cfg.Now(), One: r.URL.Query().Get("id"), Stale: c.fresh(who) != nil}
+	v := accountView{frame: c.frame(r, who, "/account", "Your account"), Account: d, Now: c.cfg.Now(), One: r.URL.Query().Get("id")}
 	if _, _, err := c.passkeyHost(r); err != nil {
 		p, _ := problemOf(err)
 		v.NoPasskeys = &p

@@ -28,7 +28,8 @@ var roleNames = []string{"anonymous", "auditor", "operator", "administrator"}
 
 func (r role) String() string { return roleNames[r] }
 
-// freshFor is how long after signing in a session may make what outlives it: users, tokens, passkeys.
+// freshFor is how long after signing in a session may make or replace what outlives it: users, tokens, passkeys,
+// secrets and whom the box trusts.
 const freshFor = 30 * time.Minute
 
 // fresh refuses what would let somebody stay who found a browser signed in.
@@ -37,6 +38,14 @@ func (c *console) fresh(who principal) error {
 		return errStale
 	}
 	return nil
+}
+
+// freshly is do, for whoever [console.fresh] lets.
+func (c *console) freshly(who principal, do func() error) error {
+	if err := c.fresh(who); err != nil {
+		return err
+	}
+	return do()
 }
 
 // whole refuses a token that may do less than its user: what opens their account is not its to take away.

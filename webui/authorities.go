@@ -240,7 +240,7 @@ func (c *console) orderOf(w http.ResponseWriter, r *http.Request, who principal,
 }
 
 func (c *console) apiRotateRA(w http.ResponseWriter, r *http.Request, who principal) error {
-	if err := c.cfg.Box.RotateRA(who.user); err != nil {
+	if err := c.rotateRA(who); err != nil {
 		return err
 	}
 	return c.apiAuthorities(w, r, who)
@@ -261,7 +261,7 @@ func (c *console) apiInstallTLS(w http.ResponseWriter, r *http.Request, who prin
 	if err != nil {
 		return err
 	}
-	if err := c.cfg.Box.InstallTLS(chain, who.user); err != nil {
+	if err := c.installTLS(chain, who); err != nil {
 		return err
 	}
 	writeJSON(w, http.StatusOK, mediaJSON, Decision{Outcome: "installed"})
@@ -269,7 +269,7 @@ func (c *console) apiInstallTLS(w http.ResponseWriter, r *http.Request, who prin
 }
 
 func (c *console) apiDropTLS(w http.ResponseWriter, r *http.Request, who principal) error {
-	if err := c.cfg.Box.DropTLS(who.user); err != nil {
+	if err := c.dropTLS(who); err != nil {
 		return err
 	}
 	writeJSON(w, http.StatusOK, mediaJSON, Decision{Outcome: "dropped"})

@@ -171,7 +171,7 @@ func (c *console) showAuthorities(w http.ResponseWriter, r *http.Request, who pr
 
 func (c *console) rotateForm(w http.ResponseWriter, r *http.Request, who principal) error {
 	return c.take(w, r, order{form: "rotate", done: "ra-rotated", path: "/authorities",
-		do:    func() error { return c.cfg.Box.RotateRA(who.user) },
+		do:    func() error { return c.rotateRA(who) },
 		again: func(a *attempt) error { return c.showAuthorities(w, r, who, a) },
 	})
 }

@@ -25,6 +25,8 @@ type frame struct {
 	DoneTo  *navItem // leads to what that was about; nil for none
 	Do      string   // the dialog that is open, from the address; "" for none
 	Attempt *attempt // the form that was refused; nil for none
+	Stale   bool     // the visitor has to sign in again before they change what outlives their session
+	Here    string   // where that leads back to
 }
 
 // visitor is the person signed in.
@@ -71,6 +73,9 @@ type attempt struct {
 
 // Is tells whether it was this form.
 func (a *attempt) Is(form string) bool { return a != nil && a.Form == form }
+
+// IsStale tells whether whoever sent it has to sign in again first.
+func (a *attempt) IsStale() bool { return a != nil && errors.Is(a.refusal, errStale) }
 
 // At is the attempt if it was this form, and nil otherwise.
 func (a *attempt) At(form string) *attempt {
@@ -175,6 +180,7 @@ func (c *console) frame(r *http.Request, who principal, section, title string) f
 	if who.role > anonymous {
 		f.Who = &visitor{User: who.user, Role: who.role.String(), Session: who.via == viaSession}
 		f.Nav = c.navigation(who, section)
+		f.Stale, f.Here = c.fresh(who) != nil, r.URL.RequestURI()
 	}
 	return f
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -32,6 +33,11 @@ func (c *console) take(w http.ResponseWriter, r *http.Request, o order) error {
 	}
 	if err == nil {
 		err = o.do()
+	}
+	if errors.Is(err, errStale) && r.MultipartForm != nil {
+		if chain, err := uploaded(r); err == nil { // a browser forgets files; the form shown again has them as text
+			r.PostForm.Set("pem", string(chain))
+		}
 	}
 	switch {
 	case err == nil && o.shown != nil:

@@ -98,7 +98,7 @@ var problems = []struct {
 	{errChanged, http.StatusConflict, "account-changed", "the account was changed just now",
 		"sign in again, with the password of now"},
 	{errStale, http.StatusForbidden, "sign-in-again", "you signed in too long ago to do this",
-		"sign out and in again, then repeat it: it makes something that outlives your session"},
+		"sign in again, then repeat it: it makes or replaces something that outlives your session"},
 	{errScope, http.StatusForbidden, "scope", "the token is for minting challenges alone",
 		"use a token without profiles, or mint for a profile that the token names"},
 	{errTokenPasskey, http.StatusForbidden, "token-passkey", "a token adds no passkey: it would open the whole account, for longer than the token",

@@ -183,7 +183,7 @@ func (c *console) bundleForm(w http.ResponseWriter, r *http.Request, who princip
 		if err != nil {
 			return err
 		}
-		return c.cfg.Box.ReplaceBundle(profile, bundle, certificates, who.user)
+		return c.replaceBundle(profile, bundle, certificates, who)
 	})
 }
 
@@ -193,7 +193,7 @@ func (c *console) bakedBundleForm(w http.ResponseWriter, r *http.Request, who pr
 		if err != nil {
 			return err
 		}
-		return c.cfg.Box.ReplaceBundle(profile, bundle, nil, who.user)
+		return c.replaceBundle(profile, bundle, nil, who)
 	})
 }
 
@@ -232,7 +232,7 @@ func (c *console) challengeForm(w http.ResponseWriter, r *http.Request, who prin
 	return c.secretOrder(w, r, who, order{form: "challenge", done: "challenge-replaced", path: "/profiles/" + name, secrets: []string{"hash"},
 		do:    func() error { return c.hasChallenge(name) },
 		again: func(a *attempt) error { return c.showProfileAgain(w, r, who, a) },
-	}, func(hash string) error { return c.cfg.Box.ReplaceChallenge(name, hash, who.user) })
+	}, func(hash string) error { return c.replaceChallenge(name, hash, who) })
 }
 
 func (c *console) bakedChallengeForm(w http.ResponseWriter, r *http.Request, who principal) error {
@@ -240,7 +240,7 @@ func (c *console) bakedChallengeForm(w http.ResponseWriter, r *http.Request, who
 		if err := c.hasChallenge(profile); err != nil {
 			return err
 		}
-		return c.cfg.Box.ReplaceChallenge(profile, "", who.user)
+		return c.replaceChallenge(profile, "", who)
 	})
 }
 
@@ -249,7 +249,7 @@ func (c *console) passwordForm(w http.ResponseWriter, r *http.Request, who princ
 	return c.secretOrder(w, r, who, order{form: "password", done: "password-replaced", path: "/profiles/" + name, secrets: []string{"hash"},
 		do:    func() error { return c.hasUser(name, r.PostForm.Get("of")) },
 		again: func(a *attempt) error { return c.showProfileAgain(w, r, who, a) },
-	}, func(hash string) error { return c.cfg.Box.ReplacePassword(name, r.PostForm.Get("of"), hash, who.user) })
+	}, func(hash string) error { return c.replacePassword(name, r.PostForm.Get("of"), hash, who) })
 }
 
 func (c *console) bakedPasswordForm(w http.ResponseWriter, r *http.Request, who principal) error {
@@ -258,7 +258,7 @@ func (c *console) bakedPasswordForm(w http.ResponseWriter, r *http.Request, who 
 		if err := c.hasUser(profile, user); err != nil {
 			return err
 		}
-		return c.cfg.Box.ReplacePassword(profile, user, "", who.user)
+		return c.replacePassword(profile, user, "", who)
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -273,7 +274,7 @@ func TestStaleSessions(t *testing.T) {
 	box.post("/api/v1/users", UserRequest{Name: "mallory", Role: "administrator"}, withCookie(old)).checkProblem(t, 403, "sign-in-again")
 	box.post("/api/v1/account/passkey-options", nil, withCookie(old)).checkProblem(t, 403, "sign-in-again")
 	box.submit("/account/tokens", url.Values{"name": {"x"}, "role": {"auditor"}, "days": {"9"}}, withCookie(old)).says(t, 403, "signed in too long ago", `value="x"`)
-	box.get("/account?do=token", withCookie(old)).says(t, 200, "/sign-in?next=/account")
+	box.get("/account?do=token", withCookie(old)).says(t, 200, "/sign-in?next=%2faccount%3fdo%3dtoken")
 	now := box.signedIn("alice", out.Password)
 	if got := box.post("/api/v1/tokens", TokenRequest{Name: "x"}, withCookie(now)); got.StatusCode != 200 {
 		t.Errorf("after signing in: status %d: %s", got.StatusCode, got.body)
@@ -304,4 +305,59 @@ func TestNext(t *testing.T) {
 			t.Errorf("next=%q is in the form", next)
 		}
 	}
+}
+
+// TestStaleSessionsReplaceNothing: nor does one who finds it replace a secret, a key or whom the box trusts, or see a
+// new secret. What was filled in is there for whoever signs in again.
+func TestStaleSessionsReplaceNothing(t *testing.T) {
+	box := newBox(t, withIOT)
+	out := box.mustClaim()
+	admin := withCookie(box.signedIn("alice", out.Password))
+	certificate := pemOf(box.fake.authorities[0].Generations[0].Certificate)
+	const corp = "/api/v1/profiles/corp"
+	orders := func(who func(*http.Request)) map[string]reply {
+		all := map[string]reply{"rotate": box.post("/api/v1/ra/rotate", nil, who), "tls": box.put("/api/v1/tls/chain", slices.Concat(certificate, certificate), who), "tls own": box.delete("/api/v1/tls/chain", who)}
+		for path, v := range map[string]any{"challenge": HashRequest{Generate: true}, "passwords/device": HashRequest{Generate: true}, "secrets/compliance": SecretRequest{"s3cret"}} {
+			all[path] = box.putJSON(corp+"/"+path, v, who)
+		}
+		all["bundle"] = box.put(corp+"/bundles/est", certificate, who)
+		for _, path := range []string{"challenge", "passwords/device", "bundles/est"} {
+			all[path+" baked"] = box.delete(corp+"/"+path, who)
+		}
+		return all
+	}
+	box.clock.pass(freshFor)
+	for what, got := range orders(admin) {
+		t.Log(what)
+		got.checkProblem(t, 403, "sign-in-again")
+	}
+
+	generate, of := url.Values{"generate": {"yes"}, "of": {"device"}}, func(what string) url.Values { return url.Values{"of": {what}} }
+	for path, values := range map[string]url.Values{
+		"/profiles/corp/challenge": generate, "/profiles/corp/challenge/baked": nil, "/profiles/corp/password": generate, "/profiles/corp/password/baked": of("device"),
+		"/profiles/corp/bundle/baked": of("est"), "/profiles/corp/secret": {"of": {"compliance"}, "value": {"s3cret"}},
+		"/setup?profile=iot": {"make": {"challenge"}}, "/ra/rotate": nil, "/tls/own": nil,
+	} {
+		again := box.submit(path, values, admin)
+		again.says(t, 403, "You signed in too long ago", `href="/sign-in" target="_blank"`, `<form method="post" action="`+path+`"`)
+		again.saysNot(t, "s3cret")
+	}
+	for path, values := range map[string]url.Values{"/profiles/corp/bundle": of("est"), "/tls/chain": nil} {
+		again := box.upload(path, values, map[string][]byte{"x.pem": certificate}, admin)
+		again.says(t, 403, "You signed in too long ago", ">-----BEGIN CERTIFICATE-----\nMII")
+	}
+	for _, path := range []string{"/profiles/corp?do=challenge", "/profiles/corp?do=password&of=device", "/profiles/corp?do=bundle&of=est", "/profiles/corp?do=secret&of=compliance",
+		"/setup?profile=iot", "/authorities?do=rotate", "/tls", "/users?do=add"} {
+		box.get(path, admin).says(t, 200, `<a href="/sign-in?next=`+strings.ToLower(url.QueryEscape(path))+`">`)
+	}
+	if len(box.fake.orders) != 0 {
+		t.Errorf("a session of %s ordered %v", freshFor, box.fake.orders)
+	}
+
+	for what, got := range orders(withCookie(box.signedIn("alice", out.Password))) {
+		if got.StatusCode >= 300 {
+			t.Errorf("%s, after signing in: status %d: %s", what, got.StatusCode, got.body)
+		}
+	}
+	box.submit("/profiles/corp/off", url.Values{"reason": {"a leak"}}, admin).says(t, http.StatusSeeOther) // stops what may be wrong, at any time
 }

@@ -294,7 +294,7 @@ func (c *console) apiReplaceBundle(w http.ResponseWriter, r *http.Request, who p
 	if err != nil {
 		return err
 	}
-	if err := c.cfg.Box.ReplaceBundle(profile, bundle, certificates, who.user); err != nil {
+	if err := c.replaceBundle(profile, bundle, certificates, who); err != nil {
 		return err
 	}
 	return c.showProfile(w, r)
@@ -305,7 +305,7 @@ func (c *console) apiRestoreBundle(w http.ResponseWriter, r *http.Request, who p
 	if err != nil {
 		return err
 	}
-	if err := c.cfg.Box.ReplaceBundle(profile, bundle, nil, who.user); err != nil {
+	if err := c.replaceBundle(profile, bundle, nil, who); err != nil {
 		return err
 	}
 	return c.showProfile(w, r)
@@ -370,7 +370,7 @@ func (c *console) apiReplaceChallenge(w http.ResponseWriter, r *http.Request, wh
 	if err != nil {
 		return err
 	}
-	if err := c.cfg.Box.ReplaceChallenge(profile, hash, who.user); err != nil {
+	if err := c.replaceChallenge(profile, hash, who); err != nil {
 		return err
 	}
 	writeJSON(w, http.StatusOK, mediaJSON, HashResponse{Profile: profile, Secret: secret})
@@ -382,7 +382,7 @@ func (c *console) apiRestoreChallenge(w http.ResponseWriter, r *http.Request, wh
 	if err := c.hasChallenge(profile); err != nil {
 		return err
 	}
-	if err := c.cfg.Box.ReplaceChallenge(profile, "", who.user); err != nil {
+	if err := c.replaceChallenge(profile, "", who); err != nil {
 		return err
 	}
 	return c.showProfile(w, r)
@@ -397,7 +397,7 @@ func (c *console) apiReplacePassword(w http.ResponseWriter, r *http.Request, who
 	if err != nil {
 		return err
 	}
-	if err := c.cfg.Box.ReplacePassword(profile, user, hash, who.user); err != nil {
+	if err := c.replacePassword(profile, user, hash, who); err != nil {
 		return err
 	}
 	writeJSON(w, http.StatusOK, mediaJSON, HashResponse{Profile: profile, User: user, Secret: secret})
@@ -409,7 +409,7 @@ func (c *console) apiRestorePassword(w http.ResponseWriter, r *http.Request, who
 	if err := c.hasUser(profile, user); err != nil {
 		return err
 	}
-	if err := c.cfg.Box.ReplacePassword(profile, user, "", who.user); err != nil {
+	if err := c.replacePassword(profile, user, "", who); err != nil {
 		return err
 	}
 	return c.showProfile(w, r)
@@ -442,7 +442,7 @@ func (c *console) keepSecret(profile, kind, value string, who principal) error {
 	if value == "" || len(value) > maxSecret {
 		return &inputError{"value", fmt.Sprintf("the value is empty or longer than %d bytes", maxSecret), "send the secret itself, without line breaks around it"}
 	}
-	return c.cfg.Box.PutSecret(kind+"/"+profile, []byte(value), who.user)
+	return c.putSecret(kind+"/"+profile, []byte(value), who)
 }
 
 func (c *console) apiIntuneCertificate(w http.ResponseWriter, r *http.Request, who principal) error {

@@ -195,7 +195,7 @@ func (c *console) makeFirst(r *http.Request, who principal, view *setupView, kin
 		return nil, err
 	}
 	if kind == kindPassword {
-		return &madeSecret{Kind: kind, Secret: secret, User: user}, c.cfg.Box.ReplacePassword(profile, user, hash, who.user)
+		return &madeSecret{Kind: kind, Secret: secret, User: user}, c.replacePassword(profile, user, hash, who)
 	}
-	return &madeSecret{Kind: kind, Secret: secret}, c.cfg.Box.ReplaceChallenge(profile, hash, who.user)
+	return &madeSecret{Kind: kind, Secret: secret}, c.replaceChallenge(profile, hash, who)
 }

@@ -115,10 +115,10 @@ func (c *console) tlsChainForm(w http.ResponseWriter, r *http.Request, who princ
 		if err != nil {
 			return err
 		}
-		return c.cfg.Box.InstallTLS(chain, who.user)
+		return c.installTLS(chain, who)
 	})
 }
 
 func (c *console) tlsOwnForm(w http.ResponseWriter, r *http.Request, who principal) error {
-	return c.tlsOrder(w, r, who, "own", "tls-dropped", func() error { return c.cfg.Box.DropTLS(who.user) })
+	return c.tlsOrder(w, r, who, "own", "tls-dropped", func() error { return c.dropTLS(who) })
 }
