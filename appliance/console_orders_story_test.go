@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"path/filepath"
@@ -89,8 +90,8 @@ func (c *consoleStory) challenge(t *testing.T) {
 	}
 	// The password of the set-up is replaced as well: back with it first, by its own dialog.
 	c.Open("/profiles/corp", ".settings")
-	c.Press(`a[href$="do=password-baked&of=device"]`, "dialog:modal")
-	c.Press("dialog .danger", ".done")
+	c.twice(c.linkOf(`a[href$="do=password-baked&of=device"]`), ".danger", ".done", "#password-baked-problem", "baked")
+	c.password(t)
 	c.device = ""
 	marked(false)
 	c.Open("/profiles/corp", ".settings")
@@ -103,14 +104,67 @@ func (c *consoleStory) challenge(t *testing.T) {
 	c.Look("challenge-made")
 	made := strings.TrimSpace(c.Text(".new-secret code"))
 	marked(true)
+	issued, refused := c.since(t, "corp")
 	by("corp-demo-challenge", false)
 	by(made, true)
 	c.See("profile-not-baked", "/profiles/corp", ".settings "+badge)
-	c.Press(`a[href$="do=challenge-baked"]`, "dialog:modal")
-	c.Press("dialog .danger", ".done")
+	c.twice(c.linkOf(`a[href$="do=challenge-baked"]`), ".danger", ".done", "#challenge-baked-problem", "baked")
 	marked(false)
 	by(made, false)
 	by("corp-demo-challenge", true)
+	if i, r := c.since(t, "corp"); i != issued+2 || r != refused+2 {
+		t.Errorf("since the box started %d were issued and %d refused, before two and two more %d and %d", i, r, issued, refused)
+	}
+}
+
+// password replaces the password of EST user device, and goes back to the baked one.
+func (c *consoleStory) password(t *testing.T) {
+	c.Open("/profiles/corp?do=password&of=device", "dialog:modal")
+	c.Click("dialog summary")
+	c.Write("#hash", "plain")
+	c.Enter("#hash", "dialog:modal #password-problem")
+	c.Press(`dialog input[name=generate] ~ .choices .danger`, ".new-secret")
+	c.Open("/profiles/corp?do=password-baked&of=device", "dialog:modal")
+	c.Press("dialog .danger", ".done")
+}
+
+// since is what the page of SCEP says a profile issued and refused since the box started.
+func (c *consoleStory) since(t *testing.T, profile string) (issued, refused int) {
+	t.Helper()
+	c.Open("/scep", "#scep-profiles")
+	card := c.Text(`#scep-profiles article:has(a[href="/profiles/` + profile + `"])`)
+	_, said, _ := strings.Cut(card, "Since the box started")
+	if _, err := fmt.Sscanf(strings.TrimSpace(said), "%d issued, %d refused", &issued, &refused); err != nil {
+		t.Fatalf("the card of %s: %v: %s", profile, err, card)
+	}
+	return issued, refused
+}
+
+// secret enters the key of the webhook that profile modern asks, without which it issues nothing.
+func (c *consoleStory) secret(t *testing.T) {
+	c.be("ada")
+	if c.enrollsModern(t) || len(c.hook.questions()) > 0 {
+		t.Error("modern issues without the webhook's key")
+	}
+	c.See("overview-secret", "/", "#attention")
+	c.Reads("#attention", "Profile modern issues nothing: the compliance webhook's key was not entered yet.")
+	c.Open("/profiles/modern", ".settings")
+	c.Press(`a[href*="do=secret"]`, "dialog:modal #value")
+	c.Write("#value", "whsec_AAAA")
+	c.Press("dialog form button", "dialog:modal #secret-problem")
+	c.Look("secret-refused")
+	if c.Has(`#value[value]:not([value=""])`) > 0 {
+		t.Error("the secret is shown again")
+	}
+	c.Write("#value", "whsec_"+base64.StdEncoding.EncodeToString(c.hook.key))
+	c.Press("dialog form button", ".done")
+	c.Look("secret-entered")
+	if strings.Contains(c.Body(), "whsec_") {
+		t.Error("the secret is on the page")
+	}
+	if !c.enrollsModern(t) || len(c.hook.questions()) != 1 {
+		t.Error("with its key the webhook was not asked, or nothing issued")
+	}
 }
 
 // rollover prepares the next generation of authority modern and activates it.
@@ -138,7 +192,7 @@ func (c *consoleStory) rollover(t *testing.T) {
 	prepare()
 	c.Press(`a[href$="do=cancel"]`, "dialog:modal .danger")
 	c.Look("authority-cancel")
-	c.Press("dialog .danger", ".done")
+	c.twice("/authorities/modern?do=cancel", ".danger", ".done", "#cancel-problem", "no next generation")
 	prepare()
 	c.Press(`a[href$="do=activate"]`, "dialog:modal .danger")
 	c.Press("dialog .danger", ".done")
@@ -217,9 +271,29 @@ func (c *consoleStory) auditLog(t *testing.T) {
 	if _, err := audit.Verify(bytes.NewReader(changed), key); err == nil {
 		t.Error("a changed export is good as well")
 	}
-	if name, _ := c.Download(`a[href="/api/v1/audit/checkpoint"]`); name != "signet-checkpoint.txt" {
+	name, kept := c.Download(`a[href="/api/v1/audit/checkpoint"]`)
+	if name != "signet-checkpoint.txt" {
 		t.Errorf("the checkpoint is in %s", name)
 	}
+	c.compares(string(kept), ".verdict.good", "the log continues this checkpoint")
+	c.Look("audit-continues")
+	if code := c.s.api(t, "POST", "/api/v1/tokens", c.token, map[string]string{"name": "one record more"}, nil); code >= 300 {
+		t.Fatalf("a token: HTTP %d", code)
+	}
+	c.compares(string(kept), ".verdict.good", "the log continues this checkpoint")
+	lines := strings.SplitN(string(kept), "\n", 3)
+	c.compares(lines[0]+"\n1\n"+lines[2], "#checkpoint-problem", "did not sign this checkpoint")
+	c.Look("audit-continues-not")
+	c.compares("nothing of the kind", "#checkpoint-problem", "no signed checkpoint")
+}
+
+// compares has the page hold the log against a checkpoint.
+func (c *consoleStory) compares(checkpoint, verdict string, says ...string) {
+	c.T.Helper()
+	c.Open("/audit", "#checkpoint")
+	c.Write("#checkpoint", checkpoint)
+	c.Press(`section[aria-labelledby="continues"] button`, verdict)
+	c.Reads(verdict, says...)
 }
 
 func (c *consoleStory) box(t *testing.T) {

@@ -25,14 +25,22 @@ type consoleStory struct {
 	passwords map[string]string // by user
 	who       string            // is signed in
 	device    string            // password of EST user device in profile corp
+	held1     heldDevice        // the first that had to wait
+	hook      *webhook          // that profile modern asks
+	chapter   string
+	orders    []ordered
 }
 
 func TestConsole(t *testing.T) {
 	needs(t, "pki", "strongswan-pki")
 	needs(t, "curl", "curl")
 	needs(t, "openssl", "openssl")
-	site := variant(t, nil)
-	c := &consoleStory{site: site, passwords: map[string]string{}}
+	hook := newWebhook(t)
+	site := variant(t, map[string]string{
+		"profiles/modern.yaml": demo(t, "profiles/modern.yaml") + "\ncompliance: {url: \"" + hook.URL + "\", roots: trust/compliance.pem}\n",
+		"trust/compliance.pem": string(pemOf("CERTIFICATE", hook.Certificate().Raw)),
+	})
+	c := &consoleStory{site: site, hook: hook, passwords: map[string]string{}}
 	c.visitor = visit(t, startSite(t, site, tpmtest.Start(t), t.TempDir(), nil))
 	for _, chapter := range []struct {
 		name string
@@ -47,14 +55,18 @@ func TestConsole(t *testing.T) {
 		{"without JavaScript", c.withoutScripts},
 		{"SCEP and EST", c.trust},
 		{"a challenge is replaced", c.challenge},
+		{"a secret is entered", c.secret},
 		{"the next generation of an authority", c.rollover},
 		{"the audit log", c.auditLog},
 		{"box, tokens and TLS", c.box},
+		{"people", c.people},
 		{"every other dialog", c.dialogs},
 		{"every other page", c.rest},
+		{"no dialog is left", c.noDialogIsLeft},
 	} {
 		ok := t.Run(chapter.name, func(t *testing.T) {
-			c.T = t
+			c.T, c.chapter = t, chapter.name
+			defer c.note()
 			begun := time.Now()
 			chapter.f(t)
 			t.Logf("%.1f s", time.Since(begun).Seconds())
@@ -273,23 +285,17 @@ func (c *consoleStory) held(t *testing.T) {
 	tab, leave := c.Beside(`section[aria-labelledby="connect"] button[value="strongswan"]`, ".made")
 	defer leave()
 	tab.Look("connect-minted")
+	c.held1 = heldDevice{cn: cn, challenge: strings.TrimSpace(tab.Text(".made .secret"))}
 	tab.Reads("#made", "Challenge for "+cn)
 	tab.Reads(".guide-step", "Paste it as it is")
 	tab.Reads(".guide-step:last-of-type", "Replace factory.crt and factory.key")
 	tab.Reads("#step-guide ~ .hint", "approve", "Approvals")
-	script := tab.Commands(".guide-step:first-of-type")[0]
+	c.held1.script = tab.Commands(".guide-step:first-of-type")[0]
 	c.Front()
 	c.See("approvals-none", "/pending", "#waiting .empty")
 	browsertest.Eval[bool](c.Tab, `window.isFirstLoad = true`)
 
-	// The command has strongSwan ask again each 10 seconds; here it is told to do so each second.
-	dir, done := t.TempDir(), make(chan error, 1)
-	var said string
-	go func() {
-		out, err := run(t, dir, "bash", "-c", strings.Replace(script, "--interval 10 ", "--interval 1 --maxpolltime 120 ", 1))
-		said = out
-		done <- err
-	}()
+	waits := c.held1.asks(t)
 	c.Until("the request is on the page", `window.isFirstLoad && !!document.querySelector("#waiting tbody tr")`)
 	c.Until("and in the navigation", `document.querySelector('nav a[href="/pending"]').textContent.includes("1")`)
 	c.Look("approvals")
@@ -305,20 +311,53 @@ func (c *consoleStory) held(t *testing.T) {
 	c.Press(".decision form button", ".done")
 	c.Look("request-approved")
 	c.Reads(".done", "Approved. The certificate is issued", "Certificate of "+cn)
-	select {
-	case err := <-done:
-		if err != nil || !strings.Contains(said, "Approve it at "+c.Origin+"/pending") {
-			t.Errorf("the device: %v: %s", err, said)
-		}
-	case <-time.After(time.Minute):
-		t.Fatal("the device got nothing")
-	}
-	if cert := certificatesIn(t, filepath.Join(dir, cn+".crt"))[0]; cert.Subject.CommonName != cn {
-		t.Errorf("the device got a certificate for %s", cert.Subject)
+	if said, err := waits(); err != nil || !strings.Contains(said, "Approve it at "+c.Origin+"/pending") {
+		t.Errorf("the device: %v: %s", err, said)
 	}
 	c.be("arno")
 	c.Open("/audit?q="+cn, ".records")
 	c.Reads(".records", "olga")
+}
+
+// heldDevice is one whose name a person has to look at, and what its page has it run.
+type heldDevice struct{ cn, challenge, script string }
+
+// asks has the device ask until somebody decided; waits returns what it said, and an error where it got no
+// certificate. The command has strongSwan ask again each 10 seconds; here it is told to do so each second.
+func (d heldDevice) asks(t *testing.T) (waits func() (said string, err error)) {
+	t.Helper()
+	dir, done := t.TempDir(), make(chan error, 1)
+	var said string
+	go func() {
+		out, err := run(t, dir, "bash", "-c", strings.Replace(d.script, "--interval 10 ", "--interval 1 --maxpolltime 240 ", 1))
+		said = out
+		done <- err
+	}()
+	return func() (string, error) {
+		t.Helper()
+		select {
+		case err := <-done:
+			if err == nil {
+				if cert := certificatesIn(t, filepath.Join(dir, d.cn+".crt"))[0]; cert.Subject.CommonName != d.cn {
+					t.Errorf("the device got a certificate for %s", cert.Subject)
+				}
+			}
+			return said, err
+		case <-time.After(2 * time.Minute):
+			t.Fatalf("%s got no answer", d.cn)
+		}
+		return "", nil
+	}
+}
+
+// another is a second device like d, with a challenge of its own.
+func (c *consoleStory) another(d heldDevice, cn string) heldDevice {
+	c.T.Helper()
+	var out struct{ Challenge string }
+	if code := c.s.api(c.T, "POST", "/api/v1/challenges", c.token, map[string]string{"profile": "iot", "cn": cn}, &out); code != 200 || out.Challenge == "" {
+		c.T.Fatalf("a challenge: HTTP %d", code)
+	}
+	return heldDevice{cn, out.Challenge, strings.NewReplacer(d.cn, cn, d.challenge, out.Challenge).Replace(d.script)}
 }
 
 // revoked is the same device's certificate, which is revoked by dialog.
@@ -396,15 +435,15 @@ func (c *consoleStory) withoutScripts(t *testing.T) {
 		t.Error("a script made the dialog modal")
 	}
 	c.Look("plain-hold")
-	c.Press("dialog form button", ".done")
+	c.twice("/certificates/"+serial+"?do=hold", "form button", ".done", "dialog[open]", "This certificate is on hold already")
 	c.Reads("#state", "on hold")
-	c.Press(`a[href$="do=release"]`, "dialog[open]")
-	c.Press("dialog form button", ".done")
+	c.twice("/certificates/"+serial+"?do=release", "form button", ".done", "dialog[open]", "This certificate is not on hold")
 	c.Press(`a[href$="do=revoke"]`, "dialog[open] .options")
 	c.Click(`dialog input[value="cessationOfOperation"]`)
 	c.Press("dialog button.danger", ".done")
 	c.Reads("#state", "revoked", "cessationOfOperation")
 	c.listed("devices", serial)
+	c.plainDecisions(t)
 
 	c.be("ada")
 	c.Open("/scep?tab=intune", "#intune-intune")
@@ -412,5 +451,43 @@ func (c *consoleStory) withoutScripts(t *testing.T) {
 	c.Press("dialog form button", ".done")
 	if c.Has("dialog") > 0 {
 		t.Error("the dialog stays open")
+	}
+}
+
+// plainDecisions approves one request and denies another.
+func (c *consoleStory) plainDecisions(t *testing.T) {
+	good, bad := c.another(c.held1, "door-2.approve.test"), c.another(c.held1, "door-3.approve.test")
+	goodWaits, badWaits := good.asks(t), bad.asks(t)
+	decide := func(d heldDevice) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(250 * time.Millisecond) {
+			c.Open("/pending", "#waiting")
+			if strings.Contains(c.Text("#waiting"), d.cn) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s is not among the requests: %s", d.cn, c.Body())
+			}
+		}
+		link := browsertest.Eval[string](c.Tab, "[...document.querySelectorAll(`#waiting a.name`)].find(e => e.textContent.includes(`"+d.cn+"`)).getAttribute('href')")
+		c.Press(`#waiting a[href="`+link+`"]`, ".decision")
+	}
+	decide(good)
+	c.Look("plain-request")
+	c.Press(".decision form button", ".done")
+	c.Reads(".done", "Approved", good.cn)
+	decide(bad)
+	c.Press(`a[href$="do=deny"]`, "dialog[open] #reason")
+	c.Look("plain-deny")
+	c.Write("#reason", "not one of ours")
+	c.Press("dialog button.danger", ".done")
+	c.Reads(".done", "Denied", bad.cn)
+	c.Press(".done a", ".facts")
+	c.Reads("main", "denied", "not one of ours", "olga")
+	if said, err := goodWaits(); err != nil {
+		t.Errorf("the device that was approved: %v: %s", err, said)
+	}
+	if said, err := badWaits(); err == nil {
+		t.Errorf("the device that was denied got a certificate: %s", said)
 	}
 }

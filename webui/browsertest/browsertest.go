@@ -26,6 +26,7 @@ import (
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/dom"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
@@ -80,7 +81,7 @@ func Start(t *testing.T, o Options) *Tab {
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	ctx, cancel = context.WithTimeout(ctx, 10*time.Minute)
+	ctx, cancel = context.WithTimeout(ctx, 30*time.Minute) // a story takes one or two
 	t.Cleanup(cancel)
 	b := &Tab{T: t, Context: ctx, Options: o, files: t.TempDir(), watch: newWatch()}
 	b.begin()
@@ -247,7 +248,7 @@ func (b *Tab) Write(field, text string) {
 			if err := focus(ctx, field, `e.value = ""`); err != nil {
 				return err
 			}
-			if err := chromedp.Do(ctx, chromedp.KeyEvent(text)); err != nil {
+			if _, err := chromedp.Call(ctx, input.InsertText, input.InsertTextParams{Text: text}); err != nil {
 				return err
 			}
 			isThere, err := evaluate[bool](ctx, "document.querySelector("+quoted(field)+")?.value === "+quoted(text))
@@ -462,6 +463,17 @@ func (b *Tab) Beside(link, then string) (other *Tab, leave func()) {
 	copied.Context = ctx
 	copied.begin()
 	copied.Until("the other tab is loaded", "loaded && first("+quoted(then)+")")
+	return &copied, cancel
+}
+
+// Another opens a page in another tab of the same browser.
+func (b *Tab) Another(path, selector string) (other *Tab, leave func()) {
+	b.T.Helper()
+	ctx, cancel := chromedp.NewContext(b.Context)
+	copied := *b
+	copied.Context, copied.plain = ctx, false
+	copied.begin()
+	copied.Open(path, selector)
 	return &copied, cancel
 }
 

@@ -29,10 +29,18 @@ type watch struct {
 	pages      map[cdp.LoaderID]string      // paths of documents that are pages
 	of         map[network.RequestID]string // the key in loads
 	looked     map[string]bool              // paths of the pages that were looked at
+	sent       map[network.RequestID]string // paths of forms on their way
+	orders     []Order
+}
+
+// Order is a form that was sent to the console, and what became of it.
+type Order struct {
+	Path   string
+	Status int64 // of HTTP: 400 and more for what was refused
 }
 
 func newWatch() *watch {
-	return &watch{loads: map[string]int64{}, pages: map[cdp.LoaderID]string{}, of: map[network.RequestID]string{}, looked: map[string]bool{}}
+	return &watch{sent: map[network.RequestID]string{}, loads: map[string]int64{}, pages: map[cdp.LoaderID]string{}, of: map[network.RequestID]string{}, looked: map[string]bool{}}
 }
 
 // begin watches a tab.
@@ -75,10 +83,17 @@ func (w *watch) saw(ev any, origin string) {
 			return
 		}
 		w.requests = append(w.requests, u.Path)
+		if e.RedirectResponse != nil {
+			w.answered(e.RequestID, e.RedirectResponse.Status)
+		}
+		if e.Type == network.ResourceTypeDocument && e.Request.Method == "POST" {
+			w.sent[e.RequestID] = u.Path
+		}
 		if e.Type != network.ResourceTypeFetch && e.Type != network.ResourceTypeXHR && e.Type != network.ResourceTypeEventSource {
 			w.of[e.RequestID] = string(e.LoaderID)
 		}
 	case *network.EventResponseReceived:
+		w.answered(e.RequestID, e.Response.Status)
 		u, err := url.Parse(e.Response.URL)
 		if err == nil && e.Type == network.ResourceTypeDocument && e.Response.MimeType == "text/html" {
 			w.pages[e.LoaderID] = u.Path
@@ -88,6 +103,23 @@ func (w *watch) saw(ev any, origin string) {
 			w.loads[loader] += int64(e.EncodedDataLength)
 		}
 	}
+}
+
+// answered keeps what became of a form.
+func (w *watch) answered(id network.RequestID, status int64) {
+	if path, ok := w.sent[id]; ok {
+		delete(w.sent, id)
+		w.orders = append(w.orders, Order{path, status})
+	}
+}
+
+// Orders are the forms that were sent since the last call.
+func (w *watch) Orders() []Order {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	orders := w.orders
+	w.orders = nil
+	return orders
 }
 
 // isMeant tells whether an error that the browser wrote is none of the console's: a refusal, which stories ask
