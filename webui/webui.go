@@ -4,12 +4,14 @@
 package webui
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"embed"
 	"errors"
 	"fmt"
 	"html/template"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -195,12 +197,16 @@ func (c *console) handler() http.Handler {
 // serve checks the caller's role and calls the route.
 func (c *console) serve(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		who, err := c.authenticate(r)
+		who, err := c.allowed(rt, r)
+		if err == nil && rt.role > anonymous && rt.method != http.MethodGet {
+			// An order counts when all of it is there: who began it may have been switched off since.
+			body, _ := io.ReadAll(r.Body) // the error comes again to whoever reads on
+			r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), r.Body))
+			who, err = c.allowed(rt, r)
+		}
 		switch {
 		case rt.role == anonymous && !isInternal(err):
 			err = nil // a stale credential does not close what is open to everyone
-		case err == nil && who.role < rt.role:
-			err = errRole
 		case errors.Is(err, errBadCredential) && r.Header.Get("Authorization") != "":
 			c.note(r, audit.LoginRefused, "unknown or expired token")
 		}
@@ -214,6 +220,15 @@ func (c *console) serve(rt route) http.Handler {
 			c.refuse(w, r, err)
 		}
 	})
+}
+
+// allowed says who sent r, with errRole where they may not call the route.
+func (c *console) allowed(rt route, r *http.Request) (principal, error) {
+	who, err := c.authenticate(r)
+	if err == nil && who.role < rt.role {
+		err = errRole
+	}
+	return who, err
 }
 
 func isInternal(err error) bool {
