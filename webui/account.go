@@ -117,7 +117,7 @@ func accountRoutes() []route {
 			refusals:  []int{conflict},
 		}, (*console).apiCreateToken},
 		{del, apiPrefix + "tokens/{token}", auditor, &operation{
-			id: "revokeToken", summary: "Have a token be taken no more: one of yours, anybody's for administrators",
+			id: "revokeToken", summary: "Have a token, and those that were made with it, be taken no more: one of yours, anybody's for administrators",
 			responses: []response{{http.StatusOK, "revoked; what it was", mediaJSON, TokenDetails{}}},
 			refusals:  []int{notFound},
 		}, (*console).apiRevokeToken},

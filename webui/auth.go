@@ -73,6 +73,7 @@ type principal struct {
 	limited  bool      // the token may do less than its user
 	via      string    // name of the token, or viaSession
 	session  session   // where via is viaSession
+	token    []byte    // its hash; nil for others
 	expires  time.Time // of the token; zero: never
 	profiles []string  // the token only mints challenges, for these; nil: no such limit
 }
@@ -149,7 +150,7 @@ func (c *console) byToken(r *http.Request, text string) (principal, error) {
 	if err != nil {
 		return principal{}, err
 	}
-	who.expires, who.profiles = token.Expires, token.Profiles
+	who.token, who.expires, who.profiles = token.Hash[:], token.Expires, token.Profiles
 	if who.profiles != nil && !mints(r) {
 		return principal{}, errScope
 	}

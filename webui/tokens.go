@@ -118,7 +118,7 @@ func checkLabel(field, label string) (string, error) {
 	return label, nil
 }
 
-// createToken makes a token of the caller. A token makes none that outlives it.
+// createToken makes a token of the caller. A token makes none that outlives it: neither its end nor its being revoked.
 func (c *console) createToken(r *http.Request, in TokenRequest, who principal) (TokenResponse, error) {
 	if err := c.fresh(who); err != nil {
 		return TokenResponse{}, err
@@ -149,7 +149,7 @@ func (c *console) createToken(r *http.Request, in TokenRequest, who principal) (
 		return TokenResponse{}, &inputError{"days", "a token makes none that outlives it", "choose fewer days, or sign in to the console and make it there"}
 	}
 	out := TokenResponse{}
-	t := store.Token{Name: label, User: who.user, Role: in.Role, Created: now, Expires: expires, Profiles: in.Profiles}
+	t := store.Token{Name: label, User: who.user, Role: in.Role, Created: now, Expires: expires, Profiles: in.Profiles, Maker: who.token}
 	out.Token, t.Hash = newToken()
 	rec := c.orderRecord(r, audit.TokenCreated, who, who.user)
 	rec.Reason = fmt.Sprintf("%s, id %s, role %s, until %s", label, tokenID(t), t.Role, expires.Format(time.DateOnly))
@@ -189,7 +189,7 @@ func (c *console) orderRecord(r *http.Request, action audit.Action, who principa
 	return rec
 }
 
-// revokeToken revokes a token of the caller or, for administrators, anybody's.
+// revokeToken revokes a token of the caller or, for administrators, anybody's, and those that were made with it.
 func (c *console) revokeToken(r *http.Request, id string, who principal) (TokenDetails, error) {
 	if err := whole(who); err != nil {
 		return TokenDetails{}, err
@@ -202,9 +202,11 @@ func (c *console) revokeToken(r *http.Request, id string, who principal) (TokenD
 		if tokenID(t) != id || t.User != who.user && who.role < administrator {
 			continue
 		}
-		rec := c.orderRecord(r, audit.TokenRevoked, who, t.User)
-		rec.Reason = fmt.Sprintf("%s, id %s", t.Name, id)
-		return c.tokenDetails(t), c.cfg.Store.RemoveToken(t.Hash, rec)
+		return c.tokenDetails(t), c.cfg.Store.RemoveToken(t.Hash, func(gone store.Token) audit.Record {
+			rec := c.orderRecord(r, audit.TokenRevoked, who, gone.User)
+			rec.Reason = fmt.Sprintf("%s, id %s", gone.Name, tokenID(gone))
+			return rec
+		})
 	}
 	return TokenDetails{}, store.ErrNoToken
 }

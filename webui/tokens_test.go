@@ -87,6 +87,38 @@ func TestTokenRoles(t *testing.T) {
 	}
 }
 
+// TestRevokedTokenLeavesNoOther: who found a token has nothing any more once it is revoked, whatever they made with it.
+func TestRevokedTokenLeavesNoOther(t *testing.T) {
+	box := newBox(t)
+	claimed := box.mustClaim()
+	session := withCookie(box.signedIn("alice", claimed.Password))
+	who := session
+	var made []TokenResponse
+	for _, name := range []string{"Prometheus", "found", "kept for later"} {
+		var out TokenResponse
+		box.post("/api/v1/tokens", TokenRequest{Name: name, Role: "auditor", Days: 1}, who).decode(t, &out)
+		who, made = bearer(out.Token), append(made, out)
+	}
+	var other TokenResponse
+	box.post("/api/v1/tokens", TokenRequest{Name: "other", Role: "auditor", Days: 1}, session).decode(t, &other)
+	box.delete("/api/v1/tokens/"+made[0].Details.ID, session)
+	for _, one := range made {
+		box.get("/api/v1/status", bearer(one.Token)).checkProblem(t, 401, "bad-credential")
+	}
+	if got := box.get("/api/v1/status", bearer(other.Token)); got.StatusCode != 200 {
+		t.Errorf("another token: status %d", got.StatusCode)
+	}
+	var told []string
+	for _, r := range box.records() {
+		if r.Action == audit.TokenRevoked {
+			told = append(told, r.Reason)
+		}
+	}
+	if len(told) != 3 || !strings.Contains(strings.Join(told, "\n"), "kept for later, id "+made[2].Details.ID) {
+		t.Errorf("the audit log tells of %q", told)
+	}
+}
+
 // TestTokensKeepToTheirRole: by a token that may only read, nobody becomes more than it, nor takes from its user what
 // opens their account; and no token leaves a passkey behind, which would outlive it.
 func TestTokensKeepToTheirRole(t *testing.T) {

@@ -68,6 +68,7 @@ type Token struct {
 	Expires  time.Time `json:"expires"`            // zero: never
 	Profiles []string  `json:"profiles,omitempty"` // it only mints challenges, for these; nil: it does what its role allows
 	Used     string    `json:"used,omitempty"`     // last day it was used, "2006-01-02" in UTC; "" before the first
+	Maker    []byte    `json:"maker,omitempty"`    // hash of the token it was made with, and goes with; nil: made otherwise
 }
 
 // Passkey is a WebAuthn credential of a user.

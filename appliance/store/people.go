@@ -233,11 +233,17 @@ func (s *Store) Tokens() (all []Token, err error) {
 	return all, nil
 }
 
-// CreateToken adds a token to those of its user: ErrNoUser, or ErrTooMany.
+// CreateToken adds a token to those of its user: ErrNoUser, ErrTooMany, or ErrNoToken where the one it is made with
+// is gone.
 func (s *Store) CreateToken(t Token, rec audit.Record) error {
 	err := s.do(false, func(c *change) error {
 		if _, err := c.user(t.User); err != nil {
 			return err
+		}
+		if t.Maker != nil {
+			if _, err := c.get(append([]byte{prefixToken}, t.Maker...)); err != nil {
+				return notFoundAs(err, ErrNoToken)
+			}
 		}
 		all, err := entries(c.state, prefixToken, withHash)
 		if err != nil {
@@ -264,14 +270,27 @@ func countOf[T any](all []T, is func(T) bool) (n int) {
 	return n
 }
 
-// RemoveToken has a token be taken no more: ErrNoToken.
-func (s *Store) RemoveToken(hash [32]byte, rec audit.Record) error {
+// RemoveToken has a token, and those that were made with it, be taken no more, with the record that record makes of
+// each: ErrNoToken.
+func (s *Store) RemoveToken(hash [32]byte, record func(Token) audit.Record) error {
 	err := s.do(false, func(c *change) error {
-		if _, err := c.get(hashKey(prefixToken, hash)); err != nil {
-			return notFoundAs(err, ErrNoToken)
+		all, err := entries(c.state, prefixToken, withHash)
+		if err != nil {
+			return err
 		}
-		c.record(rec)
-		c.delete(hashKey(prefixToken, hash))
+		gone := slices.IndexFunc(all, func(t Token) bool { return t.Hash == hash })
+		if gone < 0 {
+			return ErrNoToken
+		}
+		for doomed := []Token{all[gone]}; len(doomed) > 0; doomed = doomed[1:] {
+			c.record(record(doomed[0]))
+			c.delete(hashKey(prefixToken, doomed[0].Hash))
+			for _, t := range all {
+				if bytes.Equal(t.Maker, doomed[0].Hash[:]) {
+					doomed = append(doomed, t)
+				}
+			}
+		}
 		return nil
 	})
 	if err != nil {

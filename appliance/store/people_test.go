@@ -129,6 +129,7 @@ func TestTokens(t *testing.T) {
 	s := claimed(t, vfs.NewMem())
 	defer closeStore(t, s)
 	hash := [32]byte{7}
+	revoked := func(Token) audit.Record { return adminRecord(audit.TokenRevoked) }
 	wantIs(t, "token of nobody", s.CreateToken(Token{Hash: hash, User: "mallory"}, adminRecord(audit.TokenCreated)), ErrNoUser)
 	must(t, s.CreateToken(Token{Hash: hash, Name: "jamf", User: "alice", Role: "operator", Profiles: []string{"iot"}, Expires: epoch}, adminRecord(audit.TokenCreated)))
 	must(t, s.TokenUsed(hash, epoch))
@@ -137,10 +138,14 @@ func TestTokens(t *testing.T) {
 	if len(all) != 2 || all[0].Hash != hash || all[0].Used != "2026-05-04" || len(all[0].Profiles) != 1 || all[0].Role != "operator" {
 		t.Errorf("tokens %+v", all)
 	}
-	must(t, s.RemoveToken(hash, adminRecord(audit.TokenRevoked)))
+	must(t, s.CreateToken(Token{Hash: [32]byte{9}, User: "alice", Maker: hash[:]}, adminRecord(audit.TokenCreated)))
+	must(t, s.RemoveToken(hash, revoked))
+	_, err = s.TokenByHash([32]byte{9})
+	wantIs(t, "token made with it", err, ErrNotFound)
+	wantIs(t, "token made with what is gone", s.CreateToken(Token{Hash: [32]byte{9}, User: "alice", Maker: hash[:]}, adminRecord(audit.TokenCreated)), ErrNoToken)
 	_, err = s.TokenByHash(hash)
 	wantIs(t, "removed token", err, ErrNotFound)
-	wantIs(t, "removing it again", s.RemoveToken(hash, adminRecord(audit.TokenRevoked)), ErrNoToken)
+	wantIs(t, "removing it again", s.RemoveToken(hash, revoked), ErrNoToken)
 	wantIs(t, "using it", s.TokenUsed(hash, epoch), ErrNoToken)
 	for i := range maxTokens - 1 {
 		must(t, s.CreateToken(Token{Hash: [32]byte{8, byte(i)}, User: "alice"}, adminRecord(audit.TokenCreated)))
