@@ -31,6 +31,7 @@ import (
 	"signet.internal/appliance/confine/confinetest"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/keys"
+	"signet.internal/appliance/needtest"
 	"signet.internal/provision"
 	"signet.internal/tpm"
 	"signet.internal/tpm/tpmtest"
@@ -216,7 +217,7 @@ func socketPair(t *testing.T) (net.Conn, *os.File) {
 
 func TestConfinedServiceEnrollsRealClients(t *testing.T) {
 	confinetest.Need(t)
-	needs(t, "pki", "strongswan-pki")
+	needtest.Program(t, "pki", "strongswan-pki")
 	holder, state := holderOn(t), t.TempDir()
 	token := ""
 	for _, first := range []bool{true, false} { // a first boot, and the next

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"testing"
 
+	"signet.internal/appliance/needtest"
 	"signet.internal/tpm/tpmtest"
 )
 
@@ -75,9 +76,9 @@ func typed(t *testing.T, dir, script string, words ...string) string {
 }
 
 func TestConnectADevice(t *testing.T) {
-	needs(t, "pki", "strongswan-pki")
-	needs(t, "curl", "curl")
-	openssl := needs(t, "openssl", "openssl")
+	needtest.Program(t, "pki", "strongswan-pki")
+	needtest.Program(t, "curl", "curl")
+	openssl := needtest.Program(t, "openssl", "openssl")
 	s := start(t, tpmtest.Start(t), t.TempDir())
 	token := s.claim(t)
 	ours := func(t *testing.T, dir, crt, cn string) string {
@@ -226,9 +227,9 @@ openssl x509 -req -in factory.csr -CA %[1]s.crt -CAkey %[1]s.key -days 1 -out fa
 func (s *service) typedIntoCertmonger(t *testing.T, token string, ours func(t *testing.T, dir, crt, cn string) string) {
 	const cn = "monger-9.example.com"
 	const daemon = "/usr/lib/certmonger/certmonger-session"
-	needs(t, daemon, "certmonger")
-	needs(t, "getcert", "certmonger")
-	bus := needs(t, "dbus-run-session", "dbus-daemon")
+	needtest.Program(t, daemon, "certmonger")
+	needtest.Program(t, "getcert", "certmonger")
+	bus := needtest.Program(t, "dbus-run-session", "dbus-daemon")
 	steps := commands(t, s.page(t, token, "/connect/corp?for=certmonger&cn="+cn, nil))
 	dir := t.TempDir()
 	var script strings.Builder

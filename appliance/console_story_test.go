@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"signet.internal/appliance/needtest"
 	"signet.internal/tpm/tpmtest"
 	"signet.internal/webui/browsertest"
 )
@@ -32,9 +33,9 @@ type consoleStory struct {
 }
 
 func TestConsole(t *testing.T) {
-	needs(t, "pki", "strongswan-pki")
-	needs(t, "curl", "curl")
-	needs(t, "openssl", "openssl")
+	needtest.Program(t, "pki", "strongswan-pki")
+	needtest.Program(t, "curl", "curl")
+	needtest.Program(t, "openssl", "openssl")
 	hook := newWebhook(t)
 	site := variant(t, map[string]string{
 		"profiles/modern.yaml": demo(t, "profiles/modern.yaml") + "\ncompliance: {url: \"" + hook.URL + "\", roots: trust/compliance.pem}\n",

@@ -11,23 +11,24 @@ import (
 	"time"
 
 	"signet.internal/appliance"
+	"signet.internal/appliance/needtest"
 	"signet.internal/tpm/tpmtest"
 )
 
 // classPath compiles a program of package est against Bouncy Castle and returns the class path to run it with.
 func classPath(t *testing.T, source string, jars ...string) string {
 	t.Helper()
-	needs(t, "java", "default-jdk-headless")
+	needtest.Program(t, "java", "default-jdk-headless")
 	path := []string{t.TempDir()}
 	for _, name := range append([]string{"bcpkix", "bcprov", "bcutil"}, jars...) {
 		jar := "/usr/share/java/" + name + ".jar"
 		if !fileExists(jar) {
-			needs(t, jar, "libbcpkix-java libbctls-java")
+			needtest.Program(t, jar, "libbcpkix-java libbctls-java")
 		}
 		path = append(path, jar)
 	}
 	joined := strings.Join(path, ":")
-	mustRun(t, ".", needs(t, "javac", "default-jdk-headless"), "-cp", joined, "-d", path[0], "est/testdata/"+source)
+	mustRun(t, ".", needtest.Program(t, "javac", "default-jdk-headless"), "-cp", joined, "-d", path[0], "est/testdata/"+source)
 	return joined
 }
 

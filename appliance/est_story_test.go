@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/crypto/argon2"
 
+	"signet.internal/appliance/needtest"
 	"signet.internal/tpm/tpmtest"
 )
 
@@ -172,8 +173,8 @@ type shell struct {
 // newShell prepares C, which is curl that trusts the box and fails on a refusal, and the addresses.
 func newShell(t *testing.T, s *service, root string) *shell {
 	t.Helper()
-	needs(t, "curl", "curl")
-	needs(t, "openssl", "openssl")
+	needtest.Program(t, "curl", "curl")
+	needtest.Program(t, "openssl", "openssl")
 	return &shell{t: t, dir: t.TempDir(), prefix: fmt.Sprintf(`C() { curl -sS --fail-with-body --cacert %s "$@"; }
 post() { C -H 'Content-Type: application/pkcs10' --data-binary @- "$@"; }
 read_certs() { openssl base64 -d | openssl pkcs7 -inform DER -print_certs; }
@@ -237,7 +238,7 @@ type estDevice struct {
 // newESTDevice prepares strongSwan for a version of TLS, "" for what it speaks as it is installed.
 func newESTDevice(t *testing.T, listener, root, version string) *estDevice {
 	t.Helper()
-	d := &estDevice{t: t, prog: needs(t, "pki", "strongswan-pki"), dir: t.TempDir(), base: []string{"--url", listener, "--cacert", root}}
+	d := &estDevice{t: t, prog: needtest.Program(t, "pki", "strongswan-pki"), dir: t.TempDir(), base: []string{"--url", listener, "--cacert", root}}
 	if version != "" {
 		conf := filepath.Join(d.dir, "strongswan.conf")
 		writeFile(t, conf, []byte("pki {\n tls {\n version_max = "+version+"\n }\n}\ninclude /etc/strongswan.conf\n"))
@@ -263,9 +264,9 @@ func (d *estDevice) pki(command string, more ...string) ([]byte, error) {
 // request writes a request for cn with a new RSA key, as KEY.der and KEY.key.
 func (d *estDevice) request(key, cn string) {
 	d.t.Helper()
-	mustRun(d.t, d.dir, needs(d.t, "openssl", "openssl"), "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", key+".p8", "-subj", "/C=CH/CN="+cn,
+	mustRun(d.t, d.dir, needtest.Program(d.t, "openssl", "openssl"), "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", key+".p8", "-subj", "/C=CH/CN="+cn,
 		"-addext", "subjectAltName=DNS:"+cn, "-outform", "DER", "-out", key+".der")
-	mustRun(d.t, d.dir, needs(d.t, "openssl", "openssl"), "rsa", "-traditional", "-in", key+".p8", "-out", key+".key")
+	mustRun(d.t, d.dir, needtest.Program(d.t, "openssl", "openssl"), "rsa", "-traditional", "-in", key+".p8", "-out", key+".key")
 }
 
 func (d *estDevice) enroll(key, out string, more ...string) error {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"signet.internal/appliance/needtest"
 	"signet.internal/tpm/tpmtest"
 	"signet.internal/webui"
 )
@@ -19,7 +20,7 @@ import (
 // lists its listeners; a browser that listens hears of the enrollment, and does not keep the box from
 // stopping.
 func TestHealthOfTheService(t *testing.T) {
-	needs(t, "pki", "strongswan-pki")
+	needtest.Program(t, "pki", "strongswan-pki")
 	s := start(t, tpmtest.Start(t), t.TempDir())
 	token := s.claim(t)
 	get := func(path string) string {

@@ -28,6 +28,7 @@ import (
 	"testing"
 	"time"
 
+	"signet.internal/appliance/needtest"
 	"signet.internal/provision"
 	"signet.internal/tpm/tpmtest"
 )
@@ -146,7 +147,7 @@ func TestProxies(t *testing.T) {
 	b.dir = dir
 
 	t.Run("nginx", func(t *testing.T) {
-		nginx := needs(t, "/usr/sbin/nginx", "nginx-light")
+		nginx := needtest.Program(t, "/usr/sbin/nginx", "nginx-light")
 		run := func(t *testing.T, own string) string {
 			port := freePorts(1)[0]
 			work := t.TempDir()
@@ -166,7 +167,7 @@ http { access_log off; client_body_temp_path %[2]s/body; proxy_temp_path %[2]s/p
 		b.bridges(t, "nginx", run(t, "proxy"), run(t, "stranger"))
 	})
 	t.Run("HAProxy", func(t *testing.T) {
-		haproxy := needs(t, "/usr/sbin/haproxy", "haproxy")
+		haproxy := needtest.Program(t, "/usr/sbin/haproxy", "haproxy")
 		run := func(t *testing.T, own string) string {
 			port := freePorts(1)[0]
 			config := filepath.Join(t.TempDir(), "haproxy.cfg")

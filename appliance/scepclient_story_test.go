@@ -5,12 +5,14 @@ package appliance_test
 import (
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"signet.internal/appliance/needtest"
 	"signet.internal/tpm/tpmtest"
 )
 
@@ -26,14 +28,11 @@ func goProgram(t *testing.T, program string) string {
 	}
 	name, _, _ := strings.Cut(program, "@")
 	for _, args := range [][]string{{"get", program}, {"build", "-mod=mod", "-o", "client", name}} {
-		cmd := exec.Command(needs(t, "go", "golang"), args...)
+		cmd := exec.Command(needtest.Program(t, "go", "golang"), args...)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off")
 		if out, err := cmd.CombinedOutput(); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatalf("building %s: %v\n%s", program, err, out)
-			}
-			t.Skipf("%s cannot be had: %v\n%s", program, err, out)
+			needtest.Missing(t, fmt.Sprintf("%s cannot be had: %v\n%s", program, err, out))
 		}
 	}
 	return filepath.Join(dir, "client")
@@ -67,7 +66,7 @@ func TestNewestScepclient(t *testing.T) {
 					t.Log(out)
 					return nil
 				}
-				verified := mustRun(t, dir, needs(t, "openssl", "openssl"), "verify", "-x509_strict", "-CAfile", s.ready.CABundle, "out.crt")
+				verified := mustRun(t, dir, needtest.Program(t, "openssl", "openssl"), "verify", "-x509_strict", "-CAfile", s.ready.CABundle, "out.crt")
 				if !strings.Contains(verified, ": OK") {
 					t.Errorf("openssl verify: %s", verified)
 				}

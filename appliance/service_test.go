@@ -23,25 +23,12 @@ import (
 
 	"signet.internal/appliance"
 	"signet.internal/appliance/keys"
+	"signet.internal/appliance/needtest"
 	"signet.internal/provision"
 	"signet.internal/tpm/tpmtest"
 )
 
 const demoSite = "../configs/demo"
-
-// needs returns the path of a program of this machine; without it the test fails under CI and is
-// skipped elsewhere.
-func needs(t *testing.T, program, debianPackage string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("%s is missing: apt-get install %s", program, debianPackage)
-		}
-		t.Skipf("%s is missing: apt-get install %s", program, debianPackage)
-	}
-	return path
-}
 
 // service is one run of the whole service on loopback.
 type service struct {
@@ -217,7 +204,7 @@ func mustRun(t *testing.T, dir, program string, args ...string) string {
 // enrollStrongSwan enrolls cn by strongSwan's pki and returns the PEM certificate's path.
 func enrollStrongSwan(t *testing.T, dir, url, cn, challenge string) (string, error) {
 	t.Helper()
-	pki := needs(t, "pki", "strongswan-pki")
+	pki := needtest.Program(t, "pki", "strongswan-pki")
 	mustRun(t, dir, pki, "--scepca", "--url", url, "--caout", "ca.crt", "--raout", "ra.crt", "--outform", "pem", "--force")
 	key, err := exec.Command(pki, "--gen", "--type", "rsa", "--size", "2048", "--outform", "pem").Output()
 	if err != nil {
@@ -248,8 +235,8 @@ type auditPage struct {
 }
 
 func TestServiceEnrollsRealClients(t *testing.T) {
-	needs(t, "pki", "strongswan-pki")
-	openssl := needs(t, "openssl", "openssl")
+	needtest.Program(t, "pki", "strongswan-pki")
+	openssl := needtest.Program(t, "openssl", "openssl")
 	swtpm := tpmtest.Start(t)
 	state := t.TempDir()
 	s := start(t, swtpm, state)
@@ -396,7 +383,7 @@ func TestServiceEnrollsRealClients(t *testing.T) {
 // before it had read everything.
 func hugePost(t *testing.T, url string) int {
 	t.Helper()
-	out, err := exec.Command(needs(t, "curl", "curl"), "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "60",
+	out, err := exec.Command(needtest.Program(t, "curl", "curl"), "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "60",
 		"-H", "Expect:", "--data-binary", "@"+hugeFile(t), url).Output()
 	var code int
 	fmt.Sscan(string(out), &code)

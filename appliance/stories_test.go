@@ -31,6 +31,7 @@ import (
 	"testing"
 	"time"
 
+	"signet.internal/appliance/needtest"
 	"signet.internal/tpm/tpmtest"
 )
 
@@ -45,7 +46,7 @@ type device struct {
 // newDevice fetches the CA and RA certificates at url.
 func newDevice(t *testing.T, url string) *device {
 	t.Helper()
-	d := &device{t: t, pki: needs(t, "pki", "strongswan-pki"), url: url, dir: t.TempDir()}
+	d := &device{t: t, pki: needtest.Program(t, "pki", "strongswan-pki"), url: url, dir: t.TempDir()}
 	mustRun(t, d.dir, d.pki, "--scepca", "--url", url, "--caout", "ca.crt", "--raout", "ra.crt", "--outform", "pem", "--force")
 	return d
 }
@@ -82,7 +83,7 @@ func (d *device) request(cn, key, out string, more ...string) error {
 // serial verifies a certificate with openssl and returns its serial in lower-case hex.
 func (d *device) serial(crt string) string {
 	d.t.Helper()
-	openssl := needs(d.t, "openssl", "openssl")
+	openssl := needtest.Program(d.t, "openssl", "openssl")
 	if out := mustRun(d.t, d.dir, openssl, "verify", "-x509_strict", "-CAfile", "ca.crt", crt); !strings.Contains(out, ": OK") {
 		d.t.Errorf("openssl verify: %s", out)
 	}
@@ -269,7 +270,7 @@ func TestOneTimeChallenge(t *testing.T) {
 }
 
 func TestLegacyClient(t *testing.T) {
-	scepclient := needs(t, "scepclient", "scep")
+	scepclient := needtest.Program(t, "scepclient", "scep")
 	s := start(t, tpmtest.Start(t), t.TempDir())
 	enroll := func(profile, challenge string) (string, string, error) {
 		dir := t.TempDir()
@@ -281,7 +282,7 @@ func TestLegacyClient(t *testing.T) {
 	if err != nil {
 		t.Fatalf("scepclient: %v\n%s", err, out)
 	}
-	if out := mustRun(t, dir, needs(t, "openssl", "openssl"), "verify", "-CAfile", s.ready.CABundle, "out.crt"); !strings.Contains(out, ": OK") {
+	if out := mustRun(t, dir, needtest.Program(t, "openssl", "openssl"), "verify", "-CAfile", s.ready.CABundle, "out.crt"); !strings.Contains(out, ": OK") {
 		t.Errorf("openssl verify: %s", out)
 	}
 	if dir, _, _ := enroll("corp", "corp-demo-challenge"); fileExists(filepath.Join(dir, "out.crt")) {

@@ -29,6 +29,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"signet.internal/appliance/needtest"
 	"signet.internal/image/format"
 	"signet.internal/provision"
 	"signet.internal/tpm"
@@ -86,27 +87,9 @@ func part(t *testing.T, name string) []byte {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join("/usr/lib/systemd/boot/efi", name))
 	if err != nil {
-		unavailable(t, "systemd-boot-efi is not installed: "+err.Error())
+		needtest.Missing(t, "systemd-boot-efi is not installed: "+err.Error())
 	}
 	return data
-}
-
-func tool(t *testing.T, name, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		unavailable(t, name+" is missing: install "+pkg)
-	}
-	return path
-}
-
-// unavailable skips a test that needs a part of the computer, but not where all parts must be there.
-func unavailable(t *testing.T, why string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
 }
 
 // testBase writes a base with the real stub and loader and stand-ins for kernel and initramfs.
@@ -287,7 +270,7 @@ func checkUKI(t *testing.T, o Options, m *Manifest, uki []byte) {
 // checkSignature asks sbverify, an implementation of its own, about an Authenticode signature.
 func checkSignature(t *testing.T, signed []byte, cert *x509.Certificate) {
 	t.Helper()
-	sbverify := tool(t, "sbverify", "sbsigntool")
+	sbverify := needtest.Program(t, "sbverify", "sbsigntool")
 	dir := t.TempDir()
 	certFile, file := filepath.Join(dir, "db.pem"), filepath.Join(dir, "signed.efi")
 	writeTestFile(t, certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
@@ -416,10 +399,10 @@ func checkDisk(t *testing.T, o Options, uki []byte) {
 	esp := filepath.Join(t.TempDir(), "esp")
 	image := readFile(t, path)
 	writeTestFile(t, esp, image[1<<20:513<<20])
-	if out, err := exec.Command(tool(t, "fsck.vfat", "dosfstools"), "-n", "-v", esp).CombinedOutput(); err != nil {
+	if out, err := exec.Command(needtest.Program(t, "fsck.vfat", "dosfstools"), "-n", "-v", esp).CombinedOutput(); err != nil {
 		t.Errorf("fsck.vfat objects: %v\n%s", err, out)
 	}
-	mtype := tool(t, "mtype", "mtools")
+	mtype := needtest.Program(t, "mtype", "mtools")
 	for name, check := range map[string]func(data []byte){
 		"EFI/Linux/signet_1.2.3.efi": func(data []byte) {
 			if !bytes.Equal(data, uki) {

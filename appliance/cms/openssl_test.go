@@ -11,18 +11,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-)
 
-// needOpenSSL skips where the command-line tool is missing, but not in CI, which installs it.
-func needOpenSSL(t *testing.T) {
-	t.Helper()
-	if _, err := exec.LookPath("openssl"); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip("needs the openssl command")
-	}
-}
+	"signet.internal/appliance/needtest"
+)
 
 // openssl runs the tool in dir and returns its standard output.
 func openssl(t *testing.T, dir string, args ...string) []byte {
@@ -52,7 +43,7 @@ var longContent = bytes.Repeat([]byte("content with \x00 and \r\n. "), 1000)
 func isBER(b []byte) bool { return len(b) > 1 && b[1] == 0x80 }
 
 func TestVerifyWhatOpenSSLSigns(t *testing.T) {
-	needOpenSSL(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	writeFile(t, dir, "content", longContent)
 	rsaSigner, ecSigner := rsaIdentity(t), ecIdentity(t, elliptic.P384())
@@ -120,7 +111,7 @@ func TestVerifyWhatOpenSSLSigns(t *testing.T) {
 }
 
 func TestDecryptWhatOpenSSLEncrypts(t *testing.T) {
-	needOpenSSL(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	writeFile(t, dir, "content", longContent)
 	r, ec := rsaIdentity(t), ecIdentity(t, elliptic.P256())
@@ -177,7 +168,7 @@ func TestDecryptWhatOpenSSLEncrypts(t *testing.T) {
 }
 
 func TestOpenSSLDecryptsWhatWeEncrypt(t *testing.T) {
-	needOpenSSL(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	r := rsaIdentity(t)
 	file := r.write(t, dir)
@@ -202,7 +193,7 @@ func TestOpenSSLDecryptsWhatWeEncrypt(t *testing.T) {
 }
 
 func TestOpenSSLVerifiesWhatWeSign(t *testing.T) {
-	needOpenSSL(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	attributes := []Attribute{
 		{oidTransactionID, element(19, []byte("0123"))},
@@ -238,7 +229,7 @@ func TestOpenSSLVerifiesWhatWeSign(t *testing.T) {
 }
 
 func TestOpenSSLReadsCertsOnly(t *testing.T) {
-	needOpenSSL(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	certificates := [][]byte{readPEM(t, "ra.crt"), readPEM(t, "ca.crt"), rsaIdentity(t).certificate.Raw}
 	message, err := CertsOnly(certificates)

@@ -7,11 +7,13 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"signet.internal/appliance/needtest"
 )
 
 // OpenSSL opens what EncryptPassword makes, with the password and with no other.
 func TestOpenSSLOpensPasswordEnvelope(t *testing.T) {
-	needOpenSSL(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	for _, password := range []string{"p", "corp-demo-challenge", strings.Repeat("long ", 400)} {
 		for _, c := range []Cipher{AES128CBC, AES192CBC, AES256CBC, DES3CBC} {
@@ -72,7 +74,7 @@ func TestPasswordEnvelopeHasNoRecipient(t *testing.T) {
 }
 
 func TestCRLOnly(t *testing.T) {
-	needOpenSSL(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	id := rsaIdentity(t)
 	crl := makeCRL(t, id)

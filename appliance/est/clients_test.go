@@ -16,28 +16,12 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"signet.internal/appliance/needtest"
 )
 
 // The tests in this file run clients of others against the service over loopback TLS. A green run proves that these clients, in the
 // versions installed, enroll or are refused in words they print. It proves nothing about the TPM or other clients.
-
-// need returns the path of a client, or skips the test; under CI a missing client is a failure.
-func need(t *testing.T, name, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		missing(t, name, pkg)
-	}
-	return path
-}
-
-func missing(t *testing.T, name, pkg string) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("%s is missing: install the Debian package %s", name, pkg)
-	}
-	t.Skipf("%s is missing: install the Debian package %s", name, pkg)
-}
 
 // run runs a client and returns what it wrote to stdout and stderr, and whether it exited with 0.
 func run(t *testing.T, dir, name string, args ...string) (stdout, stderr string, ok bool) {
@@ -57,7 +41,7 @@ func run(t *testing.T, dir, name string, args ...string) (stdout, stderr string,
 // requestFile writes a request of openssl's for dev.example.com with a new key to dir/NAME.key and dir/NAME.der.
 func requestFile(t *testing.T, dir, name, subject string) {
 	t.Helper()
-	openssl := need(t, "openssl", "openssl")
+	openssl := needtest.Program(t, "openssl", "openssl")
 	if _, _, ok := run(t, dir, openssl, "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", name+".key", "-subj", subject,
 		"-addext", "subjectAltName=DNS:dev.example.com", "-outform", "DER", "-out", name+".der"); !ok {
 		t.Fatal("openssl req")
@@ -75,7 +59,7 @@ func (s *service) checkOpenSSL(dir, profile, cert string) {
 	t := s.t.(*testing.T)
 	t.Helper()
 	writePEM(t, filepath.Join(dir, "issuer.crt"), "CERTIFICATE", s.issuer[profile].Certificate().Raw)
-	out, _, ok := run(t, dir, need(t, "openssl", "openssl"), "verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "issuer.crt", cert)
+	out, _, ok := run(t, dir, needtest.Program(t, "openssl", "openssl"), "verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", "issuer.crt", cert)
 	if !ok || !strings.Contains(out, "OK") {
 		t.Errorf("openssl verify: %s", out)
 	}
@@ -83,7 +67,7 @@ func (s *service) checkOpenSSL(dir, profile, cert string) {
 
 // The commands of a person with a shell, for every operation, piped into what openssl reads without further options.
 func TestCurl(t *testing.T) {
-	need(t, "curl", "curl")
+	needtest.Program(t, "curl", "curl")
 	s := newService(t, nil)
 	dir := t.TempDir()
 	requestFile(t, dir, "dev", "/O=Test/CN=dev")
@@ -138,7 +122,7 @@ type swan struct {
 // reads.
 func newSwan(t *testing.T, s *service, url string, tls13 bool) *swan {
 	t.Helper()
-	d := &swan{s: s, t: t, pki: need(t, "pki", "strongswan-pki"), dir: t.TempDir()}
+	d := &swan{s: s, t: t, pki: needtest.Program(t, "pki", "strongswan-pki"), dir: t.TempDir()}
 	if tls13 {
 		conf := filepath.Join(d.dir, "strongswan.conf")
 		write(t, conf, []byte("pki {\n tls {\n version_max = 1.3\n }\n}\ninclude /etc/strongswan.conf\n"))
@@ -251,13 +235,13 @@ func TestStrongSwanPolls(t *testing.T) {
 
 // Bouncy Castle's ESTService, as an application in Java uses it: testdata/Enroll.java.
 func TestBouncyCastle(t *testing.T) {
-	java := need(t, "java", "default-jdk-headless")
-	need(t, "javac", "default-jdk-headless")
+	java := needtest.Program(t, "java", "default-jdk-headless")
+	needtest.Program(t, "javac", "default-jdk-headless")
 	var jars []string
 	for _, name := range []string{"bcpkix", "bcprov", "bcutil"} {
 		jar := "/usr/share/java/" + name + ".jar"
 		if _, err := os.Stat(jar); err != nil {
-			missing(t, jar, "libbcpkix-java")
+			needtest.Missing(t, jar+" is missing: apt-get install libbcpkix-java")
 		}
 		jars = append(jars, jar)
 	}

@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/crypto/cryptobyte"
 	casn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"signet.internal/appliance/needtest"
 )
 
 // RFC 3394 §4.1, §4.3 and §4.6.
@@ -34,7 +36,7 @@ func TestWrapKey(t *testing.T) {
 
 // openssl opens what a new key is encrypted in, for every kind of device key and every cipher, and verifies who signed it.
 func TestOpenSSLOpensKey(t *testing.T) {
-	openssl := need(t, "openssl", "openssl")
+	openssl := needtest.Program(t, "openssl", "openssl")
 	ca := newAuthority(t, "CN=Test CA")
 	issuer := newIssuer(t, "CN=Box CA", rsaKeys()[0])
 	ra := parse(t, must(issuer.IssueRA(rsaKeys()[1].Public(), issuer.Certificate().NotBefore, 24*3600e9)))

@@ -25,6 +25,7 @@ import (
 
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/needtest"
 )
 
 // parts reads an answer to serverkeygen by the standard library: the type of its first part and what is in it, and the certificate.
@@ -139,7 +140,7 @@ func TestMultipartBytes(t *testing.T) {
 
 // A device that asks for an encrypted key gets that or nothing; openssl opens it with the key of the certificate TLS was made with.
 func TestServerKeyGenEncrypted(t *testing.T) {
-	openssl := need(t, "openssl", "openssl")
+	openssl := needtest.Program(t, "openssl", "openssl")
 	s := newService(t, nil)
 	for name, c := range map[string]struct {
 		profile string

@@ -19,6 +19,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"signet.internal/appliance/needtest"
 )
 
 func pemFile(t testing.TB, dir, name, kind string, ders ...[]byte) string {
@@ -38,7 +40,7 @@ func pemFile(t testing.TB, dir, name, kind string, ders ...[]byte) string {
 // signs it as an offline root, the chain passes, and openssl verifies a device's certificate up to that
 // root.
 func TestSubordinateByOpenSSL(t *testing.T) {
-	opensslPath(t)
+	needtest.Program(t, "openssl", "openssl")
 	subject, err := ParseDN("CN=Factory 7 CA,O=Müller AG,C=CH")
 	if err != nil {
 		t.Fatal(err)
@@ -254,7 +256,7 @@ func smallKey(t *testing.T) crypto.Signer {
 
 // TestChainSHA1ByOpenSSL: openssl still signs with SHA-1 where it is told to, and it is refused.
 func TestChainSHA1ByOpenSSL(t *testing.T) {
-	opensslPath(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	subject, err := ParseDN("CN=Factory CA")
 	if err != nil {
@@ -323,7 +325,7 @@ func TestOrderChain(t *testing.T) {
 // TestLinks rolls a root over: who trusts the old one verifies a certificate of the new through
 // NewWithOld, and the reverse through OldWithNew, as openssl sees it.
 func TestLinks(t *testing.T) {
-	opensslPath(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	subject, err := ParseDN("CN=Test CA,O=Signet")
 	if err != nil {

@@ -20,6 +20,8 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
 	"golang.org/x/crypto/ocsp"
+
+	"signet.internal/appliance/needtest"
 )
 
 // newResponder makes an issuer's responder as the box does.
@@ -308,7 +310,7 @@ func TestParseOCSPRequestBounds(t *testing.T) {
 // TestOCSPAgainstOpenSSL has openssl make requests of two certificates with a nonce and verify the answers
 // to them.
 func TestOCSPAgainstOpenSSL(t *testing.T) {
-	opensslPath(t)
+	needtest.Program(t, "openssl", "openssl")
 	dir := t.TempDir()
 	issuer := newAuthority(t, newKey(t, "rsa-2048"))
 	responder := newResponder(t, issuer, "ecdsa-p256")
@@ -347,7 +349,7 @@ func TestOCSPAgainstOpenSSL(t *testing.T) {
 			if err := os.WriteFile(file("resp.der"), response, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			cmd := exec.Command(opensslPath(t), "ocsp", "-issuer", ca, "-reqin", file("req.der"), "-respin", file("resp.der"), "-resp_text",
+			cmd := exec.Command(needtest.Program(t, "openssl", "openssl"), "ocsp", "-issuer", ca, "-reqin", file("req.der"), "-respin", file("resp.der"), "-resp_text",
 				"-CAfile", ca, "-attime", strconv.FormatInt(now.Unix(), 10))
 			out, err := cmd.CombinedOutput()
 			if !bytes.Equal(nonce, r.Nonce) {

@@ -20,6 +20,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"signet.internal/appliance/needtest"
 )
 
 // now is the moment all certificates of these tests are issued at.
@@ -94,23 +96,11 @@ func newProfile(t testing.TB, c ProfileConfig) *Profile {
 // openssl runs the oracle these tests hold the package against.
 func openssl(t testing.TB, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(opensslPath(t), args...).CombinedOutput()
+	out, err := exec.Command(needtest.Program(t, "openssl", "openssl"), args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("openssl %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-func opensslPath(t testing.TB) string {
-	t.Helper()
-	path, err := exec.LookPath("openssl")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("openssl is missing: apt-get install openssl")
-		}
-		t.Skip("openssl is missing: apt-get install openssl")
-	}
-	return path
 }
 
 // opensslRequest has openssl make a request from a configuration's [req] extras and further

@@ -22,6 +22,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/crypto/cryptobyte"
 	cbasn1 "golang.org/x/crypto/cryptobyte/asn1"
+
+	"signet.internal/appliance/needtest"
 )
 
 // rawRequest builds a request around hand-written attributes; crypto/x509 cannot write any but
@@ -356,13 +358,7 @@ func TestKeyHasOneEncoding(t *testing.T) {
 
 // TestStrongSwanRequest reads a request of the client the box is shown with.
 func TestStrongSwanRequest(t *testing.T) {
-	pki, err := exec.LookPath("pki")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("strongSwan's pki is missing: apt-get install strongswan-pki")
-		}
-		t.Skip("strongSwan's pki is missing: apt-get install strongswan-pki")
-	}
+	pki := needtest.Program(t, "pki", "strongswan-pki")
 	run := func(args ...string) []byte {
 		out, err := exec.Command(pki, args...).Output()
 		if err != nil {

@@ -27,6 +27,7 @@ import (
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
+	"signet.internal/appliance/needtest"
 	"signet.internal/appliance/pki"
 )
 
@@ -438,7 +439,7 @@ func TestGetNextCACert(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "next"), e.reply, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	openssl := need(t, "openssl", "openssl")
+	openssl := needtest.Program(t, "openssl", "openssl")
 	writePEM(t, filepath.Join(dir, "ca.crt"), "CERTIFICATE", before.CA.Raw)
 	writePEM(t, filepath.Join(dir, "other.crt"), "CERTIFICATE", s.ca["modern"].Raw)
 	verify := func(ca string) bool {

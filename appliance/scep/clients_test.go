@@ -17,23 +17,11 @@ import (
 	"github.com/smallstep/pkcs7"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/needtest"
 )
 
 // The tests in this file run clients of others against the service over loopback HTTP. A green run proves that these clients, in the
 // versions installed, enroll or are refused in words they print. It proves nothing about TLS, the TPM or other clients.
-
-// need returns the path of a client, or skips the test; under CI a missing client is a failure.
-func need(t *testing.T, name, pkg string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s is missing: install the Debian package %s", name, pkg)
-		}
-		t.Skipf("%s is missing: install the Debian package %s", name, pkg)
-	}
-	return path
-}
 
 // run runs a client and returns what it wrote to stdout and stderr, and whether it exited with 0.
 func run(t *testing.T, dir, name string, args ...string) (stdout, stderr string, ok bool) {
@@ -61,7 +49,7 @@ type swan struct {
 // newSwan makes a device with an RSA key and fetches the CA certificates.
 func newSwan(t *testing.T, url string) *swan {
 	t.Helper()
-	d := &swan{t: t, pki: need(t, "pki", "strongswan-pki"), dir: t.TempDir(), url: url}
+	d := &swan{t: t, pki: needtest.Program(t, "pki", "strongswan-pki"), dir: t.TempDir(), url: url}
 	key, _, ok := run(t, d.dir, d.pki, "--gen", "--type", "rsa", "--size", "2048", "--outform", "pem")
 	if !ok {
 		t.Fatal("pki --gen")
@@ -173,7 +161,7 @@ func TestStrongSwanRefused(t *testing.T) {
 
 // Debian's scepclient signs with SHA-1 and encrypts with single DES, and cannot be told otherwise.
 func TestScepclientRefused(t *testing.T) {
-	client := need(t, "scepclient", "scep")
+	client := needtest.Program(t, "scepclient", "scep")
 	s := newService(t, nil)
 	dir := t.TempDir()
 	stdout, _, ok := run(t, dir, client, "-server-url", s.url+"/scep", "-challenge", secret, "-private-key", "k.key",
@@ -192,7 +180,7 @@ func TestScepclientRefused(t *testing.T) {
 }
 
 func TestCertmongerHelper(t *testing.T) {
-	helper := need(t, "/usr/lib/certmonger/scep-submit", "certmonger")
+	helper := needtest.Program(t, "/usr/lib/certmonger/scep-submit", "certmonger")
 	s := newService(t, nil)
 	dir := t.TempDir()
 	out, _, ok := run(t, dir, helper, "-u", s.url+"/scep", "-c")
@@ -214,7 +202,7 @@ func TestCertmongerHelper(t *testing.T) {
 
 // Debian's scepclient on the profile that takes what it sends. It encrypts to every certificate of GetCACert.
 func TestScepclientEnrolls(t *testing.T) {
-	client := need(t, "scepclient", "scep")
+	client := needtest.Program(t, "scepclient", "scep")
 	s := newService(t, nil)
 	dir := t.TempDir()
 	if _, _, ok := run(t, dir, client, "-server-url", s.url+"/scep/legacy", "-challenge", secret, "-private-key", "k.key",
@@ -276,8 +264,8 @@ done
 // certmonger enrolls in dir and returns what getcert says in the end.
 func certmonger(t *testing.T, s *service, dir, url, challenge string, more ...string) string {
 	t.Helper()
-	need(t, "/usr/lib/certmonger/certmonger-session", "certmonger")
-	bus := need(t, "dbus-run-session", "dbus")
+	needtest.Program(t, "/usr/lib/certmonger/certmonger-session", "certmonger")
+	bus := needtest.Program(t, "dbus-run-session", "dbus")
 	writePEM(t, filepath.Join(dir, "ca.crt"), "CERTIFICATE", s.ca["corp"].Raw)
 	writePEM(t, filepath.Join(dir, "ra.crt"), "CERTIFICATE", s.ra["corp"].Raw)
 	writePEM(t, filepath.Join(dir, "chain.crt"), "CERTIFICATE", s.ra["corp"].Raw, s.ca["corp"].Raw)
@@ -377,7 +365,7 @@ func holdsPEM(text string, der []byte) bool {
 // checkOpenSSL has openssl verify a certificate.
 func checkOpenSSL(t *testing.T, dir, ca, cert string) {
 	t.Helper()
-	out, _, ok := run(t, dir, need(t, "openssl", "openssl"), "verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", ca, cert)
+	out, _, ok := run(t, dir, needtest.Program(t, "openssl", "openssl"), "verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", ca, cert)
 	if !ok || !strings.Contains(out, "OK") {
 		t.Errorf("openssl verify: %s", out)
 	}

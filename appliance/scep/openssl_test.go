@@ -18,6 +18,7 @@ import (
 
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/cms"
+	"signet.internal/appliance/needtest"
 )
 
 // sealWithOpenSSL has openssl encrypt content to certificates. keyArgs follow every recipient, args say how the content is encrypted.
@@ -32,7 +33,7 @@ func sealWithOpenSSL(t *testing.T, content []byte, args, keyArgs []string, recip
 		args = append(args, "-recip", writePEM(t, filepath.Join(dir, strconv.Itoa(i)), "CERTIFICATE", r.Raw))
 		args = append(args, keyArgs...)
 	}
-	if _, stderr, ok := run(t, dir, need(t, "openssl", "openssl"), args...); !ok {
+	if _, stderr, ok := run(t, dir, needtest.Program(t, "openssl", "openssl"), args...); !ok {
 		t.Fatalf("openssl cms -encrypt: %s", stderr)
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "envelope"))
@@ -49,7 +50,7 @@ func openWithOpenSSL(t *testing.T, envelope []byte, password string) ([]byte, bo
 	if err := os.WriteFile(filepath.Join(dir, "envelope"), envelope, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, _, ok := run(t, dir, need(t, "openssl", "openssl"), "cms", "-decrypt", "-binary", "-inform", "DER", "-in", "envelope", "-pwri_password", password)
+	out, _, ok := run(t, dir, needtest.Program(t, "openssl", "openssl"), "cms", "-decrypt", "-binary", "-inform", "DER", "-in", "envelope", "-pwri_password", password)
 	return []byte(out), ok
 }
 

@@ -25,6 +25,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/smallstep/pkcs7"
+
+	"signet.internal/appliance/needtest"
 )
 
 // update has TestReplayTranscripts run the installed clients and record what they send before it replays that.
@@ -134,7 +136,7 @@ func recordTranscripts(t *testing.T) {
 		}},
 		"scepclient": {"scep", func(t *testing.T, s *service, p *tape, url string) {
 			for _, profile := range []string{"legacy", "corp"} { // which takes nothing of what it sends
-				run(t, t.TempDir(), need(t, "scepclient", "scep"), "-server-url", url+"/scep/"+profile, "-challenge", secret, "-private-key", "k.key",
+				run(t, t.TempDir(), needtest.Program(t, "scepclient", "scep"), "-server-url", url+"/scep/"+profile, "-challenge", secret, "-private-key", "k.key",
 					"-certificate", "out.crt", "-cn", "dev.example.com", "-keySize", "2048")
 			}
 		}},

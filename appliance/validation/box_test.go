@@ -28,6 +28,7 @@ import (
 
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/exchange"
+	"signet.internal/appliance/needtest"
 	"signet.internal/appliance/pki"
 )
 
@@ -359,15 +360,8 @@ func (b *box) checkError(r *http.Response, body []byte, want pki.OCSPError) {
 // tool runs a client these tests hold the package against.
 func tool(t testing.TB, name string, args ...string) (string, error) {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		packages := map[string]string{"openssl": "openssl", "curl": "curl", "ocsptool": "gnutls-bin", "pki": "strongswan-pki"}
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s is missing: apt-get install %s", name, packages[name])
-		}
-		t.Skipf("%s is missing: apt-get install %s", name, packages[name])
-	}
-	out, err := exec.Command(path, args...).CombinedOutput()
+	packages := map[string]string{"openssl": "openssl", "curl": "curl", "ocsptool": "gnutls-bin", "pki": "strongswan-pki"}
+	out, err := exec.Command(needtest.Program(t, name, packages[name]), args...).CombinedOutput()
 	return string(out), err
 }
 

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"signet.internal/appliance/needtest"
 	"signet.internal/image/vm"
 	"signet.internal/webui"
 )
@@ -44,14 +45,11 @@ func TestBoxStory(t *testing.T) {
 		"qemu-system-x86_64": "qemu-system-x86", "swtpm": "swtpm", "pki": "strongswan-pki",
 		"openssl": "openssl", "curl": "curl", "mcopy": "mtools", "sbverify": "sbsigntool",
 	} {
-		needs(t, program, pkg)
+		needtest.Program(t, program, pkg)
 	}
 	base := filepath.Join("..", "..", "build", "base")
 	if _, err := os.Stat(base); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("the image's base is missing (%v): run `make build`", err)
-		}
-		t.Skip("the image's base is missing: run `make build`")
+		needtest.Missing(t, "the image's base is missing: run `make build`")
 	}
 	s := &story{site: filepath.Join(t.TempDir(), "site"), out: filepath.Join(t.TempDir(), "out"), dir: t.TempDir()}
 	copyTree(t, filepath.Join("..", "..", "configs", "demo"), s.site)
@@ -342,17 +340,6 @@ func mustSignet(t *testing.T, argv ...string) []byte {
 
 func quiet(t *testing.T) *terminal {
 	return &terminal{stdin: strings.NewReader(""), stdout: io.Discard, stderr: t.Output()}
-}
-
-func needs(t *testing.T, program, debianPackage string) {
-	t.Helper()
-	if _, err := exec.LookPath(program); err == nil {
-		return
-	}
-	if os.Getenv("CI") != "" {
-		t.Fatalf("%s is missing: apt-get install %s", program, debianPackage)
-	}
-	t.Skipf("%s is missing: apt-get install %s", program, debianPackage)
 }
 
 func mustRun(t *testing.T, dir, program string, args ...string) string {

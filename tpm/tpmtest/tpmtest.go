@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"signet.internal/appliance/needtest"
 )
 
 // Start runs a fresh software TPM until the test ends and returns the spec to open it by.
@@ -35,15 +37,10 @@ type Machine struct {
 }
 
 // New runs a fresh software TPM until the test ends. Without swtpm the test is skipped, or fails
-// where CI=true.
+// where CI is set.
 func New(t testing.TB) *Machine {
 	t.Helper()
-	if _, err := exec.LookPath("swtpm"); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("swtpm is missing: install the package swtpm")
-		}
-		t.Skip("swtpm is missing: install the package swtpm")
-	}
+	needtest.Program(t, "swtpm", "swtpm")
 	m := &Machine{t: t, dir: SocketDir(t)}
 	t.Cleanup(func() {
 		m.PowerCut()
