@@ -51,6 +51,7 @@ var allowed = map[string]string{
 	"cmd/signet":  "image image/format image/vm provision configs tpm appliance/audit webui",
 	// Helpers of tests only.
 	"tpm/tpmtest":                   "appliance/needtest",
+	"appliance/logtest":             "",
 	"appliance/needtest":            "",
 	"appliance/confine/confinetest": "appliance/needtest",
 	"webui/browsertest":             "",

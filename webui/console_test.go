@@ -32,6 +32,7 @@ import (
 	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
+	"signet.internal/appliance/logtest"
 	"signet.internal/appliance/store"
 )
 
@@ -65,28 +66,11 @@ type testBox struct {
 	console *console
 	store   *store.Store
 	clock   *fakeClock
-	log     *syncBuffer
+	log     *logtest.Buffer
 	engine  *enroll.Engine
 	oneTime *challenge.OneTime
 	fake    *fakeBox
 	claims  int // calls of OnClaimed
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 func newBox(t *testing.T, change ...func(*Config)) *testBox {
@@ -100,7 +84,7 @@ func newBox(t *testing.T, change ...func(*Config)) *testBox {
 			t.Error(err)
 		}
 	})
-	box := &testBox{t: t, store: st, clock: &fakeClock{now: start}, log: &syncBuffer{}}
+	box := &testBox{t: t, store: st, clock: &fakeClock{now: start}, log: &logtest.Buffer{}}
 	box.engine = newEngine(t, box)
 	site, authorities := demoSite(), demoAuthorities(t)
 	cfg := Config{

@@ -20,6 +20,7 @@ import (
 
 	"signet.internal/appliance/confine/confinetest"
 	"signet.internal/appliance/keys"
+	"signet.internal/appliance/logtest"
 	"signet.internal/tpm"
 	"signet.internal/tpm/tpmtest"
 )
@@ -74,7 +75,7 @@ func startHolderOn(t *testing.T, spec string, vault *keys.Vault, record func(net
 	if os.Getuid() == 0 {
 		box.uid = uidHolder
 	}
-	var log lockedBuffer
+	var log logtest.Buffer
 	h, err := startHolder(holderConfig{
 		box: box, socket: filepath.Join(tpmtest.SocketDir(t), "socket"), device: device, log: &log, secrets: secrets, record: record,
 	})

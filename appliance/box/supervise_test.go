@@ -1,7 +1,6 @@
 package box
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,45 +9,27 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"signet.internal/appliance/handover"
+	"signet.internal/appliance/logtest"
 )
-
-// lockedBuffer is a log that may be read while it is written.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // supervised is a supervisor over this test binary as the service, started through the real shim.
 type supervised struct {
 	t      *testing.T
 	states chan ServiceState
-	log    *lockedBuffer
+	log    *logtest.Buffer
 	cancel func()
 	done   chan struct{}
 }
 
 func supervise(t *testing.T, how string, change func(*ServiceConfig)) *supervised {
 	t.Helper()
-	s := &supervised{t: t, states: make(chan ServiceState, 1000), log: &lockedBuffer{}, done: make(chan struct{})}
+	s := &supervised{t: t, states: make(chan ServiceState, 1000), log: &logtest.Buffer{}, done: make(chan struct{})}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -34,6 +34,7 @@ import (
 	"signet.internal/appliance/challenge"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/exchange"
+	"signet.internal/appliance/logtest"
 	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
@@ -76,30 +77,12 @@ type service struct {
 	server    *Server
 	engine    *enroll.Engine
 	store     *store.Store
-	log       *logBuffer
+	log       *logtest.Buffer
 	issuer    map[string]*pki.Issuer // by profile
 	bootstrap authority              // of the profiles' bundle
 	tls       authority              // of the listeners' certificates
 	dir       string                 // holds tls.crt, what clients trust
 	writes    *writes                // of the listeners
-}
-
-// logBuffer collects the log; a password in it fails the test that looks.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // newService starts a service with these profiles; all but tls13 on the legacy listener too. adjust may change the configuration.
@@ -115,7 +98,7 @@ func (l *logBuffer) String() string {
 //	waiting   its authority has no certificate yet
 func newService(t testing.TB, adjust func(*Config)) *service {
 	t.Helper()
-	s := &service{t: t, log: &logBuffer{}, issuer: map[string]*pki.Issuer{}, dir: t.TempDir(), writes: &writes{}}
+	s := &service{t: t, log: &logtest.Buffer{}, issuer: map[string]*pki.Issuer{}, dir: t.TempDir(), writes: &writes{}}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	st, err := store.Open(store.Options{Dir: filepath.Join(t.TempDir(), "store")})
 	if err != nil {

@@ -27,6 +27,7 @@ import (
 	"signet.internal/appliance/challenge/phc"
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/exchange"
+	"signet.internal/appliance/logtest"
 	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
@@ -58,7 +59,7 @@ type service struct {
 	server *Server
 	engine *enroll.Engine
 	store  *store.Store
-	log    *logBuffer
+	log    *logtest.Buffer
 	ca, ra map[string]*x509.Certificate // by profile
 	issuer map[string]*pki.Issuer
 	issues map[string]*atomic.Pointer[enroll.Issuers]
@@ -80,29 +81,11 @@ type exchanged struct {
 	requestHeader http.Header
 }
 
-// logBuffer collects the log; a challenge in it fails the test that looks.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // newService starts a service with the profiles corp (RSA CA, default, renews) and modern (ECDSA CA), legacy with all four switches,
 // iot which renews, raw which takes bare requests, both of which hold requests for *.approve.test, and tlsonly; all but that on plain HTTP. adjust may change the configuration.
 func newService(t testing.TB, adjust func(*Config)) *service {
 	t.Helper()
-	s := &service{t: t, log: &logBuffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}, issuer: map[string]*pki.Issuer{}, issues: map[string]*atomic.Pointer[enroll.Issuers]{}}
+	s := &service{t: t, log: &logtest.Buffer{}, ca: map[string]*x509.Certificate{}, ra: map[string]*x509.Certificate{}, issuer: map[string]*pki.Issuer{}, issues: map[string]*atomic.Pointer[enroll.Issuers]{}}
 	now := time.Now()
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 
