@@ -42,9 +42,6 @@ type Next struct {
 	Chain []*x509.Certificate // above it, the root last
 }
 
-// Always is the Authority that never changes.
-func Always(a Authority) func() *Authority { return func() *Authority { return &a } }
-
 // offer is an Authority as one profile offers it: checked, with the answers that depend on nothing else. It is built once for each
 // Authority.
 type offer struct {

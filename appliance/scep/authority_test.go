@@ -36,7 +36,7 @@ func (p *Profile) change(f func(*Authority)) {
 	a := *p.Authority()
 	a.RAs = slices.Clone(a.RAs)
 	f(&a)
-	p.Authority = Always(a)
+	p.Authority = always(a)
 }
 
 // changeRA gives the profile's Authority another newest RA.

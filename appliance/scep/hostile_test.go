@@ -241,7 +241,7 @@ func FuzzPKIOperation(f *testing.F) {
 		c.Engine = unwilling(f, "legacy", "raw")
 		for i := range c.Profiles {
 			if p := &c.Profiles[i]; p.Name == "legacy" || p.Name == "raw" {
-				p.Authority = Always(Authority{CA: ca, RAs: []RA{{ra, key, key}}})
+				p.Authority = always(Authority{CA: ca, RAs: []RA{{ra, key, key}}})
 				p.Legacy, p.RawCSR = Legacy{true, true, true, true}, true
 			}
 		}

@@ -382,7 +382,7 @@ func TestNewRefusesConfig(t *testing.T) {
 		"same name":    {func(c *Config) { c.Profiles[1].Name = "corp" }, "twice"},
 		"GetCACert":    {func(c *Config) { c.Profiles[0].GetCACert = "all" }, "want ra+chain, ra+ca or ra"},
 		"no authority": {func(c *Config) { c.Profiles[0].Authority = nil }, "no authority"},
-		"no RA":        {func(c *Config) { c.Profiles[0].Authority = Always(Authority{CA: ecCert}) }, "has no RA"},
+		"no RA":        {func(c *Config) { c.Profiles[0].Authority = always(Authority{CA: ecCert}) }, "has no RA"},
 		"no key":       {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Signer = nil }) }, "RA key is missing"},
 		"other key":    {func(c *Config) { c.Profiles[0].changeRA(func(ra *RA) { ra.Signer = rsaKey(t, 2048) }) }, "not the one in the RA certificate"},
 		"other CA":     {func(c *Config) { c.Profiles[0].change(func(a *Authority) { a.CA = ecCert }) }, "not issued by the CA"},

@@ -145,7 +145,7 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 			approval.ManualIf = []string{".approve.test"}
 		}
 		ca, ra := issuer.Certificate(), parse(t, der)
-		p.Authority = Always(Authority{CA: ca, RAs: []RA{{ra, s.raKey, s.raKey}}})
+		p.Authority = always(Authority{CA: ca, RAs: []RA{{ra, s.raKey, s.raKey}}})
 		p.Off = func() bool { return s.off.Load() == p.Name }
 		s.ca[p.Name], s.ra[p.Name], s.issuer[p.Name] = ca, ra, issuer
 		config.Profiles = append(config.Profiles, p)
@@ -175,6 +175,9 @@ func newService(t testing.TB, adjust func(*Config)) *service {
 	s.url = web.URL
 	return s
 }
+
+// always is the Authority that never changes.
+func always(a Authority) func() *Authority { return func() *Authority { return &a } }
 
 // record keeps what passes, so that a test can send it again.
 func (s *service) record(h http.Handler) http.Handler {

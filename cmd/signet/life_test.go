@@ -232,7 +232,6 @@ func (s *story) certify(t *testing.T, name string, template *x509.Certificate, p
 
 // webhook is a compliance webhook on this computer that lets pass whom it knows.
 type webhook struct {
-	url   string
 	mu    sync.Mutex
 	asked []string // identities
 }
