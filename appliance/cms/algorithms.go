@@ -28,6 +28,7 @@ var (
 	oidAlgorithmProtection = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 52}
 
 	oidRSAEncryption = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
+	oidRSASSAPSS     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}
 	oidRSAESOAEP     = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 7}
 	oidMGF1          = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 8}
 	oidPSpecified    = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 9}
@@ -187,6 +188,51 @@ func (a algorithm) equal(b algorithm) bool {
 		return true
 	}
 	return string(a.parameters) == string(b.parameters)
+}
+
+// readHashes reads what RSAES-OAEP-params and RSASSA-PSS-params begin with (RFC 8017 A.2.1, A.2.3): hash [0] and mask generation [1],
+// each explicit and optional; SHA-1 is the default of both.
+func readHashes(body *cryptobyte.String) (hash, mask Digest, err error) {
+	refused := func(what string) error { return fmt.Errorf("%w: RSA padding with %s", ErrAlgorithm, what) }
+	hash, mask = SHA1, SHA1
+	var field cryptobyte.String
+	var present bool
+	if !body.ReadOptionalASN1(&field, &present, tagExplicit0) {
+		return 0, 0, refused("an unreadable hash")
+	}
+	if present {
+		if hash, err = readHash(&field); err != nil {
+			return 0, 0, err
+		}
+	}
+	if !body.ReadOptionalASN1(&field, &present, tagConstructed1) {
+		return 0, 0, refused("an unreadable mask generation function")
+	}
+	if present {
+		mgf, ok := readAlgorithm(&field, casn1.SEQUENCE)
+		if !ok || !mgf.oid.Equal(oidMGF1) {
+			return 0, 0, refused("another mask generation function than MGF1")
+		}
+		if mask, err = readHash(&mgf.parameters); err != nil {
+			return 0, 0, err
+		}
+	}
+	return hash, mask, nil
+}
+
+func readHash(s *cryptobyte.String) (Digest, error) {
+	a, ok := readAlgorithm(s, casn1.SEQUENCE)
+	if !ok {
+		return 0, fmt.Errorf("%w: RSA padding with an unreadable hash", ErrAlgorithm)
+	}
+	d, err := digestOf(a)
+	if err != nil {
+		return 0, err
+	}
+	if d == MD5 {
+		return 0, fmt.Errorf("%w: RSA padding with %v", ErrAlgorithm, d)
+	}
+	return d, nil
 }
 
 // addAlgorithm writes an AlgorithmIdentifier; parameters is nil for absent.

@@ -102,6 +102,8 @@ type SignOptions struct {
 	// Content is the octets of eContent, of type id-data. Nil makes an empty OCTET STRING that is present: clients refuse a
 	// message without one (certmonger) where RFC 8894 §3.3.2 would leave it out.
 	Content []byte
+	// NoContent leaves eContent out. Content is nil then.
+	NoContent bool
 	// Attributes are signed besides contentType and messageDigest, which Sign adds.
 	Attributes []Attribute
 	// SignerCertificate names the signer by issuer and serial number and holds the public key of Signer. It is put into the message
@@ -150,7 +152,9 @@ func Sign(o SignOptions) ([]byte, error) {
 		b.AddASN1(casn1.SET, func(b *cryptobyte.Builder) { addDigestAlgorithm(b, digest) })
 		b.AddASN1(casn1.SEQUENCE, func(b *cryptobyte.Builder) {
 			b.AddASN1ObjectIdentifier(OIDData)
-			b.AddASN1(tagExplicit0, func(b *cryptobyte.Builder) { b.AddASN1OctetString(o.Content) })
+			if !o.NoContent {
+				b.AddASN1(tagExplicit0, func(b *cryptobyte.Builder) { b.AddASN1OctetString(o.Content) })
+			}
 		})
 		addCertificates(b, o.Certificates)
 		b.AddASN1(casn1.SET, func(b *cryptobyte.Builder) {

@@ -32,9 +32,9 @@ const (
 var (
 	// ErrMalformed: the bytes are not a message of the expected kind, or exceed a bound.
 	ErrMalformed = errors.New("malformed CMS message")
-	// ErrAlgorithm: an algorithm that is unknown or that the Policy does not allow. No private key was used.
+	// ErrAlgorithm: an algorithm, or a kind of key, that is unknown or that the Policy does not allow. No private key was used.
 	ErrAlgorithm = errors.New("algorithm not accepted")
-	// ErrSigner: not exactly one signer, or its certificate is missing, ambiguous or has a key that cannot be used.
+	// ErrSigner: not exactly one signer, or its certificate is missing or ambiguous.
 	ErrSigner = errors.New("signer not accepted")
 	// ErrSignature: the content, the signed attributes and the signature do not belong together.
 	ErrSignature = errors.New("signature not valid")

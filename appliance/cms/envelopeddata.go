@@ -221,37 +221,19 @@ func (r *recipient) options(keyLen int) (crypto.DecrypterOpts, error) {
 	return nil, fmt.Errorf("%w: key transport %v", ErrAlgorithm, r.transport.oid)
 }
 
-// parseOAEP reads RSAES-OAEP-params (RFC 8017 A.2.1): hash [0], mask generation [1] and label [2], each explicit and optional;
-// SHA-1 is the default of both hashes. Policy.Digests does not apply: OAEP does not rest on collision resistance.
+// parseOAEP reads RSAES-OAEP-params (RFC 8017 A.2.1): the hashes, and label [2], explicit and optional. Policy.Digests does not apply: OAEP does not rest on collision resistance.
 func parseOAEP(parameters cryptobyte.String) (*rsa.OAEPOptions, error) {
 	refused := func(what string) error { return fmt.Errorf("%w: OAEP with %s", ErrAlgorithm, what) }
-	o := &rsa.OAEPOptions{Hash: crypto.SHA1, MGFHash: crypto.SHA1}
 	var body, field cryptobyte.String
 	var present bool
 	if !parameters.ReadASN1(&body, casn1.SEQUENCE) {
 		return nil, refused("unreadable parameters")
 	}
-	if !body.ReadOptionalASN1(&field, &present, tagExplicit0) {
-		return nil, refused("an unreadable hash")
+	hash, mask, err := readHashes(&body)
+	if err != nil {
+		return nil, err
 	}
-	var err error
-	if present {
-		if o.Hash, err = readOAEPHash(&field); err != nil {
-			return nil, err
-		}
-	}
-	if !body.ReadOptionalASN1(&field, &present, tagConstructed1) {
-		return nil, refused("an unreadable mask generation function")
-	}
-	if present {
-		mgf, ok := readAlgorithm(&field, casn1.SEQUENCE)
-		if !ok || !mgf.oid.Equal(oidMGF1) {
-			return nil, refused("another mask generation function than MGF1")
-		}
-		if o.MGFHash, err = readOAEPHash(&mgf.parameters); err != nil {
-			return nil, err
-		}
-	}
+	o := &rsa.OAEPOptions{Hash: hash.Hash(), MGFHash: mask.Hash()}
 	if !body.ReadOptionalASN1(&field, &present, casn1.Tag(2).ContextSpecific().Constructed()) || !body.Empty() {
 		return nil, refused("an unreadable label")
 	}
@@ -264,21 +246,6 @@ func parseOAEP(parameters cryptobyte.String) (*rsa.OAEPOptions, error) {
 		o.Label = bytes.Clone(label)
 	}
 	return o, nil
-}
-
-func readOAEPHash(s *cryptobyte.String) (crypto.Hash, error) {
-	a, ok := readAlgorithm(s, casn1.SEQUENCE)
-	if !ok {
-		return 0, fmt.Errorf("%w: OAEP with an unreadable hash", ErrAlgorithm)
-	}
-	d, err := digestOf(a)
-	if err != nil {
-		return 0, err
-	}
-	if d == MD5 {
-		return 0, fmt.Errorf("%w: OAEP with %v", ErrAlgorithm, d)
-	}
-	return d.Hash(), nil
 }
 
 // unpad returns the length of padded without its padding (RFC 5652 §6.3) and whether that is valid. Time does not depend on

@@ -73,7 +73,9 @@ func TestVerifyWhatOpenSSLSigns(t *testing.T) {
 		{"signer missing", []string{"-signer", rsaFile, "-nocerts"}, 0, ErrSigner},
 		{"two signers", []string{"-signer", rsaFile, "-signer", ecFile}, 0, ErrSigner},
 		{"no attributes", []string{"-signer", rsaFile, "-noattr"}, 0, ErrSignature},
-		{"RSASSA-PSS", []string{"-signer", rsaFile, "-keyopt", "rsa_padding_mode:pss"}, 0, ErrAlgorithm},
+		{"PSS, salt as long as can be", []string{"-signer", rsaFile, "-keyopt", "rsa_padding_mode:pss", "-keyopt", "rsa_pss_saltlen:max"}, SHA256, nil},
+		{"PSS, salt as long as the digest", []string{"-signer", rsaFile, "-md", "sha384", "-keyopt", "rsa_padding_mode:pss", "-keyopt", "rsa_pss_saltlen:digest"}, SHA384, nil},
+		{"PSS, SHA-1", []string{"-signer", rsaFile, "-md", "sha1", "-keyopt", "rsa_padding_mode:pss"}, 0, ErrAlgorithm},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			message := sign(c.args...)

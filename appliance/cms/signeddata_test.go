@@ -5,8 +5,10 @@ import (
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"encoding/asn1"
 	"errors"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +20,7 @@ import (
 type parts struct {
 	content            []byte
 	noContent          bool
+	besideContent      []byte // in eContent, behind its OCTET STRING
 	version            []byte // INTEGER
 	contentType        asn1.ObjectIdentifier
 	signerID           []byte
@@ -107,7 +110,7 @@ func (p parts) build(t *testing.T, i identity) []byte {
 	}
 	signer := element(byte(casn1.SEQUENCE), []byte{2, 1, 1}, p.signerID, p.digestAlgorithm, attributes, p.signatureAlgorithm,
 		element(tagOctetString, signature), p.afterSignature)
-	encap := element(byte(casn1.SEQUENCE), encodeOID(p.contentType), element(byte(tagExplicit0), element(tagOctetString, p.content)))
+	encap := element(byte(casn1.SEQUENCE), encodeOID(p.contentType), element(byte(tagExplicit0), element(tagOctetString, p.content), p.besideContent))
 	if p.noContent {
 		encap = element(byte(casn1.SEQUENCE), encodeOID(p.contentType))
 	}
@@ -219,6 +222,8 @@ func TestVerifyRefuses(t *testing.T) {
 		{"two values", parts{attributes: with(encodeAttribute(oidSenderNonce, []byte{4, 0}, []byte{4, 1, 9}))}, signer, ErrMalformed},
 		{"no value", parts{attributes: with(encodeAttribute(oidSenderNonce))}, signer, ErrMalformed},
 		{"too many attributes", parts{attributes: with(many...)}, signer, ErrMalformed},
+		{"more than type and values", parts{attributes: with(element(byte(casn1.SEQUENCE), encodeOID(oidSenderNonce), element(byte(casn1.SET), []byte{4, 1, 9}), []byte{5, 0}))}, signer, ErrMalformed},
+		{"more than content", parts{besideContent: []byte{4, 1, 9}}, signer, ErrMalformed},
 		{"no signer", parts{signers: -1}, signer, ErrSigner},
 		{"two signers", parts{signers: 2}, signer, ErrSigner},
 		{"too many signers", parts{signers: maxSigners + 1}, signer, ErrMalformed},
@@ -228,13 +233,16 @@ func TestVerifyRefuses(t *testing.T) {
 		{"two certificates under one name", parts{certificates: [][]byte{signer.certificate.Raw, twin}}, signer, ErrSigner},
 		{"another key's certificate under the name", parts{certificates: [][]byte{twin}, signatureAlgorithm: encodeAlgorithm(infoOf(SHA256).ecdsa)}, signer, ErrSignature},
 		{"unknown subject key id", parts{signerID: element(byte(tagImplicit0), []byte("somebody else's"))}, signer, ErrSigner},
+		{"another issuer", parts{signerID: element(byte(casn1.SEQUENCE), element(byte(casn1.SEQUENCE)), element(byte(casn1.INTEGER), signer.certificate.SerialNumber.Bytes()))}, signer, ErrSigner},
+		{"another serial", parts{signerID: element(byte(casn1.SEQUENCE), signer.certificate.RawIssuer, []byte{2, 1, 9})}, signer, ErrSigner},
+		{"empty subject key id, explicit", parts{signerID: element(byte(tagExplicit0), []byte{4, 0})}, signer, ErrMalformed},
 		{"empty subject key id", parts{signerID: element(byte(tagImplicit0))}, signer, ErrMalformed},
 		{"digest not allowed", parts{digest: SHA1}, signer, ErrAlgorithm},
 		{"unknown digest", parts{digestAlgorithm: encodeAlgorithm(asn1.ObjectIdentifier{1, 2, 3})}, signer, ErrAlgorithm},
 		{"digest with parameters", parts{digestAlgorithm: encodeAlgorithm(infoOf(SHA256).oid, []byte{2, 1, 1})}, signer, ErrAlgorithm},
 		{"signature with another digest", parts{signatureAlgorithm: encodeAlgorithm(infoOf(SHA512).rsa)}, signer, ErrAlgorithm},
 		{"signature with weaker digest", parts{signatureAlgorithm: encodeAlgorithm(infoOf(SHA1).rsa)}, signer, ErrAlgorithm},
-		{"RSASSA-PSS", parts{signatureAlgorithm: encodeAlgorithm(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 10}, []byte{0x30, 0})}, signer, ErrAlgorithm},
+		{"PSS with an elliptic curve key", parts{signatureAlgorithm: encodePSS(sha256ID, sha256ID, 32, 1)}, ec, ErrAlgorithm},
 		{"ECDSA with another digest", parts{signatureAlgorithm: ecdsa384}, ec, ErrAlgorithm},
 		{"ECDSA named as RSA", parts{}, ec, ErrAlgorithm},
 		{"RSA named as ECDSA", parts{signatureAlgorithm: encodeAlgorithm(infoOf(SHA256).ecdsa)}, signer, ErrAlgorithm},
@@ -258,6 +266,67 @@ func TestVerifyRefuses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func encodePSS(hash, mask []byte, salt, trailer byte) []byte {
+	return encodeAlgorithm(oidRSASSAPSS, element(byte(casn1.SEQUENCE),
+		element(byte(tagExplicit0), hash),
+		element(byte(tagConstructed1), encodeAlgorithm(oidMGF1, mask)),
+		element(byte(tagExplicit0)|2, []byte{2, 1, salt}),
+		element(byte(tagExplicit0)|3, []byte{2, 1, trailer})))
+}
+
+// pssSigner signs with PSS, whatever it is asked for.
+type pssSigner struct {
+	crypto.Signer
+	salt int
+}
+
+func (p pssSigner) Sign(random io.Reader, digest []byte, o crypto.SignerOpts) ([]byte, error) {
+	return p.Signer.Sign(random, digest, &rsa.PSSOptions{SaltLength: p.salt, Hash: o.HashFunc()})
+}
+
+func TestVerifyPSS(t *testing.T) {
+	id := func(d Digest) []byte { return encodeAlgorithm(infoOf(d).oid) }
+	signer := rsaIdentity(t)
+	for _, c := range []struct {
+		name      string
+		digest    Digest
+		algorithm []byte
+		salt      int // of the signature
+		want      error
+	}{
+		{"SHA-256", SHA256, encodePSS(id(SHA256), id(SHA256), 32, 1), 32, nil},
+		{"SHA-512", SHA512, encodePSS(id(SHA512), id(SHA512), 64, 1), 64, nil},
+		{"longer salt", SHA256, encodePSS(id(SHA256), id(SHA256), 64, 1), 64, nil},
+		{"no trailer", SHA256, encodeAlgorithm(oidRSASSAPSS, element(0x30, element(0xa0, id(SHA256)), element(0xa1, encodeAlgorithm(oidMGF1, id(SHA256))), element(0xa2, []byte{2, 1, 32}))), 32, nil},
+		{"another salt than it says", SHA256, encodePSS(id(SHA256), id(SHA256), 33, 1), 32, ErrSignature},
+		{"another hash", SHA256, encodePSS(id(SHA512), id(SHA256), 32, 1), 32, ErrAlgorithm},
+		{"another mask", SHA256, encodePSS(id(SHA256), id(SHA512), 32, 1), 32, ErrAlgorithm},
+		{"another digest", SHA512, encodePSS(id(SHA256), id(SHA256), 64, 1), 64, ErrAlgorithm},
+		{"SHA-1", SHA1, encodePSS(id(SHA1), id(SHA1), 20, 1), 20, ErrAlgorithm},
+		{"SHA-1 by default", SHA1, encodeAlgorithm(oidRSASSAPSS, element(0x30)), 20, ErrAlgorithm},
+		{"MD5", MD5, encodePSS(id(MD5), id(MD5), 32, 1), 32, ErrAlgorithm},
+		{"short salt", SHA256, encodePSS(id(SHA256), id(SHA256), 31, 1), 31, ErrAlgorithm},
+		{"no salt", SHA256, encodePSS(id(SHA256), id(SHA256), 0, 1), 32, ErrAlgorithm},
+		{"negative salt", SHA256, encodePSS(id(SHA256), id(SHA256), 0xff, 1), 32, ErrAlgorithm},
+		{"huge salt", SHA256, encodeAlgorithm(oidRSASSAPSS, element(0x30, element(0xa0, id(SHA256)), element(0xa1, encodeAlgorithm(oidMGF1, id(SHA256))), element(0xa2, []byte{2, 8, 0x7f, 255, 255, 255, 255, 255, 255, 255}))), 32, ErrAlgorithm},
+		{"another trailer", SHA256, encodePSS(id(SHA256), id(SHA256), 32, 2), 32, ErrAlgorithm},
+		{"no parameters", SHA256, encodeAlgorithm(oidRSASSAPSS), 32, ErrAlgorithm},
+		{"PKCS #1 v1.5 by its name", SHA256, encodeAlgorithm(infoOf(SHA256).rsa), 32, ErrSignature},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			by := identity{signer.certificate, signer.parsed, pssSigner{signer.signer, c.salt}}
+			_, _, err := verify(parts{digest: c.digest, signatureAlgorithm: c.algorithm}.build(t, by), everything)
+			if !errors.Is(err, c.want) {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+		})
+	}
+	p := parts{signatureAlgorithm: encodePSS(id(SHA256), id(SHA256), 32, 1)}
+	if _, _, err := verify(p.build(t, signer), everything); !errors.Is(err, ErrSignature) {
+		t.Errorf("PKCS #1 v1.5 named as PSS: %v", err)
 	}
 }
 
@@ -287,12 +356,16 @@ func TestVerifyECDSA(t *testing.T) {
 			if _, _, err := verify(p.build(t, signer), everything); err != nil {
 				t.Errorf("%s with %v: %v", curve.Params().Name, d, err)
 			}
+			p.signatureAlgorithm = encodeAlgorithm(oidECPublicKey)
+			if _, _, err := verify(p.build(t, signer), everything); err != nil {
+				t.Errorf("%s with %v, named by its key: %v", curve.Params().Name, d, err)
+			}
 		}
 	}
 	small := ecIdentity(t, elliptic.P224())
 	p := parts{signatureAlgorithm: encodeAlgorithm(infoOf(SHA256).ecdsa)}
-	if _, _, err := verify(p.build(t, small), everything); !errors.Is(err, ErrSigner) {
-		t.Errorf("P-224: %v, want ErrSigner", err)
+	if _, _, err := verify(p.build(t, small), everything); !errors.Is(err, ErrAlgorithm) {
+		t.Errorf("P-224: %v, want ErrAlgorithm", err)
 	}
 }
 

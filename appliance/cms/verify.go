@@ -115,25 +115,35 @@ func (s *SignerInfo) checkAttributes(contentType asn1.ObjectIdentifier, digest [
 // checkSignature verifies the signature over the signed attributes: as sent with the tag of a SET, which is what most
 // senders signed, else over their DER encoding, which is what RFC 5652 §5.4 says and differs when they were sent unsorted.
 func (s *SignerInfo) checkSignature(digest Digest, key crypto.PublicKey) error {
-	if err := s.signatureAlgorithm.noParameters(); err != nil {
-		return err
-	}
 	info, _ := digest.info()
 	oid := s.signatureAlgorithm.oid
+	isPSS := oid.Equal(oidRSASSAPSS)
+	if err := s.signatureAlgorithm.noParameters(); err != nil && !isPSS {
+		return err
+	}
 	var verify func(sum []byte) bool
 	switch key := key.(type) {
 	case *rsa.PublicKey:
+		if isPSS {
+			salt, err := parsePSS(s.signatureAlgorithm.parameters, digest)
+			if err != nil {
+				return err
+			}
+			options := &rsa.PSSOptions{SaltLength: salt}
+			verify = func(sum []byte) bool { return rsa.VerifyPSS(key, info.hash, sum, s.signature, options) == nil }
+			break
+		}
 		if !oid.Equal(oidRSAEncryption) && !oid.Equal(info.rsa) {
 			return fmt.Errorf("%w: signature %v with an RSA key and %v", ErrAlgorithm, oid, digest)
 		}
 		verify = func(sum []byte) bool { return rsa.VerifyPKCS1v15(key, info.hash, sum, s.signature) == nil }
 	case *ecdsa.PublicKey:
-		if info.ecdsa == nil || !oid.Equal(info.ecdsa) {
+		if info.ecdsa == nil || !oid.Equal(info.ecdsa) && !oid.Equal(oidECPublicKey) { // the latter from cryptlib
 			return fmt.Errorf("%w: signature %v with an elliptic curve key and %v", ErrAlgorithm, oid, digest)
 		}
 		verify = func(sum []byte) bool { return ecdsa.VerifyASN1(key, sum, s.signature) }
 	default:
-		return fmt.Errorf("%w: its key is not RSA of %d to %d bits or on P-256, P-384 or P-521", ErrSigner, minRSABits, maxRSABits)
+		return fmt.Errorf("%w: signature by a key that is not RSA of %d to %d bits or on P-256, P-384 or P-521", ErrAlgorithm, minRSABits, maxRSABits)
 	}
 	asSent := slices.Clone(s.signedAttributes)
 	asSent[0] = byte(casn1.SET)
@@ -153,4 +163,32 @@ func (s *SignerInfo) checkSignature(digest Digest, key crypto.PublicKey) error {
 		return fmt.Errorf("%w: not by the key in the signer's certificate", ErrSignature)
 	}
 	return nil
+}
+
+// parsePSS reads RSASSA-PSS-params (RFC 8017 A.2.3) and returns the length of the salt. There is one hash function throughout, as
+// RFC 4056 §3 and RFC 4055 §3.1 have it, of SHA-2, and the salt is no shorter than its value.
+func parsePSS(parameters cryptobyte.String, digest Digest) (salt int, err error) {
+	refused := func(what string) error { return fmt.Errorf("%w: PSS with %s", ErrAlgorithm, what) }
+	var body cryptobyte.String
+	if !parameters.ReadASN1(&body, casn1.SEQUENCE) {
+		return 0, refused("unreadable parameters")
+	}
+	hash, mask, err := readHashes(&body)
+	if err != nil {
+		return 0, err
+	}
+	var trailer int
+	if !body.ReadOptionalASN1Integer(&salt, casn1.Tag(2).ContextSpecific().Constructed(), 20) ||
+		!body.ReadOptionalASN1Integer(&trailer, casn1.Tag(3).ContextSpecific().Constructed(), 1) || !body.Empty() {
+		return 0, refused("unreadable parameters")
+	}
+	switch {
+	case hash != digest || mask != digest || digest == SHA1:
+		return 0, refused(fmt.Sprintf("%v and %v for a digest by %v", hash, mask, digest))
+	case salt < digest.Hash().Size() || salt > maxRSABits/8:
+		return 0, refused(fmt.Sprintf("a salt of %d bytes", salt))
+	case trailer != 1:
+		return 0, refused("an unknown trailer")
+	}
+	return salt, nil
 }
