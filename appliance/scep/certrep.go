@@ -57,7 +57,8 @@ func (s *Server) pending(p *profile, req *request) ([]byte, error) {
 }
 
 // failure is a CertRep without a certificate. Its content is an empty OCTET STRING and not absent, as RFC 8894 §3.3.2.2
-// has it, because certmonger takes a reply without content for a network fault and tries forever.
+// has it, because certmonger takes a reply without content for a network fault and tries forever. For cryptlib it is absent: it
+// takes an OCTET STRING that is empty for a message that cannot be read.
 func (s *Server) failure(p *profile, req *request, v verdict) ([]byte, error) {
 	return s.certRep(p, req, nil,
 		attribute{oidPKIStatus, printable(statusFailure)},
@@ -96,6 +97,7 @@ func (s *Server) certRep(p *profile, req *request, content []byte, more ...attri
 	}
 	options := cms.SignOptions{
 		Content:           content,
+		NoContent:         content == nil && req.noContent,
 		SignerCertificate: req.ra.Certificate,
 		Signer:            req.ra.Signer,
 		Certificates:      [][]byte{req.ra.Certificate.Raw},

@@ -14,6 +14,7 @@ var (
 	oidSenderNonce    = asn1.ObjectIdentifier{2, 16, 840, 1, 113733, 1, 9, 5}
 	oidRecipientNonce = asn1.ObjectIdentifier{2, 16, 840, 1, 113733, 1, 9, 6}
 	oidTransactionID  = asn1.ObjectIdentifier{2, 16, 840, 1, 113733, 1, 9, 7}
+	oidRandomNonce    = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 25, 3} // RFC 2985 §5.3.3
 	oidFailInfoText   = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 24, 1}
 )
 
@@ -35,6 +36,7 @@ type header struct {
 	transactionTag int    // the string type the client wrote it in
 	messageType    string // decimal, "" when absent
 	senderNonce    []byte // nil when the request has none
+	noContent      bool   // the client reads no content that is empty, see failure
 }
 
 // attributes is what readHeader needs of a *cms.SignerInfo: a signed attribute's only value.
@@ -69,6 +71,7 @@ func readHeader(get attributes) (header, error) {
 			h.senderNonce = v.Bytes
 		}
 	}
+	_, h.noContent = get(oidRandomNonce) // which cryptlib alone sends
 	for _, err := range errs {
 		if err != nil {
 			return h, err

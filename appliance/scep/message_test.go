@@ -32,19 +32,23 @@ func TestReadHeader(t *testing.T) {
 	}{
 		"PrintableString": {
 			in:   signed{id: str(asn1.TagPrintableString, "abc"), typ: str(asn1.TagPrintableString, "19"), nonce: str(asn1.TagOctetString, sixteen)},
-			want: header{"abc", asn1.TagPrintableString, "19", []byte(sixteen)},
+			want: header{transaction: "abc", transactionTag: asn1.TagPrintableString, messageType: "19", senderNonce: []byte(sixteen)},
 		},
 		"IA5String and UTF8String": {
 			in:   signed{id: str(asn1.TagIA5String, "a/b+c=="), typ: str(asn1.TagUTF8String, "20"), nonce: str(asn1.TagOctetString, sixteen)},
-			want: header{"a/b+c==", asn1.TagIA5String, "20", []byte(sixteen)},
+			want: header{transaction: "a/b+c==", transactionTag: asn1.TagIA5String, messageType: "20", senderNonce: []byte(sixteen)},
 		},
 		"a long decimal transaction, a short nonce": {
 			in:   signed{id: str(asn1.TagPrintableString, decimal), typ: str(asn1.TagPrintableString, "19"), nonce: str(asn1.TagOctetString, "n")},
-			want: header{decimal, asn1.TagPrintableString, "19", []byte("n")},
+			want: header{transaction: decimal, transactionTag: asn1.TagPrintableString, messageType: "19", senderNonce: []byte("n")},
 		},
 		"no nonce": {
 			in:   signed{id: str(asn1.TagPrintableString, "abc"), typ: str(asn1.TagPrintableString, "19")},
-			want: header{"abc", asn1.TagPrintableString, "19", nil},
+			want: header{transaction: "abc", transactionTag: asn1.TagPrintableString, messageType: "19"},
+		},
+		"randomNonce, of cryptlib": {
+			in:   signed{id: str(asn1.TagPrintableString, "abc"), typ: str(asn1.TagPrintableString, "19"), oidRandomNonce.String(): str(asn1.TagOctetString, "n")},
+			want: header{transaction: "abc", transactionTag: asn1.TagPrintableString, messageType: "19", noContent: true},
 		},
 		"nothing": {refusal: "no transactionID"},
 		"no transaction, but a nonce to repeat": {

@@ -2,18 +2,19 @@ package scep
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 
 	"signet.internal/appliance/cms"
 	"signet.internal/appliance/enroll"
 )
 
-// request is a PKIMessage whose signature verified.
+// request is a PKIMessage whose signature verified, or one that malformed refuses.
 type request struct {
 	header
-	malformed error // a *refusal: what is wrong with the header
-	signer    *cms.Certificate
-	digest    cms.Digest // the request's own, also where the policy does not allow it
+	malformed error            // wraps a *refusal: what is wrong with the header, or that the signature cannot be verified
+	signer    *cms.Certificate // nil where it cannot
+	digest    cms.Digest       // the request's own, also where the policy does not allow it
 
 	envelope *cms.EnvelopedData // nil where unread says why
 	unread   error
@@ -23,7 +24,8 @@ type request struct {
 // pkiOperation answers a PKIOperation (RFC 8894 §4.3), in the order of what each step costs and gives away:
 //
 //  1. a slot, or 503, before anything is parsed;
-//  2. the signature: until it verifies there is nobody to answer, and the refusal is HTTP 400 and a line of text;
+//  2. the signature: until it verifies there is nobody to answer, and the refusal is HTTP 400 and a line of text, but for an
+//     algorithm that is not known here;
 //  3. from here on every refusal is a signed CertRep: attributes, message type, client certificate, digest, signer key, cipher;
 //  4. only then the RA key opens the envelope;
 //  5. enroll decides;
@@ -49,6 +51,9 @@ func (s *Server) pkiOperation(x *call, message string) {
 	var req *request
 	if err == nil {
 		req, err = open(signed)
+	}
+	if errors.Is(err, cms.ErrAlgorithm) {
+		req, err = unverifiable(signed, err)
 	}
 	if err != nil {
 		x.Err = err
@@ -158,8 +163,21 @@ func open(signed *cms.SignedData) (*request, error) {
 	return req, nil
 }
 
+// unverifiable is a request that is signed in a way nothing is known of here. All that becomes of it is the refusal its client
+// understands (RFC 8894 §3.2.1.4.1), which costs what any message does that its sender signed with a key made for it. Where that
+// has nothing to go by, err is returned.
+func unverifiable(signed *cms.SignedData, err error) (*request, error) {
+	h, malformed := readHeader(signed.Signers[0].Attribute)
+	if malformed != nil {
+		return nil, err
+	}
+	return &request{header: h, malformed: fmt.Errorf("%w: %w", refuse(badAlg, unknownSignature), err)}, nil
+}
+
 // setSHA is the mend of a refused signature algorithm: what to change on the client.
 const setSHA = "set the client to SHA-256, SHA-384 or SHA-512"
+
+const unknownSignature = "the message is signed with an algorithm that is not known here: " + setSHA + " with an RSA key"
 
 // unverified is the text of the HTTP 400 for a message that has no verified sender.
 func unverified(raw []byte, err error) string {
@@ -169,7 +187,7 @@ func unverified(raw []byte, err error) string {
 	case errors.Is(err, cms.ErrSignature):
 		return "the signature of the message does not verify"
 	case errors.Is(err, cms.ErrAlgorithm):
-		return "the message is signed with an algorithm that is not known here: " + setSHA + " with an RSA key"
+		return unknownSignature
 	case errors.Is(err, cms.ErrSigner):
 		return "the message does not have exactly one signer with its certificate"
 	}

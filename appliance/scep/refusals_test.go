@@ -181,6 +181,37 @@ func TestRefusedBySignedReply(t *testing.T) {
 	s.checkLog()
 }
 
+// A message that is signed in a way nothing is known of here is refused in the way its client understands, where there is a
+// transaction to name.
+func TestUnknownSignature(t *testing.T) {
+	s := newService(t, nil)
+	sha224 := func(b []byte) []byte { // in every place where the message names SHA-256
+		oid := must(asn1.Marshal(pkcs7.OIDDigestAlgorithmSHA256))
+		return bytes.ReplaceAll(b, oid, append(oid[:len(oid)-1:len(oid)-1], 4))
+	}
+	rsaDevice := newDevice(t, rsaKey(t, 2048), "dev")
+	p224 := newDevice(t, must(ecdsa.GenerateKey(elliptic.P224(), rand.Reader)), "dev")
+	for name, body := range map[string][]byte{
+		"SHA-224": sha224(rsaDevice.message(s.good())),
+		"P-224":   p224.message(s.good()),
+	} {
+		r := s.openReply(s.post("corp", body))
+		if r.status != "2" || r.fail != badAlg || !strings.Contains(r.text, "signed with an algorithm that is not known here") {
+			t.Errorf("%s: pkiStatus %s, failInfo %s, %q", name, r.status, r.fail, r.text)
+		}
+		if r.transaction == "" || string(r.recipient) != "0123456789abcdef" {
+			t.Errorf("%s: transaction %q, nonce %q", name, r.transaction, r.recipient)
+		}
+	}
+	nameless := s.good()
+	nameless.transaction = nil
+	checkHTTPRefusal(t, s.post("corp", sha224(rsaDevice.message(nameless))), http.StatusBadRequest, "signed with an algorithm that is not known here")
+	if begun, refused := s.outcomes(audit.OutcomeBegun), s.outcomes(audit.OutcomeRefused); begun != 0 || refused != 1 {
+		t.Errorf("%d issuances begun, %d records of refusals of one reason", begun, refused)
+	}
+	s.checkLog()
+}
+
 // The answer uses the digest and the cipher of the request, holds the certificate first and, where the profile says so, the CA
 // behind it.
 func TestReplyMirrorsRequest(t *testing.T) {

@@ -26,6 +26,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/smallstep/pkcs7"
 
+	"signet.internal/appliance/cms"
 	"signet.internal/appliance/needtest"
 )
 
@@ -112,6 +113,9 @@ func summary(t *testing.T, status int, contentType string, body []byte) string {
 		s += " pkiStatus " + pkiStatus
 		if p7.UnmarshalSignedAttribute(oidFailInfo, &fail) == nil {
 			s += " failInfo " + fail
+		}
+		if must(cms.ParseSignedData(body)).Content == nil {
+			s += " without content"
 		}
 	}
 	return s
