@@ -21,8 +21,9 @@ const (
 	profilesDir = "profiles"
 	trustDir    = "trust"
 
-	maxFile  = 1 << 20 // bytes of one file
-	maxFiles = 256     // in one directory
+	maxFile  = 1 << 20   // bytes of one file
+	maxYAML  = 256 << 10 // of site.yaml or a profile: a hostile one of 1 MiB keeps the parser busy for minutes
+	maxFiles = 256       // in one directory
 )
 
 // Load reads and checks a site, with its certificates as of now; the error is [Problems] with
@@ -78,8 +79,12 @@ func (l *loader) readFile(name string) []byte {
 		l.failf(name, "make it a readable file", "cannot be read: %v", pathCause(err))
 		return nil
 	}
-	if len(content) > maxFile {
-		l.failf(name, "make it smaller", "larger than %d MiB", maxFile>>20)
+	most := maxFile
+	if path.Ext(name) == ".yaml" {
+		most = maxYAML
+	}
+	if len(content) > most {
+		l.failf(name, "make it smaller", "larger than %d KiB", most>>10)
 		return nil
 	}
 	l.site.Files = append(l.site.Files, name)

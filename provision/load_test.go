@@ -212,7 +212,7 @@ func TestProblems(t *testing.T) {
 			f["site.yaml"] = "listeners: {legacy: {on: true}, legacy_scep: {on: true}\n"
 			return f
 		}(), "site.yaml:1: not YAML — correct the YAML"},
-		{"larger than a site", with("site.yaml", goodSite+strings.Repeat("#", maxFile)), "site.yaml: larger than 1 MiB — smaller"},
+		{"larger than a site", with("site.yaml", goodSite+strings.Repeat("#", maxYAML)), "site.yaml: larger than 256 KiB — smaller"},
 
 		{"unknown field", site("version: 1.2.3", "version: 1.2.3\ncolour: red"), "site.yaml:4: unknown field colour — remove it; known here are name"},
 		{"slip of a field", site("public_host", "publichost"), "site.yaml:1: field public_host is missing — write\nsite.yaml:5: unknown field publichost — did you mean public_host?"},

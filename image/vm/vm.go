@@ -59,8 +59,12 @@ func Start(ctx context.Context, o Options) (*Machine, error) {
 		return nil, err
 	}
 	m := &Machine{dir: filepath.Join(out, "vm")}
-	if err := os.MkdirAll(m.dir, 0o755); err != nil {
+	// The box's screen shows the claim code to whoever stands before it: of this machine, to nobody else.
+	if err := os.MkdirAll(m.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making machine state: %w", err)
+	}
+	if err := os.Chmod(m.dir, 0o700); err != nil {
+		return nil, fmt.Errorf("closing machine state to others: %w", err)
 	}
 	lock, err := takeLock(ctx, m.path("lock"))
 	if err != nil {
