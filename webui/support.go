@@ -122,6 +122,9 @@ func (c *console) bundleSettings(s Status) ([]ProfileDetails, error) {
 		if err != nil {
 			return nil, fmt.Errorf("profile %s: %w", p.Name, err)
 		}
+		if one.Challenge != nil {
+			one.Challenge.Public = ""
+		}
 		all = append(all, one)
 	}
 	return all, nil

@@ -44,6 +44,9 @@ func TestSupportBundle(t *testing.T) {
 	out := box.mustClaim()
 	box.enroll(20)
 	token := bearer(out.Token)
+	if early := unpack(t, box.get("/api/v1/support-bundle", token).body); strings.Contains(early["settings.json"], "corp-demo-challenge") {
+		t.Error("a challenge is in the bundle, published as it may be")
+	}
 	box.putJSON("/api/v1/profiles/corp/challenge", HashRequest{Hash: nobodysHash}, token)
 	box.putJSON("/api/v1/profiles/corp/secrets/compliance", SecretRequest{Value: "whsec_a-secret-value"}, token)
 	box.store.Append(audit.Record{Time: start, TimeSource: "rtc", Action: audit.SCEPRefused, Actor: audit.ActorDevice, Profile: "corp", Protocol: "scep",
