@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"context"
+	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
 	"slices"
@@ -140,6 +141,7 @@ func TestNotARetry(t *testing.T) {
 	for name, other := range map[string]func() Request{
 		"another CSR under the same transaction": func() Request { return d.request(pkix.Name{CommonName: "printer-8"}) },
 		"another transaction":                    func() Request { o := r; o.TransactionID = "OTHER"; return o },
+		"another profile":                        func() Request { return in("narrow", r) },
 		"another key":                            func() Request { return newDevice(t).request(printer) },
 	} {
 		if res := b.issue(other()); res.Serial == first.Serial || res.Replayed {
@@ -299,8 +301,13 @@ func TestSignerFails(t *testing.T) {
 			b.refused(r, c.want)
 			wantLog(b, begun, c.log)
 			burnt := b.log()[0].Serial
-			if x, err := b.store.Transaction(burnt); err != nil || x.State != c.state {
+			x, err := b.store.Transaction(burnt)
+			if err != nil || x.State != c.state {
 				t.Errorf("transaction is %q, want %q: %v", x.State, c.state, err)
+			}
+			signed := &x509.Certificate{RawTBSCertificate: x.Template, SerialNumber: serialOf(t, burnt), PublicKey: r.CSR.PublicKey} // by a signature that may exist
+			if isRevoked, err := b.engine.IsRevoked(signed); err != nil || !isRevoked {
+				t.Errorf("what was not issued is revoked: %v, %v", isRevoked, err)
 			}
 			b.signer.set(nil)
 			if res := b.issue(r); res.Serial == burnt || res.Replayed {

@@ -437,6 +437,18 @@ func TestESTGuesses(t *testing.T) {
 
 // Certificates of another authority are renewed where the profile says so, by SCEP and EST, for the same
 // names, until their end, by nobody who only has the authority's name.
+// Only so many certificates of a client are looked at.
+func TestESTLongChain(t *testing.T) {
+	b := newBox(t)
+	bootstrap := newAuthority(t, "Bootstrap")
+	b.setEST("corp", EST{On: true, Bundle: bootstrap.pool})
+	d := newDevice(t)
+	chain := slices.Repeat([][]byte{bootstrap.certify(d, printer, nil)}, maxPeer+1)
+	b.refused(withPeer(t, d.est("corp", OpEnroll, printer), chain...), ErrCredentials)
+	b.issue(withPeer(t, d.est("corp", OpEnroll, printer), chain[1:]...))
+	b.close()
+}
+
 func TestRenewFrom(t *testing.T) {
 	b := newBox(t)
 	old, other := newAuthority(t, "Old CA"), newAuthority(t, "Old CA")
@@ -460,6 +472,8 @@ func TestRenewFrom(t *testing.T) {
 	b.refused(d.renewal(cert, d, pkix.Name{CommonName: "printer-8"}), ErrRenewalIdentity)
 	b.refused(withPeer(t, d.est("corp", OpReenroll, pkix.Name{CommonName: "printer-8"}), cert), ErrRenewalIdentity)
 	b.refused(d.renewal(cert, newDevice(t), printer), ErrSignerKey)
+	sameSerial := old.certify(d, printer, func(c *x509.Certificate) { c.SerialNumber = serialOf(t, first.Serial) })
+	b.issue(d.renewal(sameSerial, d, printer)) // as the box issued one itself
 	for name, bad := range map[string][]byte{
 		"of an authority of that name": other.certify(d, printer, nil),
 		"for servers":                  old.certify(d, printer, func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} }),

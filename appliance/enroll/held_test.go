@@ -134,6 +134,19 @@ func TestApproval(t *testing.T) {
 	b.close()
 }
 
+// Nothing is issued by a clock that is not trusted, whoever approves it.
+func TestApprovalWithoutClock(t *testing.T) {
+	b := newBox(t)
+	id := b.held(in("manual", newDevice(t).request(printer)))
+	b.clock.advance(-2 * time.Hour)
+	if err := b.approve(id); !errors.Is(err, ErrClock) {
+		t.Errorf("approved: %v", err)
+	}
+	b.clock.advance(2 * time.Hour)
+	must(t, b.approve(id))
+	b.close()
+}
+
 func TestDenial(t *testing.T) {
 	b := newBox(t)
 	r := in("manual", newDevice(t).request(printer))

@@ -223,6 +223,18 @@ func TestRenewalOfRevoked(t *testing.T) {
 	b.close()
 }
 
+// A certificate that was renewed and then revoked for a reason of its own does not fetch what it was renewed to.
+func TestRetryOfRevoked(t *testing.T) {
+	b := newBox(t)
+	d := newDevice(t)
+	first := b.issue(d.request(printer))
+	r := d.renewal(first.Certificate, d, printer)
+	b.issue(r)
+	must(t, b.engine.Revoke(context.Background(), first.Serial, "cessationOfOperation", "olga"))
+	b.refused(r, ErrSignerRevoked)
+	b.close()
+}
+
 // By a clock that is not trusted nothing is said about a certificate's time, and the log says why.
 func TestRenewalWithoutClock(t *testing.T) {
 	b := newBox(t)
@@ -233,6 +245,16 @@ func TestRenewalWithoutClock(t *testing.T) {
 	if log := b.log(); log[len(log)-1].Reason != "the box does not trust its clock" {
 		t.Errorf("record %+v", log[len(log)-1])
 	}
+
+	// By which the certificates of others are not valid yet.
+	other := newAuthority(t, "Other CA")
+	p := b.engine.profiles["corp"]
+	p.RenewFrom = other.pool
+	b.engine.profiles["corp"] = p
+	cert := other.certify(d, printer, nil)
+	b.refused(d.renewal(cert, d, printer), ErrClock)
+	b.setEST("corp", EST{On: true, Bundle: other.pool})
+	b.refused(withPeer(t, d.est("corp", OpEnroll, printer), cert), ErrClock)
 	b.close()
 }
 

@@ -81,12 +81,14 @@ func TestNameConstraints(t *testing.T) {
 		{"another form is free", permittedDNS, ip("10.1.2.3"), true},
 		{"dns of another domain's list", x509.Certificate{PermittedDNSDomains: []string{"a.example", "b.example"}}, dns("x.b.example"), true},
 		{"dns excluded", x509.Certificate{ExcludedDNSDomains: []string{"corp.example.com"}}, dns("dc1.CORP.example.com"), false},
+		{"dns excluded in capitals", x509.Certificate{ExcludedDNSDomains: []string{"CORP.example.com"}}, dns("dc1.corp.example.com"), false},
 		{"dns beside the excluded", x509.Certificate{ExcludedDNSDomains: []string{"corp.example.com"}}, dns("dc1.lab.example.com"), true},
 		{"excluded within permitted", x509.Certificate{PermittedDNSDomains: []string{"example.com"}, ExcludedDNSDomains: []string{"x.example.com"}}, dns("a.x.example.com"), false},
 		{"all dns excluded", x509.Certificate{ExcludedDNSDomains: []string{""}}, dns("a.example.com"), false},
 		{"address within", x509.Certificate{PermittedIPRanges: []*net.IPNet{network("10.0.0.0/8")}}, ip("10.1.2.3"), true},
 		{"address outside", x509.Certificate{PermittedIPRanges: []*net.IPNet{network("10.0.0.0/8")}}, ip("192.0.2.1"), false},
 		{"address of the other family", x509.Certificate{PermittedIPRanges: []*net.IPNet{network("10.0.0.0/8")}}, ip("2001:db8::1"), false},
+		{"address of the other family that begins alike", x509.Certificate{PermittedIPRanges: []*net.IPNet{network("10.0.0.0/8")}}, ip("a00::1"), false},
 		{"address excluded", x509.Certificate{ExcludedIPRanges: []*net.IPNet{network("2001:db8::/32")}}, ip("2001:db8::1"), false},
 		{"mail host", x509.Certificate{PermittedEmailAddresses: []string{"example.com"}}, email("me@Example.com"), true},
 		{"mail below a domain", x509.Certificate{PermittedEmailAddresses: []string{".example.com"}}, email("me@x.example.com"), true},
@@ -94,6 +96,7 @@ func TestNameConstraints(t *testing.T) {
 		{"uri host", x509.Certificate{PermittedURIDomains: []string{"example.com"}}, uri("https://example.com:8443/7"), true},
 		{"uri host outside", x509.Certificate{PermittedURIDomains: []string{"example.com"}}, uri("https://example.com@evil.com/example.com"), false},
 		{"uri below", x509.Certificate{PermittedURIDomains: []string{".example.com"}}, uri("https://a.example.com/"), true},
+		{"uri of an address beside the excluded", x509.Certificate{ExcludedURIDomains: []string{".example.com"}}, uri("https://10.1.2.3/"), false},
 		{"uri of an address", x509.Certificate{PermittedURIDomains: []string{".example.com"}}, uri("https://10.1.2.3/"), false},
 	}
 	free := x509.Certificate{}

@@ -150,6 +150,38 @@ func TestKeyPolicy(t *testing.T) {
 	}
 }
 
+// What holds for a key alone holds for the key of a request.
+func TestCheckLooksAtTheKey(t *testing.T) {
+	p521, err := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refused *PolicyError
+	err = newProfile(t, permissive()).Check(goRequest(t, p521, x509.CertificateRequest{DNSNames: []string{"a.example.com"}}))
+	if !errors.As(err, &refused) || refused.Rule != "keys.ecdsa" {
+		t.Errorf("%v, want rule keys.ecdsa", err)
+	}
+}
+
+// A name that is not of its kind is refused whatever the patterns.
+func TestNamesAreOfTheirKind(t *testing.T) {
+	p := newProfile(t, permissive())
+	long := strings.Repeat("abcdefgh.", 28)
+	for name, allowed := range map[Name]bool{
+		{Email, "me@example.com"}: true, {Email, "@example.com"}: false, {Email, "me"}: false, {Email, "me@"}: false,
+		{Email, "me@evil.com@example.com"}: false, {Email, "me@-example.com"}: false,
+		{Email, "Me <me@example.com"}: false, {Email, "me,you@example.com"}: false, {Email, "me;you@example.com"}: false, {Email, `"me"@example.com`}: false,
+		{DNS, long + "x"}: true, {DNS, long + "xx"}: false, {DNS, "a..b"}: false, {DNS, ".a"}: false, {DNS, "a."}: false,
+		{DNS, strings.Repeat("a", 63) + ".b"}: true, {DNS, strings.Repeat("a", 64) + ".b"}: false,
+		{DNS, "-a.b"}: false, {DNS, "a-.b"}: false, {DNS, "a.b-"}: false, {DNS, "*.a"}: false, {DNS, "10.0.0.1"}: false,
+		{URI, "urn:x"}: true, {URI, "x"}: false, {URI, "https:///x"}: false,
+	} {
+		if err := p.checkName(name); (err == nil) != allowed {
+			t.Errorf("%s %.40q: %v", name.Kind, name.Value, err)
+		}
+	}
+}
+
 func withKeys(k KeyConfig) ProfileConfig {
 	c := permissive()
 	c.Keys = k
@@ -166,9 +198,9 @@ func rocaModulus(t *testing.T) *big.Int {
 			m.Mul(m, big.NewInt(p))
 		}
 	}
-	prime := func(a int64) *big.Int {
+	prime := func(a, lead int64) *big.Int { // primes of different leads are not close to each other
 		base := new(big.Int).Exp(big.NewInt(65537), big.NewInt(a), m)
-		k := new(big.Int).Lsh(big.NewInt(1), uint(1025-m.BitLen()))
+		k := new(big.Int).Lsh(big.NewInt(lead), uint(1025-m.BitLen()))
 		for {
 			p := new(big.Int).Add(new(big.Int).Mul(k, m), base)
 			if p.ProbablyPrime(20) {
@@ -177,7 +209,7 @@ func rocaModulus(t *testing.T) *big.Int {
 			k.Add(k, big.NewInt(1))
 		}
 	}
-	return new(big.Int).Mul(prime(1001), prime(2003))
+	return new(big.Int).Mul(prime(1001, 1), prime(2003, 3))
 }
 
 // closePrimes multiplies two primes so close that Fermat's method needs that many rounds, or one or two
@@ -237,6 +269,17 @@ func TestUsagesFitTheKey(t *testing.T) {
 	}
 	if !cert.Extensions[len(cert.Extensions)-1].Critical || len(cert.Subject.Names) != 0 {
 		t.Error("subjectAltName is not critical though the subject is empty")
+	}
+	agreement := permissive()
+	agreement.Usage.Key = []string{"digitalSignature", "keyAgreement"}
+	if prepared, err = issuer.Prepare(newProfile(t, agreement), goRequest(t, newKey(t, "rsa-2048"), x509.CertificateRequest{DNSNames: []string{"a.example.com"}}), now); err != nil {
+		t.Fatal(err)
+	}
+	if der, err = issuer.Issue(prepared); err != nil {
+		t.Fatal(err)
+	}
+	if cert := parse(t, der); cert.KeyUsage != x509.KeyUsageDigitalSignature {
+		t.Errorf("key usage %b of an RSA key", cert.KeyUsage)
 	}
 	c := permissive()
 	c.Usage.Key = []string{"keyEncipherment"}

@@ -3,6 +3,7 @@ package pki
 import (
 	"crypto"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -11,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -192,6 +194,7 @@ func TestParseRequestRefuses(t *testing.T) {
 		{"extension twice", rawRequest(t, key, subject, attributeDER(t, oidExtensionRequest, extensions(sanExtension+sanExtension))), ErrRequest},
 		{"extension in both attributes", rawRequest(t, key, subject, join(
 			attributeDER(t, oidExtensionRequest, extensions(sanExtension)), attributeDER(t, oidMSExtensions, extensions(sanExtension)))), ErrRequest},
+		{"two lists of extensions", rawRequest(t, key, subject, attributeDER(t, oidExtensionRequest, extensions(""), extensions(sanExtension))), ErrRequest},
 		{"address of three bytes", rawRequest(t, key, subject, attributeDER(t, oidExtensionRequest,
 			extensions("\x30\x0e\x06\x03\x55\x1d\x11\x04\x07\x30\x05\x87\x03abc"))), ErrRequest},
 		{"control character in a name", rawRequest(t, key, subject, attributeDER(t, oidExtensionRequest,
@@ -224,6 +227,11 @@ func TestRequestDigests(t *testing.T) {
 	pss := []string{"-sha256", "-sigopt", "rsa_padding_mode:pss", "-sigopt", "rsa_pss_saltlen:32"}
 	if _, err := ParseRequest(opensslRequest(t, config, pss...)); err != nil {
 		t.Errorf("RSA-PSS: %v", err)
+	}
+	for _, other := range [][]string{{"-sigopt", "rsa_mgf1_md:sha512"}, {"-sigopt", "rsa_pss_saltlen:20"}} {
+		if _, err := ParseRequest(opensslRequest(t, config, append(slices.Clone(pss), other...)...)); !errors.Is(err, ErrRequestSignature) {
+			t.Errorf("RSA-PSS with %s: %v", other[1], err)
+		}
 	}
 	if _, err := ParseRequest(opensslRequest(t, config, "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-sha384")); err != nil {
 		t.Errorf("ECDSA: %v", err)
@@ -353,6 +361,51 @@ func TestKeyHasOneEncoding(t *testing.T) {
 	}
 	if _, err := parseKey(longer); err == nil {
 		t.Error("a second encoding of the same key is accepted")
+	}
+}
+
+func TestKeySizes(t *testing.T) {
+	for bits, read := range map[uint]bool{minRSABits - 1: false, minRSABits: true, maxRSABits: true, maxRSABits + 1: false} {
+		n := new(big.Int).Lsh(big.NewInt(1), bits-1)
+		spki, err := x509.MarshalPKIXPublicKey(&rsa.PublicKey{N: n.SetBit(n, 0, 1), E: 65537})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parseKey(spki); (err == nil) != read {
+			t.Errorf("%d bits: %v", bits, err)
+		}
+	}
+}
+
+// RawUnbound has everything that a device asks for, and not what binds its request to a connection.
+func TestUnbound(t *testing.T) {
+	key := newKey(t, "ecdsa-p256")
+	unbound := func(challenge, san string) string {
+		attributes := append(attributeDER(t, oidChallengePassword, stringDER(t, cbasn1.UTF8String, challenge)), attributeDER(t, oidExtensionRequest, stringDER(t, cbasn1.SEQUENCE, san))...)
+		request, err := ParseRequest(rawRequest(t, key, mustDN(t, "CN=dev"), attributes))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(request.RawUnbound)
+	}
+	if unbound("a", sanExtension) != unbound("b", sanExtension) {
+		t.Error("another challengePassword makes another request")
+	}
+	if unbound("a", sanExtension) == unbound("a", "") {
+		t.Error("other names make no other request")
+	}
+}
+
+// A request is one for an authority where it says so, and where nobody can tell.
+func TestAsksForCA(t *testing.T) {
+	for value, asks := range map[string]bool{
+		"\x30\x00": false, "\x30\x03\x02\x01\x00": false, "\x30\x03\x01\x01\x00": false,
+		"\x30\x03\x01\x01\xff": true, "\x30\x03\x01\x01\x01": true, "\x30\x00\x00": true, "": true, "\x04\x00": true,
+	} {
+		r := Request{Extensions: []pkix.Extension{{Id: oidBasicConstraints, Value: []byte(value)}}}
+		if got := r.asksForCA(); got != asks {
+			t.Errorf("basicConstraints %x: %t", value, got)
+		}
 	}
 }
 

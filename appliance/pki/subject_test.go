@@ -32,6 +32,7 @@ func TestSubjectTemplate(t *testing.T) {
 		{"not what the template writes", "CN={CN},O=Factory 7", "CN", "CN=dev,O=Factory 8", "", "subject.allow", "O=Factory 8"},
 		{"missing", "CN={CN},O=B", "CN O", "O=x", "", "subject.template", "0 values for CN"},
 		{"ambiguous", "CN={CN},O=B", "CN", "CN=a,CN=b", "", "subject.template", "2 values for CN"},
+		{"too long", strings.Repeat("description={description},", 4) + "description={description}", "description", "description=" + strings.Repeat("x", 1000), "", "subject.template", "bytes (at most"},
 		{"not allowed", "CN={CN},O=B", "CN", "CN=a,L=x", "", "subject.allow", "L=x"},
 		{"too long for the other", "OU={description}", "description", "description=" + strings.Repeat("x", 65), "", "subject.template", "65 characters"},
 		{"does not fit the other", "C={OU}", "OU", "OU=ch", "", "subject.template", "OU=ch as C: a country is two capital letters"},
@@ -102,6 +103,14 @@ func TestTemplateOfFirstRequest(t *testing.T) {
 		t.Errorf("first request: %v", err)
 	}
 
+	// Nor to a renewal for another subject.
+	old := issued(t, issuer, goRequest(t, key, x509.CertificateRequest{RawSubject: mustDN(t, "OU=FTX2,O=B")}))
+	if renewal, err := made.Inherit(old); err != nil {
+		t.Fatal(err)
+	} else if _, err := issuer.Prepare(p, renewal, now); !errors.As(err, &refused) || refused.Rule != "subject.allow" {
+		t.Errorf("renewal for another subject: %v", err)
+	}
+
 	// A certificate of another authority, whose subject this template could have made but would not.
 	for subject, rule := range map[string]string{"OU=FTX1,O=B": "", "OU=admin,O=B": "subject.match", "OU=FTX1,O=C": "subject.allow", "OU=FTX1": "subject.allow"} {
 		permissive := newProfile(t, permissive())
@@ -148,6 +157,37 @@ func TestTemplateKeepsEncoding(t *testing.T) {
 	}
 	if !bytes.HasSuffix(subject, set) || FormatDN(subject) != "O=B,CN=Zürich" {
 		t.Errorf("subject %x", subject)
+	}
+}
+
+// TestSubjectText: what is no text, or none that can be read, is in no certificate.
+func TestSubjectText(t *testing.T) {
+	issuer, key := newAuthority(t, newKey(t, "ecdsa-p256")), newKey(t, "ecdsa-p256")
+	filled := permissive()
+	filled.Subject.Template = "CN={CN},O=B"
+	cn := func(tag cbasn1.Tag, value string) []byte {
+		return stringDER(t, cbasn1.SEQUENCE, string(stringDER(t, cbasn1.SET, string(stringDER(t, cbasn1.SEQUENCE, "\x06\x03\x55\x04\x03"+string(stringDER(t, tag, value)))))))
+	}
+	for name, tt := range map[string]struct {
+		config  ProfileConfig
+		subject []byte
+		rule    string
+	}{
+		"text":                    {permissive(), cn(cbasn1.UTF8String, "dev"), ""},
+		"octets":                  {permissive(), cn(cbasn1.OCTET_STRING, "dev"), "subject.allow"},
+		"control character":       {permissive(), cn(cbasn1.UTF8String, "dev\x00"), "subject.allow"},
+		"no PrintableString":      {permissive(), cn(cbasn1.PrintableString, "de@v"), "subject and san"},
+		"empty, for the template": {filled, cn(cbasn1.UTF8String, ""), "subject.template"},
+	} {
+		request, err := ParseRequest(rawRequest(t, key, tt.subject, nil))
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		_, err = issuer.Prepare(newProfile(t, tt.config), request, now)
+		var refused *PolicyError
+		if (err == nil) != (tt.rule == "") || err != nil && (!errors.As(err, &refused) || refused.Rule != tt.rule) {
+			t.Errorf("%s: %v, want rule %q", name, err, tt.rule)
+		}
 	}
 }
 

@@ -219,6 +219,13 @@ func TestGuardsOfHeldRequests(t *testing.T) {
 	wantIs(t, "the denied transaction again", begin(s, guarded("d", 0, epoch, second)), ErrGuardUsed)
 	d.ID = "0123456789abcdef"
 	wantIs(t, "the denied request again", hold(s, d), ErrGuardUsed)
+	if _, err := s.Sweep(epoch.Add(heldFor), 1000); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.HeldByKey(d.Key); !errors.Is(err, ErrNotFound) {
+		t.Errorf("the denied request is still there: %v", err)
+	}
+	wantIs(t, "the denied request, when nobody knows of it any more", hold(s, d), ErrGuardUsed)
 
 	third := guardOf(GuardOnce, "third")
 	must(t, mint(s, third))
@@ -243,6 +250,10 @@ func TestGuardsAreTakenTogether(t *testing.T) {
 	if dump(t, s) != before {
 		t.Error("a refused transition left something behind")
 	}
+	var many []Guard
+	for n := range maxGuards + 1 {
+		many = append(many, guardOf(GuardNonce, fmt.Sprint(n)))
+	}
 	for what, guards := range map[string][]Guard{
 		"a guard twice":       {rate, rate},
 		"no kind":             {{Until: epoch}},
@@ -250,7 +261,7 @@ func TestGuardsAreTakenTogether(t *testing.T) {
 		"a rate of none":      {{Kind: GuardRate, Window: time.Hour}},
 		"a rate of too many":  {{Kind: GuardRate, Window: time.Hour, Max: MaxRate + 1}},
 		"a rate for no time":  {{Kind: GuardRate, Max: 1}},
-		"more than are taken": make([]Guard, maxGuards+1),
+		"more than are taken": many,
 	} {
 		if err := begin(s, guarded("b", 0, epoch, guards...)); err == nil {
 			t.Errorf("%s was taken", what)
@@ -451,8 +462,11 @@ func TestSweep(t *testing.T) {
 	checkGuard(t, s, nonce, epoch, GuardUsed)
 	wantIs(t, "another transaction", begin(s, guarded("c", 0, epoch, nonce)), ErrGuardUsed)
 	must(t, s.Ran(MinRetention))
+	late := guardOf(GuardNonce, "late")
+	must(t, begin(s, guarded("d", 0, epoch, late)))
 	sweep(again.Begun.Add(takenFor+2*nonceAgain), 1)
 	checkGuard(t, s, nonce, epoch, GuardUnknown)
+	checkGuard(t, s, late, epoch, GuardUsed) // which has not been there for as long
 
 	// The message that got the certificate is remembered for as long after the second beginning.
 	sweep(epoch.Add(replayFor), 0)
@@ -460,7 +474,9 @@ func TestSweep(t *testing.T) {
 	replayed.Replay = i.Replay
 	wantIs(t, "replaying the message", begin(s, replayed), ErrReplay)
 	checkStore(t, s)
-	sweep(again.Begun.Add(replayFor), 1)
+	must(t, s.Ran(MinRetention))
+	must(t, s.Ran(MinRetention))
+	sweep(again.Begun.Add(replayFor), 2) // and the late nonce
 	must(t, s.scan(prefixExpiry, func(name, _ []byte) error {
 		t.Errorf("index still has %x", name)
 		return nil
