@@ -47,7 +47,7 @@ func TestDevicesInBrowser(t *testing.T) {
 	tb.See("scep-reload", "/scep?tab=intune&do=reload&profile=broken", "dialog:modal")
 	tb.Press("dialog button", "dialog:modal #reload-problem")
 	tb.Look("scep-reload-refused")
-	tb.Reads("#reload-problem", "no certificate in it")
+	tb.Reads("#reload-problem", "trust/x.pem: no certificate in it.")
 	tb.Press("dialog a.quiet", "main:not(:has(dialog))")
 	tb.Open("/scep?tab=intune&do=reload&profile=intune", "dialog:modal")
 	tb.Press("dialog button", "main:not(:has(dialog)) p.done")
@@ -63,6 +63,9 @@ func TestDevicesInBrowser(t *testing.T) {
 	// The others are of the same parts: commands, fields, a download, or why there is nothing.
 	tb.See("connect-curl", "/connect/corp?for=curl&cn=plc-7.example.com", ".guide-step")
 	tb.See("connect-intune", "/connect/intune?for=intune", ".guide-step")
+	tb.See("connect-ios", "/connect/corp?for=ios&cn=rtr-1.example.com", ".guide-step")
+	tb.See("connect-apple", "/connect/corp?for=apple&cn=ipad-3.example.com", ".guide-step")
+	tb.See("connect-chromeos", "/connect/intune?for=chromeos", ".guide-step")
 	tb.See("connect-bad-name", "/connect/iot?for=apple&cn=a%20b", "#device-problem")
 	tb.Open("/connect/iot?for=certmonger&cn=cam-1", `form[action$="/challenge"]`)
 	tb.Press(`form[action$="/challenge"] button`, ".made")

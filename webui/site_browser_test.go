@@ -3,9 +3,13 @@ package webui
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/handover"
+	"signet.internal/webui/browsertest"
 )
 
 // TestBrowserSite walks the pages of authorities, profiles, TLS certificates and the set-up.
@@ -90,4 +94,57 @@ func TestBrowserSite(t *testing.T) {
 	if got := tb.Text(".walk .copyable code"); got != made || made == "" {
 		t.Errorf("after the device came the secret on the page is %q, before it was %q", got, made)
 	}
+}
+
+// TestBrowserTroubles: what a box with more than one trouble says of itself, and a new one of what is to be done.
+func TestBrowserTroubles(t *testing.T) {
+	box := newBox(t, allIssue, func(c *Config) {
+		c.Boot.TPM.LockoutCounter = 3
+		c.Machine = func() Machine {
+			m := demoMachine()
+			m.Storage.Free, m.Keys.Waiting, m.Keys.Refused = 90<<20, 20, 4
+			m.Stream = &Stream{Address: "siem.example.com:6514", Since: start.Add(-3 * time.Hour), Lag: 1284}
+			m.Watchdog = Watchdog{Armed: true, Answered: start.Add(-48 * time.Hour), Missed: 30}
+			return m
+		}
+		c.Site = func() Site {
+			s := demoSite()
+			s.Stopped = true
+			s.Conditions = []handover.Condition{
+				{What: "The state disk is nearly full, so nothing is issued: 90 MiB are left, 128 are needed. Certificates can still be revoked.", Mend: "Give the disk more room, or shorten audit.retention of the site and bake it again; what was removed frees space within a day."},
+				{What: "The audit log is not sent to tls://siem.example.com:6514 since 2026-11-21T16:05:45Z: dial tcp 192.0.2.40:6514: connect: connection refused. 1284 records wait on the disk, and none of them is removed until then.", Mend: "Look after the receiver and the way to it."},
+				{What: "The certificate of the registration authority of modern ends on 2026-11-26.", Mend: "Replace the registration key."},
+			}
+			if stops := c.Enroll.Condition(); stops != nil {
+				s.Conditions = append(s.Conditions, handover.Condition(*stops))
+			}
+			return s
+		}
+	})
+	box.claimAs(administrator, administrator)
+	tb := newTab(t, box)
+	tb.See("troubles-outside", "/", "#user")
+	tb.enter("alice")
+	tb.See("overview-new", "/", "#start")
+	tb.See("scep-activity-none", "/scep?tab=activity", ".empty")
+
+	box.clock.pass(freshFor)
+	tb.See("stale", "/profiles/corp?do=bundle&of=est", "dialog[open] .notice")
+	tb.Write("#bundle-pem", string(pemOf(box.fake.authorities[0].Generations[0].Certificate)))
+	tb.Press("dialog button.danger", "#bundle-problem")
+	tb.Look("stale-refused")
+	tb.Reads("#bundle-problem", "You signed in too long ago")
+	if got := browsertest.Eval[string](tb.Tab, `document.querySelector("#bundle-pem").value`); !strings.HasPrefix(got, "-----BEGIN CERTIFICATE-----") {
+		t.Errorf("the form has lost what was written: %q", got)
+	}
+
+	box.fake.rollback = &Rollback{Expected: 4, Found: 9, Since: start, Until: start.Add(-26 * time.Hour), Records: 1284}
+	box.enroll(12)
+	box.clock.pass(-40 * time.Hour)
+	tb.See("troubles", "/", "#attention")
+	tb.Reads("#attention", "The clock is not trusted", "nearly full", "siem.example.com", "The key holder does not answer")
+	tb.See("troubles-box", "/box", "#rollback")
+	tb.Reads("#clock", "not believed")
+	tb.Reads("main", "siem.example.com:6514 not connected", "1284 records are not there yet")
+	tb.See("troubles-acknowledge", "/box?do=acknowledge", "dialog[open]")
 }

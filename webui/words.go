@@ -41,13 +41,16 @@ type labelled struct {
 	Now         time.Time
 }
 
-// sentence makes an error's text one: a capital first, a stop at the end.
+// sentence makes an error's text one: a capital first, where that is not a file's name, a stop at the end.
 func sentence(s string) string {
 	first, n := utf8.DecodeRuneInString(s)
 	if n == 0 {
 		return s
 	}
-	return string(unicode.ToUpper(first)) + strings.TrimSuffix(s[n:], ".") + "."
+	if word, _, _ := strings.Cut(s, " "); !strings.Contains(word, "/") {
+		first = unicode.ToUpper(first)
+	}
+	return string(first) + strings.TrimSuffix(s[n:], ".") + "."
 }
 
 // isUnseen tells of characters that have no shape of their own, such as those that turn the writing direction
