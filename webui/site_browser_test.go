@@ -139,7 +139,7 @@ func TestBrowserTroubles(t *testing.T) {
 	}
 
 	box.fake.rollback = &Rollback{Expected: 4, Found: 9, Since: start, Until: start.Add(-26 * time.Hour), Records: 1284}
-	box.enroll(12)
+	box.request("lamp-1")
 	box.clock.pass(-40 * time.Hour)
 	tb.See("troubles", "/", "#attention")
 	tb.Reads("#attention", "The clock is not trusted", "nearly full", "siem.example.com", "The key holder does not answer")
