@@ -140,11 +140,12 @@ func TestClientCertificates(t *testing.T) {
 	server, _ := proxyCA.issue(&x509.Certificate{Subject: pkix.Name{CommonName: "server"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	revoked := proxyCA.client("stolen")
 	trusted := &provision.TrustedProxies{Networks: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/28")}, File: "trust/proxies.pem", Certificates: []*x509.Certificate{proxyCA.cert}}
+	unknown := proxyCA.client("new")
 	isRevoked := func(c *x509.Certificate) (bool, error) {
-		if c == proxy || c == revoked {
-			return c == revoked, nil
+		if c == unknown {
+			return false, errors.New("the store is closed")
 		}
-		return false, errors.New("the store is closed")
+		return c == revoked, nil
 	}
 	believing := newProxies(&provision.Site{TrustedProxies: trusted}, time.Now, isRevoked)
 	sourcesOnly := newProxies(&provision.Site{TrustedProxies: &provision.TrustedProxies{Networks: trusted.Networks}}, time.Now, isRevoked)
@@ -189,7 +190,7 @@ func TestClientCertificates(t *testing.T) {
 		{"a proxy whose certificate has ended", believing, near, chain(expired), []string{escaped(device)}, nil},
 		{"a proxy with a server's certificate", believing, near, chain(server), []string{escaped(device)}, nil},
 		{"a proxy whose certificate is revoked", believing, near, chain(revoked), []string{escaped(device)}, nil},
-		{"a proxy nobody can look up", believing, near, chain(proxyCA.client("new")), []string{escaped(device)}, nil},
+		{"a proxy nobody can look up", believing, near, chain(unknown), []string{escaped(device)}, nil},
 		{"a proxy with a long chain", believing, near, long, []string{escaped(device)}, nil},
 		{"no bundle", sourcesOnly, near, chain(proxy), []string{escaped(device)}, nil},
 		{"no bundle, a certificate of a device's authority", sourcesOnly, near, chain(device), nil, nil},

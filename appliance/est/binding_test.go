@@ -113,8 +113,10 @@ func TestChannelBindingOfOthers(t *testing.T) {
 			if err := checkBinding(mode, connection, ""); (err == nil) != (mode == "optional") {
 				t.Errorf("%s, %s, unbound: %v", name, mode, err)
 			}
-			if err := checkBinding(mode, connection, "eA=="); err == nil {
-				t.Errorf("%s, %s: bound to nothing", name, mode)
+			for _, challenge := range []string{"eA==", " "} {
+				if err := checkBinding(mode, connection, challenge); err == nil {
+					t.Errorf("%s, %s, %q: bound to nothing", name, mode, challenge)
+				}
 			}
 		}
 	}

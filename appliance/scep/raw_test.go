@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -182,6 +183,16 @@ func TestBareRequestRefused(t *testing.T) {
 		t.Errorf("%d issuances begun", n)
 	}
 	s.checkLog()
+}
+
+// Without an envelope too a profile that requires a client certificate gets one.
+func TestBareRequestWithoutClientCertificate(t *testing.T) {
+	s := newService(t, func(c *Config) {
+		i := slices.IndexFunc(c.Profiles, func(p Profile) bool { return p.Name == "raw" })
+		c.Profiles[i].MTLS = MTLS{Mode: "required", Pool: fixed(newAuthority(t, "bootstrap").pool())}
+	})
+	d := newDevice(t, rsaKey(t, 2048), "bare")
+	checkHTTPRefusal(t, s.postSecure("raw", bare(d.csr)), http.StatusForbidden, "requires a client certificate")
 }
 
 func TestIsBareRequest(t *testing.T) {
