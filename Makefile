@@ -30,7 +30,7 @@ TEST_PARTS := $(RUN_PARTS) pki:strongswan-pki \
 	/usr/lib/systemd/boot/efi/linuxx64.efi.stub:systemd-boot-efi sbverify:sbsigntool mtype:mtools \
 	/sbin/fsck.vfat:dosfstools /sbin/mke2fs:e2fsprogs tpm2_getcap:tpm2-tools chromium:chromium \
 	/etc/ssl/certs/ca-certificates.crt:ca-certificates dbus-run-session:dbus git:git npm:npm \
-	/usr/sbin/rsyslogd:rsyslog /usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_ossl.so:rsyslog-openssl
+	gcc:gcc /usr/include/stdlib.h:libc6-dev /usr/sbin/rsyslogd:rsyslog /usr/lib/x86_64-linux-gnu/rsyslog/lmnsd_ossl.so:rsyslog-openssl
 
 # What the console's pages are checked with for accessibility; the browser tests know its hash.
 AXE := build/axe/node_modules/axe-core/axe.min.js

