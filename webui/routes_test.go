@@ -96,7 +96,10 @@ func TestRoles(t *testing.T) {
 				name := rt.method + " " + rt.pattern
 				sent := got.StatusCode == 303 && strings.HasPrefix(got.Header.Get("Location"), "/sign-in?next=") // a stranger at a page
 				denied := got.StatusCode == 401 || got.StatusCode == 403 || sent
-				if allowed := who.role >= rt.role; allowed == denied {
+				// A token below its user's role takes nothing away that opens the account.
+				isLimited := who.name == "administrator with an auditor's token" && rt.method == http.MethodDelete &&
+					(strings.HasPrefix(rt.pattern, "/api/v1/account/") || strings.HasPrefix(rt.pattern, "/api/v1/tokens/"))
+				if allowed := who.role >= rt.role && !isLimited; allowed == denied {
 					t.Errorf("%s: status %d, want allowed: %v", name, got.StatusCode, allowed)
 				}
 				if isStray(got) || got.StatusCode == 405 || got.StatusCode >= 500 {
