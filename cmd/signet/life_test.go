@@ -128,6 +128,31 @@ func (s *story) order(t *testing.T, command string, args ...string) []byte {
 	return mustSignet(t, append([]string{"--json", command, s.ready.Console, "--ca-bundle", s.ready.CABundle}, args...)...)
 }
 
+// enrollAtOnce: more devices than the TPM signs for at a time.
+func enrollAtOnce(t *testing.T, s *story) {
+	var devices sync.WaitGroup
+	errs := make([]error, 24)
+	for i := range errs {
+		devices.Go(func() {
+			errs[i] = s.scep("corp", "ca.crt", "ra.crt", fmt.Sprintf("burst-%d.example.com", i), fmt.Sprintf("burst-%d.crt", i), "--password", "corp-demo-challenge")
+		})
+	}
+	devices.Wait()
+	serials := map[string]bool{}
+	for i, err := range errs {
+		if err != nil {
+			t.Errorf("device %d of %d at once: %v", i, len(errs), err)
+			continue
+		}
+		crt := fmt.Sprintf("burst-%d.crt", i)
+		s.checkIssued(t, "ca.crt", crt)
+		serials[s.serial(t, crt)] = true
+	}
+	if !t.Failed() && len(serials) != len(errs) {
+		t.Errorf("%d devices at once have %d serials", len(errs), len(serials))
+	}
+}
+
 // enrollByEST: passwords and certificates with curl, strongSwan as it is installed, which speaks TLS 1.2
 // and so needs the legacy listener, and a request that waits for a person.
 func enrollByEST(t *testing.T, s *story) {

@@ -35,6 +35,7 @@ type story struct {
 	leaf      string // SHA-256 of the TLS certificate of the first boot
 	hook      *webhook
 	challenge string // of profile modern, in place of the baked one
+	older     string // a copy of the disk from between two boots
 }
 
 func TestBoxStory(t *testing.T) {
@@ -63,6 +64,7 @@ func TestBoxStory(t *testing.T) {
 		tell func(*testing.T, *story)
 	}{
 		{"the first boot makes keys and enrolls a real client", firstBoot},
+		{"devices that come at once all enroll", enrollAtOnce},
 		{"devices enroll by EST, and a person decides", enrollByEST},
 		{"a webhook is asked", askOthers},
 		{"what is revoked is published", revokeAndPublish},
@@ -73,6 +75,7 @@ func TestBoxStory(t *testing.T) {
 		{"a changed command line opens no keys", changedCommandLine},
 		{"without a TPM the screen says so", noTPM},
 		{"put back together it serves again", backTogether},
+		{"an older disk issues nothing until a person takes it", olderDisk},
 	} {
 		if !t.Run(chapter.name, func(t *testing.T) { chapter.tell(t, s) }) {
 			break // each chapter stands on the one before
@@ -152,6 +155,8 @@ func powerCutAndRebuild(t *testing.T, s *story) {
 	}
 	useKeys(t, s)
 	s.shutDown(t)
+	s.older = filepath.Join(s.dir, "older.img")
+	mustRun(t, ".", "cp", "--sparse=always", s.disk(), s.older)
 }
 
 func otherTPM(t *testing.T, s *story) {
@@ -209,6 +214,35 @@ func backTogether(t *testing.T, s *story) {
 		t.Errorf("the first enrollment's record is gone: %s", records)
 	}
 	useKeysAgain(t, s)
+	s.shutDown(t)
+}
+
+// olderDisk: somebody puts a copy of the disk back that was made before the last boot.
+func olderDisk(t *testing.T, s *story) {
+	mustRun(t, ".", "cp", "--sparse=always", s.older, s.disk())
+	s.boot(t)
+	s.checkSameBox(t)
+	if status := s.get(t, "/api/v1/status"); !strings.Contains(status, "older copy") {
+		t.Errorf("the status does not say that the disk is an older copy: %s", status)
+	}
+	s.request(t, "late", "late.example.com")
+	if status := s.est(t, s.ready.EST, "simpleenroll", "late", "-u", "device:corp-demo-password"); status != "503" {
+		t.Errorf("EST on an older disk: HTTP %s", status)
+	}
+	if err := s.scep("corp", "ca2.crt", "ra2.crt", "late.example.com", "late.crt", "--password", "corp-demo-challenge"); err == nil {
+		t.Error("SCEP issued on an older disk")
+	}
+	if status := mustRun(t, s.dir, "curl", "-sS", "--max-time", "60", "-o", "list.crl", "-w", "%{http_code}", s.ready.PKI+"/pki/devices.crl"); status != "503" {
+		t.Errorf("the revocation list on an older disk: HTTP %s", status)
+	}
+
+	var done webui.Acknowledged
+	s.send(t, "POST", "/api/v1/rollback/acknowledge", struct{}{}, &done)
+	s.mustEST(t, "ca2.crt", "late.crt", s.ready.EST, "simpleenroll", "late", "-u", "device:corp-demo-password")
+	mustRun(t, s.dir, "curl", "-sS", "--fail", "--max-time", "60", "-o", "list.crl", s.ready.PKI+"/pki/devices.crl")
+	if records := s.get(t, "/api/v1/audit?limit=500"); !strings.Contains(records, "box_rollback_found") || !strings.Contains(records, "box_rollback_acknowledged") {
+		t.Errorf("the audit log does not tell of the older disk: %s", records)
+	}
 	s.shutDown(t)
 }
 
