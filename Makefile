@@ -21,7 +21,7 @@ IMAGE := build/demo/manifest.json
 
 # Debian packages by what needs them: program or file, then package. The kernel is not among them: it
 # is downloaded and unpacked below build/, never installed.
-RUN_PARTS := qemu-system-x86_64:qemu-system-x86 swtpm:swtpm /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf
+RUN_PARTS := qemu-system-x86_64:qemu-system-x86 swtpm:swtpm swtpm_setup:swtpm-tools /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf
 TEST_PARTS := $(RUN_PARTS) pki:strongswan-pki \
 	/usr/lib/ipsec/plugins/libstrongswan-openssl.so:libstrongswan-standard-plugins \
 	/usr/lib/ipsec/plugins/libstrongswan-curl.so:libstrongswan-extra-plugins \

@@ -43,7 +43,7 @@ func TestBoxStory(t *testing.T) {
 		t.Skip("boots machines; not with -short")
 	}
 	for program, pkg := range map[string]string{
-		"qemu-system-x86_64": "qemu-system-x86", "swtpm": "swtpm", "pki": "strongswan-pki",
+		"qemu-system-x86_64": "qemu-system-x86", "swtpm": "swtpm", "swtpm_setup": "swtpm-tools", "pki": "strongswan-pki",
 		"openssl": "openssl", "curl": "curl", "mcopy": "mtools", "sbverify": "sbsigntool",
 	} {
 		needtest.Program(t, program, pkg)

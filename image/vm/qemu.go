@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -15,7 +16,7 @@ import (
 )
 
 // parts are the programs and files of this computer a machine is made of.
-type parts struct{ qemu, swtpm, firmware, variables string }
+type parts struct{ qemu, swtpm, swtpmSetup, firmware, variables string }
 
 // findParts looks for them where Debian 12 puts them.
 func findParts() (*parts, error) {
@@ -26,7 +27,7 @@ func findParts() (*parts, error) {
 	for _, x := range []struct {
 		name, pkg string
 		into      *string
-	}{{"qemu-system-x86_64", "qemu-system-x86", &p.qemu}, {"swtpm", "swtpm", &p.swtpm}} {
+	}{{"qemu-system-x86_64", "qemu-system-x86", &p.qemu}, {"swtpm", "swtpm", &p.swtpm}, {"swtpm_setup", "swtpm-tools", &p.swtpmSetup}} {
 		path, err := exec.LookPath(x.name)
 		if err != nil {
 			return nil, &MissingError{Part: x.name, Package: x.pkg}
@@ -135,6 +136,9 @@ func (m *Machine) startTPM(ctx context.Context, name string, p *parts) (err erro
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("preparing the TPM: %w", err)
 	}
+	if err := makeTPM(ctx, p, dir); err != nil {
+		return fmt.Errorf("making a TPM: %w", err)
+	}
 	m.state.SWTPM, err = spawn(m.path("swtpm.log"), nil, p.swtpm, "socket", "--tpm2",
 		"--tpmstate", "dir="+dir, "--ctrl", "type=unixio,path="+filepath.Join(m.state.Sockets, "tpm"))
 	if err != nil {
@@ -144,6 +148,20 @@ func (m *Machine) startTPM(ctx context.Context, name string, p *parts) (err erro
 	defer cancel()
 	if err := m.awaitSocket(up, "tpm", m.state.SWTPM); err != nil {
 		return fmt.Errorf("starting swtpm: %w%s", err, tail(m.path("swtpm.log")))
+	}
+	return nil
+}
+
+// makeTPM makes the TPM in dir where there is none yet. It has the bank of PCRs that the box's policies
+// name and no other: firmware computes every bank's digest of all that it loads, which without KVM takes
+// seconds.
+func makeTPM(ctx context.Context, p *parts, dir string) error {
+	if _, err := os.Stat(filepath.Join(dir, "tpm2-00.permall")); !os.IsNotExist(err) {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, p.swtpmSetup, "--tpm2", "--tpmstate", dir, "--pcr-banks", "sha256")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("swtpm_setup: %w: %s", err, bytes.TrimSpace(said))
 	}
 	return nil
 }
