@@ -218,8 +218,10 @@ func (i *Issuer) checkConstraints(subject []byte, names []Name) error {
 			switch {
 			case attributeName(a.oid) == "emailAddress":
 				all = append(all, Name{Email, a.value})
-			case a.oid.Equal(oidCommonName) && !hasDNS && strings.Contains(a.value, ".") && CheckDNSName(a.value) == nil && !isAddress(a.value):
-				all = append(all, Name{DNS, a.value})
+			case a.oid.Equal(oidCommonName) && !hasDNS:
+				if host := significant(a.value); strings.Contains(host, ".") && CheckDNSName(host) == nil && !isAddress(host) {
+					all = append(all, Name{DNS, host})
+				}
 			}
 		}
 	}

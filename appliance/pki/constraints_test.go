@@ -150,6 +150,7 @@ func TestNameConstraints(t *testing.T) {
 		"an address in the other form": {x509.Certificate{ExcludedIPRanges: []*net.IPNet{network("10.0.0.0/8")}},
 			x509.CertificateRequest{Subject: cn, ExtraExtensions: asn1Extension(t, "\x30\x12\x87\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\xff\xff\x0a\x01\x02\x03")}, false},
 		"a host's common name":       {permittedDNS, x509.CertificateRequest{Subject: pkix.Name{CommonName: "bank.com"}}, false},
+		"the same with a final dot":  {permittedDNS, x509.CertificateRequest{Subject: pkix.Name{CommonName: "bank.com."}}, false},
 		"the same beside a dns name": {permittedDNS, x509.CertificateRequest{Subject: pkix.Name{CommonName: "bank.com"}, DNSNames: []string{"a.plant.example.com"}}, true},
 		"mail below a host":          {x509.Certificate{PermittedEmailAddresses: []string{"example.com"}}, email("me@x.example.com"), false},
 		"mail in the subject":        {x509.Certificate{PermittedEmailAddresses: []string{"example.com"}}, x509.CertificateRequest{RawSubject: mustDN(t, "CN=me,emailAddress=me@evil.com")}, false},

@@ -60,7 +60,7 @@ type SubjectConfig struct {
 //
 // In a pattern '*' stands for any run of characters, and letters match in either case. For DNS a
 // leading "*." therefore means every name below, at any depth; "*" alone means every name. A
-// requested DNS name that itself holds '*' is always refused.
+// requested DNS name that itself holds '*' is always refused, as a common name or a subjectAltName.
 //
 // A pattern that begins with "regex:" is a regular expression (RE2) of at most 512 characters that has
 // to match the whole name, for every kind but IP: "regex:plc-[0-9]{4}\.example\.com". Letters match in

@@ -68,6 +68,9 @@ func (p *Profile) checkAttribute(a attribute, made bool) error {
 	if strings.ContainsFunc(a.value, func(c rune) bool { return !unicode.IsPrint(c) }) {
 		return &PolicyError{"subject.allow", printable(a.String()) + " (characters that cannot be printed)"}
 	}
+	if a.oid.Equal(oidCommonName) && isWildcard(a.value) && !p.template.writes(a) {
+		return &PolicyError{"subject.allow", printable(a.String()) + " (a wildcard)"}
+	}
 	source := a.oid
 	if made {
 		source = p.template.source(a.oid)
@@ -78,6 +81,13 @@ func (p *Profile) checkAttribute(a attribute, made bool) error {
 		}
 	}
 	return nil
+}
+
+// isWildcard reports whether a common name stands for several hosts, this box perhaps among them, to software that takes
+// it for a DNS name (RFC 6125 §6.4.3; some lets '*' be part of a label).
+func isWildcard(name string) bool {
+	name = significant(name)
+	return strings.Contains(name, "*") && strings.Contains(name, ".") && CheckDNSName(strings.ReplaceAll(name, "*", "x")) == nil
 }
 
 // allowsAttribute reports whether a request's subject may hold an attribute. What the template writes
