@@ -153,6 +153,10 @@ func (e *Engine) renewed(x *attempt, chain []*x509.Certificate, now time.Time) (
 	if issuer == nil {
 		return e.fromOther(p, chain, now)
 	}
+	isOther := t.Profile != p.Name
+	if isOther && x.Protocol == ProtocolEST && x.Operation != OpReenroll { // a first request
+		return nil, nil
+	}
 	// The store alone is not believed: whoever can write it could add certificates.
 	if err := cert.CheckSignatureFrom(issuer.Certificate()); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSignerUnknown, err)
@@ -172,7 +176,7 @@ func (e *Engine) renewed(x *attempt, chain []*x509.Certificate, now time.Time) (
 	case now.Before(cert.NotAfter.Add(-p.Renewal.Window)):
 		return nil, ErrRenewalEarly
 	}
-	return &origin{certificate: cert, serial: t.Serial, isOther: t.Profile != p.Name, isReplaced: isReplaced}, nil
+	return &origin{certificate: cert, serial: t.Serial, isOther: isOther, isReplaced: isReplaced}, nil
 }
 
 // fromOther returns a certificate that one of RenewFrom issued, for clients, nil if none did. It may be

@@ -20,7 +20,7 @@ const maxPeer = 8
 //
 //	                 simpleenroll, serverkeygen            simplereenroll
 //	credentials      a first request; they win             only besides a certificate
-//	issued           a renewal, of whatever profile.Renewal asks for
+//	issued           a renewal, of whatever profile.Renewal asks for; of another profile of the authority by simplereenroll alone
 //	RenewFrom        the same, where issued is listed
 //	bundle           a first request                       no
 func (e *Engine) authenticateEST(ctx context.Context, x *attempt, now time.Time) error {
@@ -44,7 +44,7 @@ func (e *Engine) authenticateEST(ctx context.Context, x *attempt, now time.Time)
 			return fmt.Errorf("%w: %w", ErrCredentials, err)
 		case err != nil:
 			return err
-		case renewed != nil && (!renewed.isOther || isReenroll):
+		case renewed != nil:
 			needsMore, err := x.renew(renewed)
 			if err != nil {
 				return err

@@ -435,6 +435,25 @@ func TestESTGuesses(t *testing.T) {
 	b.close()
 }
 
+// A certificate of another profile proves a first request where the bundle has the authority of both, whether or not its time to be
+// renewed has come.
+func TestESTBundleOfOwnAuthority(t *testing.T) {
+	b := newBox(t)
+	d := newDevice(t)
+	factory := b.issue(d.request(printer))
+	b.setEST("narrow", EST{On: true, Issued: true, Bundle: (&authority{d, b.issuer.Certificate()}).pool})
+	for range 2 {
+		res := b.issue(withPeer(t, newDevice(t).est("narrow", OpEnroll, pkix.Name{CommonName: "printer-8"}), factory.Certificate))
+		x, err := b.store.Transaction(res.Serial)
+		must(t, err)
+		if x.Supersedes != "" {
+			t.Errorf("a first request renews %s", x.Supersedes)
+		}
+		b.clock.advance(validity - 24*time.Hour)
+	}
+	b.close()
+}
+
 // Certificates of another authority are renewed where the profile says so, by SCEP and EST, for the same
 // names, until their end, by nobody who only has the authority's name.
 // Only so many certificates of a client are looked at.
