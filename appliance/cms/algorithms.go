@@ -157,11 +157,21 @@ type algorithm struct {
 	parameters cryptobyte.String // one element; empty when absent
 }
 
+// maxOID bounds an OBJECT IDENTIFIER, in octets; those used here have at most 11. As text, in answers and logs, one is four times as long.
+const maxOID = 64
+
+// readOID reads an OBJECT IDENTIFIER; s is left as it is where that fails.
+func readOID(s *cryptobyte.String, oid *asn1.ObjectIdentifier) bool {
+	rest := *s
+	var octets cryptobyte.String
+	return rest.ReadASN1(&octets, casn1.OBJECT_IDENTIFIER) && len(octets) <= maxOID && s.ReadASN1ObjectIdentifier(oid)
+}
+
 // readAlgorithm reads an AlgorithmIdentifier under the given tag: SEQUENCE, or the tag that replaces it.
 func readAlgorithm(s *cryptobyte.String, tag casn1.Tag) (algorithm, bool) {
 	var a algorithm
 	var body cryptobyte.String
-	if !s.ReadASN1(&body, tag) || !body.ReadASN1ObjectIdentifier(&a.oid) {
+	if !s.ReadASN1(&body, tag) || !readOID(&body, &a.oid) {
 		return a, false
 	}
 	if body.Empty() {

@@ -103,7 +103,7 @@ func findSubjectKeyID(rest cryptobyte.String) []byte {
 		if !extensions.ReadASN1(&extension, casn1.SEQUENCE) {
 			return nil
 		}
-		if !extension.ReadASN1ObjectIdentifier(&oid) || !oid.Equal(oidSubjectKeyID) {
+		if !readOID(&extension, &oid) || !oid.Equal(oidSubjectKeyID) {
 			continue
 		}
 		if !extension.SkipOptionalASN1(casn1.BOOLEAN) || !extension.ReadASN1(&value, casn1.OCTET_STRING) ||
@@ -131,7 +131,7 @@ func parsePublicKey(spki cryptobyte.String) (crypto.PublicKey, error) {
 		return parseRSAKey(key.Bytes)
 	case alg.oid.Equal(oidECPublicKey):
 		var curve asn1.ObjectIdentifier
-		if !alg.parameters.ReadASN1ObjectIdentifier(&curve) {
+		if !readOID(&alg.parameters, &curve) {
 			return nil, fmt.Errorf("%w: elliptic curve without a name", ErrAlgorithm)
 		}
 		return parseECKey(curve, key.Bytes)

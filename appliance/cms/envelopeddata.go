@@ -94,7 +94,7 @@ func (e *EnvelopedData) parseRecipient(recipients *cryptobyte.String) error {
 // parseContent reads an EncryptedContentInfo. The encrypted octets are [0] IMPLICIT OCTET STRING, which in BER may be in pieces;
 // normalise has joined pieces of pieces already.
 func (e *EnvelopedData) parseContent(content cryptobyte.String) error {
-	if !content.ReadASN1ObjectIdentifier(&e.ContentType) {
+	if !readOID(&content, &e.ContentType) {
 		return malformed("encrypted content has no type")
 	}
 	alg, ok := readAlgorithm(&content, casn1.SEQUENCE)
@@ -221,6 +221,9 @@ func (r *recipient) options(keyLen int) (crypto.DecrypterOpts, error) {
 	return nil, fmt.Errorf("%w: key transport %v", ErrAlgorithm, r.transport.oid)
 }
 
+// maxLabel bounds the label of OAEP, in bytes: clients send none, and a request to a key holder has room for 64 KiB in all.
+const maxLabel = 1 << 10
+
 // parseOAEP reads RSAES-OAEP-params (RFC 8017 A.2.1): the hashes, and label [2], explicit and optional. Policy.Digests does not apply: OAEP does not rest on collision resistance.
 func parseOAEP(parameters cryptobyte.String) (*rsa.OAEPOptions, error) {
 	refused := func(what string) error { return fmt.Errorf("%w: OAEP with %s", ErrAlgorithm, what) }
@@ -242,6 +245,9 @@ func parseOAEP(parameters cryptobyte.String) (*rsa.OAEPOptions, error) {
 		var label cryptobyte.String
 		if !ok || !source.oid.Equal(oidPSpecified) || !source.parameters.ReadASN1(&label, casn1.OCTET_STRING) {
 			return nil, refused("an unreadable label")
+		}
+		if len(label) > maxLabel {
+			return nil, refused(fmt.Sprintf("a label of %d bytes", len(label)))
 		}
 		o.Label = bytes.Clone(label)
 	}

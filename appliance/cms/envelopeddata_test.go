@@ -203,6 +203,8 @@ func TestDecryptRefuses(t *testing.T) {
 		{"OAEP with MD5", oaep(element(0x30, hash(0xa0, MD5))), everything, ErrAlgorithm},
 		{"OAEP with MGF2", oaep(element(0x30, element(0xa1, encodeAlgorithm(asn1.ObjectIdentifier{1, 2, 3})))), everything, ErrAlgorithm},
 		{"OAEP with unknown label source", oaep(element(0x30, element(0xa2, encodeAlgorithm(asn1.ObjectIdentifier{1, 2, 3}, []byte{4, 0})))), everything, ErrAlgorithm},
+		{"OAEP with more than a label", oaep(element(0x30, element(0xa2, encodeAlgorithm(oidPSpecified, element(4, make([]byte, maxLabel+1)))))), everything, ErrAlgorithm},
+		{"cipher without end", envelope{algorithm: element(0x30, element(6, make([]byte, maxOID+1)), element(4, testIV))}, everything, ErrMalformed},
 		{"OAEP with more", oaep(element(0x30, []byte{5, 0})), everything, ErrAlgorithm},
 		{"other serial", envelope{id: element(0x30, r.certificate.RawIssuer, []byte{2, 1, 7})}, everything, ErrNoRecipient},
 		{"other subject key id", envelope{id: element(byte(tagImplicit0), []byte("other"))}, everything, ErrNoRecipient},

@@ -104,7 +104,7 @@ func contentInfo(b []byte, want asn1.ObjectIdentifier) (cryptobyte.String, error
 	in := cryptobyte.String(b)
 	var info, content, body cryptobyte.String
 	var oid asn1.ObjectIdentifier
-	if !in.ReadASN1(&info, casn1.SEQUENCE) || !info.ReadASN1ObjectIdentifier(&oid) {
+	if !in.ReadASN1(&info, casn1.SEQUENCE) || !readOID(&info, &oid) {
 		return nil, malformed("not a ContentInfo")
 	}
 	if !oid.Equal(want) {
@@ -120,7 +120,7 @@ func contentInfo(b []byte, want asn1.ObjectIdentifier) (cryptobyte.String, error
 func (sd *SignedData) parseContent(encap cryptobyte.String) error {
 	var explicit, content cryptobyte.String
 	var present bool
-	if !encap.ReadASN1ObjectIdentifier(&sd.ContentType) || !encap.ReadOptionalASN1(&explicit, &present, tagExplicit0) || !encap.Empty() {
+	if !readOID(&encap, &sd.ContentType) || !encap.ReadOptionalASN1(&explicit, &present, tagExplicit0) || !encap.Empty() {
 		return malformed("encapsulated content")
 	}
 	if !present {

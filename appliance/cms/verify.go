@@ -80,7 +80,7 @@ func (s *SignerInfo) checkAttributes(contentType asn1.ObjectIdentifier, digest [
 	v, ok := s.Attribute(oidContentType)
 	value := cryptobyte.String(v.FullBytes)
 	var signedType asn1.ObjectIdentifier
-	if !ok || !value.ReadASN1ObjectIdentifier(&signedType) || !signedType.Equal(contentType) {
+	if !ok || !readOID(&value, &signedType) || !signedType.Equal(contentType) {
 		return fmt.Errorf("%w: contentType attribute is not the type of the content", ErrSignature)
 	}
 	v, ok = s.Attribute(oidMessageDigest)

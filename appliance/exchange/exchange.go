@@ -87,6 +87,9 @@ func (x *Exchange) Reply(status int, contentType string, body []byte) {
 	}
 }
 
+// maxLogged bounds a reason and an error in the log, in bytes: they may repeat what was sent, and a few lines of that would be all the log.
+const maxLogged = 4 << 10
+
 // Log writes the one line of an exchange; about is what the protocol has to say of it, and what of that is empty is left out. Nothing in
 // it may be what a device proves itself with.
 func (x *Exchange) Log(log *slog.Logger, protocol string, about ...slog.Attr) {
@@ -97,13 +100,14 @@ func (x *Exchange) Log(log *slog.Logger, protocol string, about ...slog.Attr) {
 		slog.Int("status", x.Status),
 		slog.Duration("took", time.Since(x.since)),
 	}
-	for _, a := range append(about, slog.String("serial", x.Serial), slog.String("reason", x.Reason)) {
+	for _, a := range append(about, slog.String("serial", x.Serial), slog.String("reason", x.Reason[:min(len(x.Reason), maxLogged)])) {
 		if a.Value.String() != "" {
 			attrs = append(attrs, a)
 		}
 	}
 	if x.Err != nil {
-		attrs = append(attrs, slog.String("error", x.Err.Error()))
+		text := x.Err.Error()
+		attrs = append(attrs, slog.String("error", text[:min(len(text), maxLogged)]))
 	}
 	level := slog.LevelInfo
 	if x.Outcome == "error" {

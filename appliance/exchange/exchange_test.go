@@ -143,6 +143,12 @@ func TestLog(t *testing.T) {
 	if !want.MatchString(b.String()) {
 		t.Errorf("%s", b.String())
 	}
+	b.Reset()
+	long := strings.Repeat("1.", 1<<20)
+	x.Reason, x.Err = long, errors.New(long)
+	if x.Log(log, "scep"); b.Len() > 3*maxLogged {
+		t.Errorf("a line of %d bytes", b.Len())
+	}
 	x.Outcome = "error"
 	if x.Log(log, "scep"); !strings.Contains(b.String(), "level=ERROR") {
 		t.Errorf("%s", b.String())

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/rsa"
+	"encoding/asn1"
 	"encoding/pem"
 	"io"
 	"log/slog"
@@ -12,11 +13,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/smallstep/pkcs7"
+	"golang.org/x/crypto/cryptobyte"
+	casn1 "golang.org/x/crypto/cryptobyte/asn1"
 
 	"signet.internal/appliance/audit"
 	"signet.internal/appliance/challenge"
@@ -170,6 +174,44 @@ func TestLookUpsTellNothingApart(t *testing.T) {
 			}
 		}
 	}
+}
+
+// What a sender calls something is neither sent back nor logged at any length: a megabyte of it would be the whole of what a box
+// keeps of its log.
+func TestLongNamesAreNotRepeated(t *testing.T) {
+	s := newService(t, nil)
+	d := newDevice(t, rsaKey(t, 2048), "dev")
+	long := element(6, bytes.Repeat([]byte{0x7f}, 1<<19))
+	message := func(envelope []byte) []byte {
+		w := s.good()
+		w.envelope = envelope
+		return d.message(w)
+	}
+	enveloped := func(transport, cipher []byte) []byte {
+		id := issuerAndSerial(t, s.ra["corp"].RawIssuer, s.ra["corp"].SerialNumber)
+		data := must(asn1.Marshal(pkcs7.OIDData))
+		return element(0x30, must(asn1.Marshal(pkcs7.OIDEnvelopedData)), element(0xa0, element(0x30, []byte{2, 1, 0},
+			element(0x31, element(0x30, []byte{2, 1, 0}, id, element(0x30, transport), element(4, make([]byte, 256)))),
+			element(0x30, data, element(0x30, cipher, element(4, make([]byte, 16))), element(0x80, make([]byte, 32))))))
+	}
+	for name, body := range map[string][]byte{
+		"cipher":    message(enveloped(must(asn1.Marshal(pkcs7.OIDEncryptionAlgorithmRSA)), long)),
+		"transport": message(enveloped(long, must(asn1.Marshal(pkcs7.OIDEncryptionAlgorithmAES128CBC)))),
+		"message":   element(0x30, long, element(0xa0)),
+	} {
+		before, w := len(s.log.String()), httptest.NewRecorder()
+		s.server.Handler(true).ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/scep/corp?operation=PKIOperation", bytes.NewReader(body)))
+		if logged := len(s.log.String()) - before; w.Body.Len() > 4<<10 || logged > 4<<10 {
+			t.Errorf("%s: answer of %d bytes, %d logged", name, w.Body.Len(), logged)
+		}
+	}
+}
+
+// element is a DER element.
+func element(tag casn1.Tag, parts ...[]byte) []byte {
+	var b cryptobyte.Builder
+	b.AddASN1(tag, func(b *cryptobyte.Builder) { b.AddBytes(slices.Concat(parts...)) })
+	return b.BytesOrPanic()
 }
 
 // The envelope of a CertPoll is not opened at all: the RA key is not asked, and what is in it changes nothing.
