@@ -13,8 +13,9 @@ import (
 // maxBody bounds a PKIOperation by POST; real ones are a few kilobytes. By GET, the server's header limit bounds it.
 const maxBody = 1 << 20
 
-// Every connection may have a body of smallBody in memory while it comes in, which is what devices send; of larger ones
-// only maxLarge come in at a time, on all listeners together. Slow senders could otherwise fill a small box's memory.
+// Every connection may have a body of smallBody in memory, which is what devices send; of larger ones there are only maxLarge at a
+// time, on all listeners together, from when they come in until they are answered. Slow senders, and many that wait for their turn,
+// could otherwise fill a small box's memory.
 const (
 	smallBody = 32 << 10
 	maxLarge  = 8
@@ -30,6 +31,7 @@ type call struct {
 	offer       *offer            // what profile offers throughout the exchange; nil until its operation is known
 	operation   string
 	transaction string
+	isLarge     bool // it has one of Server.large
 }
 
 // listener is the kind of listener a request came in by.
@@ -159,7 +161,7 @@ func (s *Server) inform(x *call) {
 	x.Outcome = "answered"
 }
 
-// pkiMessage returns the bytes of a PKIOperation. On a refusal it has answered and ok is false.
+// pkiMessage returns the bytes of a PKIOperation. On a refusal it has answered and ok is false. The caller gives back what x has of large.
 func (s *Server) pkiMessage(x *call, message string) (b []byte, ok bool) {
 	if x.R.Method == http.MethodGet {
 		b, err := decodeMessage(message)
@@ -182,7 +184,7 @@ func (s *Server) pkiMessage(x *call, message string) (b []byte, ok bool) {
 	if err == nil && len(b) == smallBody {
 		select {
 		case s.large <- struct{}{}:
-			defer func() { <-s.large }()
+			x.isLarge = true
 		default:
 			x.W.Header().Set("Connection", "close")
 			x.RetryLater("the box is busy with other large messages: try again later")

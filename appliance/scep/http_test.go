@@ -3,6 +3,7 @@ package scep
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/smallstep/pkcs7"
 
@@ -286,6 +288,53 @@ func TestLargeBodiesAreBounded(t *testing.T) {
 	}
 	if n := len(s.server.large); n != maxLarge {
 		t.Errorf("%d large bodies counted, want %d", n, maxLarge)
+	}
+}
+
+// toEnd is a body that tells when it was read to its end.
+type toEnd struct {
+	endless
+	end func()
+}
+
+func (b *toEnd) Read(p []byte) (int, error) {
+	n, err := b.endless.Read(p)
+	if err != nil {
+		b.end()
+	}
+	return n, err
+}
+
+// Large bodies that wait for their turn count as well: no more than those are ever in memory.
+func TestLargeBodiesThatWait(t *testing.T) {
+	s := newService(t, func(c *Config) { c.Slots = exchange.NewSlots(1, time.Hour) })
+	s.server.slots.Enter(t.Context()) // so that nobody's turn comes
+	ctx, leave := context.WithCancel(t.Context())
+	var waiting sync.WaitGroup
+	for n := range maxLarge + 1 {
+		read, answered := make(chan struct{}), make(chan struct{})
+		w := httptest.NewRecorder()
+		body := &toEnd{endless{left: maxBody}, sync.OnceFunc(func() { close(read) })}
+		r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/scep/corp?operation=PKIOperation", body)
+		waiting.Go(func() {
+			defer close(answered)
+			s.server.Handler(true).ServeHTTP(w, r)
+		})
+		select {
+		case <-read:
+			if n == maxLarge {
+				t.Errorf("%d large bodies in memory, want %d", n+1, maxLarge)
+			}
+		case <-answered:
+			if n < maxLarge || w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "large messages") {
+				t.Errorf("body %d: %d %s", n+1, w.Code, w.Body)
+			}
+		}
+	}
+	leave()
+	waiting.Wait()
+	if n := len(s.server.large); n != 0 {
+		t.Errorf("%d large bodies counted when all are answered", n)
 	}
 }
 

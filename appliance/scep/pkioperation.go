@@ -31,6 +31,11 @@ type request struct {
 //  5. enroll decides;
 //  6. the certificate goes back to the key that signed.
 func (s *Server) pkiOperation(x *call, message string) {
+	defer func() {
+		if x.isLarge {
+			<-s.large
+		}
+	}()
 	raw, ok := s.pkiMessage(x, message)
 	if !ok {
 		if x.Outcome == "refused" {

@@ -84,7 +84,7 @@ type Server struct {
 	profiles map[string]*profile // by name
 	fallback *profile            // the default one; nil if there is none
 	slots    *exchange.Slots
-	large    chan struct{} // one element per large body coming in
+	large    chan struct{} // one element per large body in memory
 }
 
 // profile is a Profile that passed the checks.
