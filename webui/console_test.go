@@ -22,6 +22,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,7 +71,8 @@ type testBox struct {
 	engine  *enroll.Engine
 	oneTime *challenge.OneTime
 	fake    *fakeBox
-	claims  int // calls of OnClaimed
+	off     atomic.Bool // profile iot
+	claims  int         // calls of OnClaimed
 }
 
 func newBox(t *testing.T, change ...func(*Config)) *testBox {

@@ -23,7 +23,7 @@ import (
 )
 
 // newEngine is a real engine on the box's store and clock. Its profile iot takes one-time challenges
-// and holds devices whose name ends in .wait.
+// and holds devices whose name ends in .wait; box.off switches it off.
 func newEngine(t *testing.T, box *testBox) *enroll.Engine {
 	t.Helper()
 	var err error
@@ -45,7 +45,7 @@ func newEngine(t *testing.T, box *testBox) *enroll.Engine {
 	e, err := enroll.New(enroll.Config{
 		Store: box.store, Now: box.clock.Now, TimeSource: "host", Log: slog.New(slog.NewTextHandler(box.log, nil)),
 		Profiles: []enroll.Profile{{Name: "iot", Policy: policy, Issuers: enroll.Always(issuer), Challenges: challenge.NewSet(challenge.Config{OneTime: box.oneTime}),
-			Approval: enroll.Approval{ManualIf: []string{".wait"}}}},
+			Approval: enroll.Approval{ManualIf: []string{".wait"}}, Off: box.off.Load}},
 	})
 	if err != nil {
 		t.Fatal(err)

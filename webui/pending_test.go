@@ -74,6 +74,17 @@ func TestPendingNameTaken(t *testing.T) {
 	box.get("/pending/"+other.ID, op).saysNot(t, "has an active certificate already")
 }
 
+// TestPendingOfProfileOff: who approves at a profile that is off is told so, on the page and by the API.
+func TestPendingOfProfileOff(t *testing.T) {
+	box := newBox(t)
+	op := bearer(box.claimAs(operator, operator))
+	held := box.request("gate.wait")
+	box.off.Store(true)
+	box.get("/pending/"+held.ID, op).says(t, 200, "cannot be approved as it is: the profile is switched off")
+	box.submit("/pending/"+held.ID+"/approve", url.Values{}, op).says(t, 409, "The profile is switched off.", `id="approve-problem"`)
+	box.post("/api/v1/pending/"+held.ID+"/approve", nil, op).checkProblem(t, 409, "profile-off")
+}
+
 // TestPendingForAuditors: they see what waits, and no form.
 func TestPendingForAuditors(t *testing.T) {
 	box := newBox(t)
