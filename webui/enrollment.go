@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/store"
@@ -94,7 +95,7 @@ func (e *OrderError) Error() string { return e.Err.Error() }
 func (e *OrderError) Unwrap() error { return e.Err }
 
 const (
-	maxReason = 200 // characters; fits an audit record and a CertRep's failInfoText
+	maxReason = 200 // characters; fits a CertRep's failInfoText, and of most scripts an audit record
 	maxName   = 256
 	maxNames  = 64
 )
@@ -152,7 +153,7 @@ func (c *console) apiDeny(w http.ResponseWriter, r *http.Request, who principal)
 
 func (c *console) deny(r *http.Request, id, reason string, who principal) error {
 	reason = strings.TrimSpace(reason)
-	if reason == "" || len(reason) > maxReason {
+	if reason == "" || utf8.RuneCountInString(reason) > maxReason {
 		return &inputError{"reason", "the reason is empty or longer than 200 characters", "say in a few words why; the device's log shows it"}
 	}
 	return c.cfg.Enroll.Deny(context.WithoutCancel(r.Context()), id, who.user, reason)

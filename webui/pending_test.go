@@ -85,6 +85,19 @@ func TestPendingOfProfileOff(t *testing.T) {
 	box.post("/api/v1/pending/"+held.ID+"/approve", nil, op).checkProblem(t, 409, "profile-off")
 }
 
+// TestReasonInCharacters: a reason in any script may be as long as the page says.
+func TestReasonInCharacters(t *testing.T) {
+	box := newBox(t)
+	admin := bearer(box.claimAs(administrator, administrator))
+	reason := strings.Repeat("ж", maxReason)
+	for _, path := range []string{"/pending/" + box.request("gate.wait").ID + "/deny", "/profiles/corp/off"} {
+		box.submit(path, url.Values{"reason": {reason + "ж"}}, admin).says(t, 422, "longer than 200 characters")
+		if got := box.submit(path, url.Values{"reason": {reason}}, admin); got.StatusCode != http.StatusSeeOther {
+			t.Errorf("%s: status %d: %.300s", path, got.StatusCode, got.body)
+		}
+	}
+}
+
 // TestPendingForAuditors: they see what waits, and no form.
 func TestPendingForAuditors(t *testing.T) {
 	box := newBox(t)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"signet.internal/appliance/challenge/phc"
 )
@@ -240,7 +241,7 @@ func (c *console) apiProfileOff(w http.ResponseWriter, r *http.Request, who prin
 
 func (c *console) switchOff(profile, reason string, who principal) error {
 	reason = strings.TrimSpace(reason)
-	if reason == "" || len(reason) > maxReason {
+	if reason == "" || utf8.RuneCountInString(reason) > maxReason {
 		return &inputError{"reason", "the reason is empty or longer than 200 characters", "say in a few words why; the console shows it"}
 	}
 	return c.cfg.Box.SwitchProfile(profile, true, reason, who.user)
