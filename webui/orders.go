@@ -119,8 +119,8 @@ func addCertificates(out *bytes.Buffer, field, what string, content []byte) erro
 		}
 		return nil
 	}
-	found := false
-	for rest := content; ; found = true {
+	begun, read := bytes.Count(content, []byte("-----BEGIN")), 0 // what cannot be read pem.Decode passes over in silence
+	for rest := content; ; read++ {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
 			break
@@ -136,7 +136,10 @@ func addCertificates(out *bytes.Buffer, field, what string, content []byte) erro
 		}
 		pem.Encode(out, &pem.Block{Type: "CERTIFICATE", Bytes: block.Bytes}) // a buffer takes everything
 	}
-	if !found {
+	if begun != read && read > 0 {
+		return &inputError{field, fmt.Sprintf("%s has %d blocks, of which %d can be read", what, begun, read), "copy it again, each certificate from its BEGIN line to its END line"}
+	}
+	if read == 0 {
 		return &inputError{field, what + " holds no certificate", "send PEM, which begins with -----BEGIN CERTIFICATE-----, or one certificate in DER"}
 	}
 	return nil

@@ -175,6 +175,7 @@ func TestUploads(t *testing.T) {
 		"a private key": {box.upload(path, nil, map[string][]byte{"k.pem": append(pemOf(one), key...)}, admin), "holds a private key"},
 		"a request":     {box.submit(path, url.Values{"pem": {"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"}}, admin), "holds a block"},
 		"a broken one":  {box.submit(path, url.Values{"pem": {"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}}, admin), "cannot be read"},
+		"half of it":    {box.submit(path, url.Values{"pem": {strings.Replace(crlf, "MII", "M!I", 1) + crlf}}, admin), "has 2 blocks, of which 1 can be read"},
 		"too many":      {box.upload(path, nil, many, admin), "11 files are more than 10."},
 		"too much":      {box.upload(path, nil, map[string][]byte{"a": make([]byte, maxUpload)}, admin), "larger than 256 KiB"},
 		"not whole": {box.send(http.MethodPost, path, strings.NewReader("--x\r\nContent-Disposition: form-data; name=\"pem\"\r\n\r\nabc"), admin,
