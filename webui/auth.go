@@ -29,7 +29,7 @@ var roleNames = []string{"anonymous", "auditor", "operator", "administrator"}
 func (r role) String() string { return roleNames[r] }
 
 // freshFor is how long after signing in a session may make or replace what outlives it: users, tokens, passkeys,
-// secrets and whom the box trusts.
+// secrets, keys and whom the box trusts.
 const freshFor = 30 * time.Minute
 
 // fresh refuses what would let somebody stay who found a browser signed in.

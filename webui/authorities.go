@@ -212,28 +212,33 @@ func (c *console) apiInstallChain(w http.ResponseWriter, r *http.Request, who pr
 	if err != nil {
 		return err
 	}
-	if err := c.cfg.Box.InstallChain(name, chain, who.user); err != nil {
+	if err := c.installChain(name, chain, who); err != nil {
 		return err
 	}
 	return c.showAuthority(w, name)
 }
 
 func (c *console) apiPrepareNext(w http.ResponseWriter, r *http.Request, who principal) error {
-	return c.orderOf(w, r, who, c.cfg.Box.PrepareNext)
+	return c.orderOf(w, r, who, c.prepareNext)
 }
 
 func (c *console) apiActivateNext(w http.ResponseWriter, r *http.Request, who principal) error {
-	return c.orderOf(w, r, who, c.cfg.Box.ActivateNext)
+	return c.orderOf(w, r, who, c.activateNext)
 }
 
 func (c *console) apiCancelNext(w http.ResponseWriter, r *http.Request, who principal) error {
-	return c.orderOf(w, r, who, c.cfg.Box.CancelNext)
+	return c.orderOf(w, r, who, c.cancelNext)
+}
+
+// cancelNext takes something back, which whoever is signed in may at any time.
+func (c *console) cancelNext(authority string, who principal) error {
+	return c.cfg.Box.CancelNext(authority, who.user)
 }
 
 // orderOf orders something of the authority in the path.
-func (c *console) orderOf(w http.ResponseWriter, r *http.Request, who principal, order func(name, actor string) error) error {
+func (c *console) orderOf(w http.ResponseWriter, r *http.Request, who principal, order func(authority string, who principal) error) error {
 	name := r.PathValue("name")
-	if err := order(name, who.user); err != nil {
+	if err := order(name, who); err != nil {
 		return err
 	}
 	return c.showAuthority(w, name)

@@ -206,34 +206,34 @@ func (c *console) showAuthorityPage(w http.ResponseWriter, r *http.Request, who 
 }
 
 // authorityOrder takes an order that a form on an authority's page gives.
-func (c *console) authorityOrder(w http.ResponseWriter, r *http.Request, who principal, form, done string, do func(name, actor string) error) error {
+func (c *console) authorityOrder(w http.ResponseWriter, r *http.Request, who principal, form, done string, do func(authority string, who principal) error) error {
 	name := r.PathValue("name")
 	return c.take(w, r, order{form: form, done: done, path: "/authorities/" + name,
-		do:    func() error { return do(name, who.user) },
+		do:    func() error { return do(name, who) },
 		again: func(a *attempt) error { return c.showAuthorityPage(w, r, who, a) },
 	})
 }
 
 func (c *console) chainForm(w http.ResponseWriter, r *http.Request, who principal) error {
-	return c.authorityOrder(w, r, who, "chain", "chain-installed", func(name, actor string) error {
+	return c.authorityOrder(w, r, who, "chain", "chain-installed", func(name string, who principal) error {
 		chain, err := uploaded(r)
 		if err != nil {
 			return err
 		}
-		return c.cfg.Box.InstallChain(name, chain, actor)
+		return c.installChain(name, chain, who)
 	})
 }
 
 func (c *console) prepareForm(w http.ResponseWriter, r *http.Request, who principal) error {
-	return c.authorityOrder(w, r, who, "prepare", "next-prepared", c.cfg.Box.PrepareNext)
+	return c.authorityOrder(w, r, who, "prepare", "next-prepared", c.prepareNext)
 }
 
 func (c *console) activateForm(w http.ResponseWriter, r *http.Request, who principal) error {
-	return c.authorityOrder(w, r, who, "activate", "next-activated", c.cfg.Box.ActivateNext)
+	return c.authorityOrder(w, r, who, "activate", "next-activated", c.activateNext)
 }
 
 func (c *console) cancelForm(w http.ResponseWriter, r *http.Request, who principal) error {
-	return c.authorityOrder(w, r, who, "cancel", "next-cancelled", c.cfg.Box.CancelNext)
+	return c.authorityOrder(w, r, who, "cancel", "next-cancelled", c.cancelNext)
 }
 
 // attach sends body as a file to keep.

@@ -23,6 +23,18 @@ func (c *console) rotateRA(who principal) error {
 	return c.freshly(who, func() error { return c.cfg.Box.RotateRA(who.user) })
 }
 
+func (c *console) installChain(authority string, chain []byte, who principal) error {
+	return c.freshly(who, func() error { return c.cfg.Box.InstallChain(authority, chain, who.user) })
+}
+
+func (c *console) prepareNext(authority string, who principal) error {
+	return c.freshly(who, func() error { return c.cfg.Box.PrepareNext(authority, who.user) })
+}
+
+func (c *console) activateNext(authority string, who principal) error {
+	return c.freshly(who, func() error { return c.cfg.Box.ActivateNext(authority, who.user) })
+}
+
 func (c *console) installTLS(chain []byte, who principal) error {
 	return c.freshly(who, func() error { return c.cfg.Box.InstallTLS(chain, who.user) })
 }

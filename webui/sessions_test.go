@@ -320,12 +320,18 @@ func TestStaleSessionsReplaceNothing(t *testing.T) {
 		for path, v := range map[string]any{"challenge": HashRequest{Generate: true}, "passwords/device": HashRequest{Generate: true}, "secrets/compliance": SecretRequest{"s3cret"}} {
 			all[path] = box.putJSON(corp+"/"+path, v, who)
 		}
+		all["chain"], all["prepare"] = box.put("/api/v1/authorities/plant/chain", certificate, who), box.post("/api/v1/authorities/devices/next", nil, who)
+		all["activate"] = box.post("/api/v1/authorities/devices/next/activate", nil, who)
 		all["bundle"] = box.put(corp+"/bundles/est", certificate, who)
 		for _, path := range []string{"challenge", "passwords/device", "bundles/est"} {
 			all[path+" baked"] = box.delete(corp+"/"+path, who)
 		}
 		return all
 	}
+	if err := box.fake.PrepareNext("modern", "alice"); err != nil {
+		t.Fatal(err)
+	}
+	box.fake.orders = nil
 	box.clock.pass(freshFor)
 	for what, got := range orders(admin) {
 		t.Log(what)
@@ -337,17 +343,18 @@ func TestStaleSessionsReplaceNothing(t *testing.T) {
 		"/profiles/corp/challenge": generate, "/profiles/corp/challenge/baked": nil, "/profiles/corp/password": generate, "/profiles/corp/password/baked": of("device"),
 		"/profiles/corp/bundle/baked": of("est"), "/profiles/corp/secret": {"of": {"compliance"}, "value": {"s3cret"}},
 		"/setup?profile=iot": {"make": {"challenge"}}, "/ra/rotate": nil, "/tls/own": nil,
+		"/authorities/devices/next": nil, "/authorities/modern/next/activate": nil,
 	} {
 		again := box.submit(path, values, admin)
 		again.says(t, 403, "You signed in too long ago", `href="/sign-in" target="_blank"`, `<form method="post" action="`+path+`"`)
 		again.saysNot(t, "s3cret")
 	}
-	for path, values := range map[string]url.Values{"/profiles/corp/bundle": of("est"), "/tls/chain": nil} {
+	for path, values := range map[string]url.Values{"/profiles/corp/bundle": of("est"), "/tls/chain": nil, "/authorities/plant/chain": nil} {
 		again := box.upload(path, values, map[string][]byte{"x.pem": certificate}, admin)
 		again.says(t, 403, "You signed in too long ago", ">-----BEGIN CERTIFICATE-----\nMII")
 	}
 	for _, path := range []string{"/profiles/corp?do=challenge", "/profiles/corp?do=password&of=device", "/profiles/corp?do=bundle&of=est", "/profiles/corp?do=secret&of=compliance",
-		"/setup?profile=iot", "/authorities?do=rotate", "/tls", "/users?do=add"} {
+		"/setup?profile=iot", "/authorities?do=rotate", "/authorities/plant", "/authorities/devices", "/authorities/modern?do=activate", "/tls", "/users?do=add"} {
 		box.get(path, admin).says(t, 200, `<a href="/sign-in?next=`+strings.ToLower(url.QueryEscape(path))+`">`)
 	}
 	if len(box.fake.orders) != 0 {
@@ -359,5 +366,6 @@ func TestStaleSessionsReplaceNothing(t *testing.T) {
 			t.Errorf("%s, after signing in: status %d: %s", what, got.StatusCode, got.body)
 		}
 	}
+	box.delete("/api/v1/authorities/modern/next", admin).decode(t, &AuthorityDetails{})
 	box.submit("/profiles/corp/off", url.Values{"reason": {"a leak"}}, admin).says(t, http.StatusSeeOther) // stops what may be wrong, at any time
 }
