@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -298,6 +299,7 @@ func TestMintRefuses(t *testing.T) {
 		"an account's name":       {"a", []string{"sid:admin"}, 0},
 		"two accounts":            {"a", []string{"sid:S-1-5-21-1-2-3-500", "sid:S-1-5-21-1-2-3-501"}, 0},
 		"too many names":          {"a", make([]string, maxBoundSAN+1), 0},
+		"names too long together": {"a", slices.Repeat([]string{"dns:" + strings.Repeat("x", maxBoundCN)}, 25), 0},
 	} {
 		secret, _, err := o.Mint(tt.cn, tt.sans, tt.ttl, epoch, func(store.Guard) error { t.Errorf("%s: saved", what); return nil })
 		if err == nil || secret != "" {

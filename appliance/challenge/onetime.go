@@ -98,6 +98,9 @@ func (o *OneTime) Mint(cn string, sans []string, ttl time.Duration, now time.Tim
 	if err != nil {
 		return "", time.Time{}, fmt.Errorf("one-time challenge: %w", err)
 	}
+	if len(note) > store.MaxGuardNote {
+		return "", time.Time{}, fmt.Errorf("one-time challenge: the names take %d bytes, at most %d can be bound", len(note), store.MaxGuardNote)
+	}
 
 	var random [secretBytes]byte
 	rand.Read(random[:]) // never fails (crypto/rand)

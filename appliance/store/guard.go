@@ -56,13 +56,15 @@ type Guard struct {
 	Window time.Duration `json:"window,omitempty"` // GuardRate: up to a year
 }
 
+// MaxGuardNote bounds Guard.Note, in bytes.
+const MaxGuardNote = 4 << 10
+
 // MaxRate is the largest GuardRate.Max: each admitted transaction is an entry in one value.
 const MaxRate = 500
 
 const (
-	maxGuards    = 8       // of one transaction
-	maxGuardNote = 4 << 10 // bytes
-	maxWindow    = 366 * 24 * time.Hour
+	maxGuards = 8 // of one transaction
+	maxWindow = 366 * 24 * time.Hour
 
 	// takenFor is how long a guard is remembered after it was taken, whatever its Until: while a retry
 	// or a decision on a held request may still ask who took it.
@@ -135,8 +137,8 @@ func (g Guard) check() error {
 	default:
 		return fmt.Errorf("guard of kind %.20q", g.Kind)
 	}
-	if len(g.Note) > maxGuardNote {
-		return fmt.Errorf("guard with a note of %d bytes, at most %d are kept", len(g.Note), maxGuardNote)
+	if len(g.Note) > MaxGuardNote {
+		return fmt.Errorf("guard with a note of %d bytes, at most %d are kept", len(g.Note), MaxGuardNote)
 	}
 	return nil
 }

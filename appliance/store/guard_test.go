@@ -271,7 +271,7 @@ func TestGuardsAreTakenTogether(t *testing.T) {
 		t.Error("a rate was minted")
 	}
 	long := guardOf(GuardOnce, "long")
-	long.Note = make([]byte, maxGuardNote+1)
+	long.Note = make([]byte, MaxGuardNote+1)
 	if err := mint(s, long); err == nil {
 		t.Error("a long note was kept")
 	}
