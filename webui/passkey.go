@@ -426,7 +426,9 @@ func (c *console) apiAddPasskey(w http.ResponseWriter, r *http.Request, who prin
 	}
 	rec := c.orderRecord(r, audit.PasskeyAdded, who, who.user)
 	rec.Reason = label + " for " + p.Host
-	if err := c.cfg.Store.AddPasskey(p, one.Session.UserID, rec); err != nil {
+	if err := c.cfg.Store.AddPasskey(p, one.Session.UserID, rec); errors.Is(err, store.ErrConflict) {
+		return errPasskey // another browser added their first meanwhile, by another handle
+	} else if err != nil {
 		return err
 	}
 	return c.showAccount(w, r, who)

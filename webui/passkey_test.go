@@ -224,6 +224,19 @@ func TestPasskeyAnswers(t *testing.T) {
 	}
 }
 
+// TestFirstPasskeysAtOnce: who begins to add their first passkey in two browsers is told that the second was not taken,
+// and adds it by trying again.
+func TestFirstPasskeysAtOnce(t *testing.T) {
+	box := newBox(t)
+	alice := withCookie(box.signedIn("alice", box.mustClaim().Password))
+	laptop, phone := newSoftKey(t, "https://localhost"), newSoftKey(t, "https://localhost")
+	phone.id = []byte("the other credential")
+	options, cookie := box.beginPasskey("/api/v1/account/passkey-options", alice)
+	box.addPasskey(laptop, alice).decode(t, &AccountDetails{})
+	box.post("/api/v1/account/passkeys", PasskeyRequest{Name: "phone", Credential: phone.create(options)}, alice, withCookie(cookie), atLocalhost).checkProblem(t, 403, "passkey")
+	box.addPasskey(phone, alice).decode(t, &AccountDetails{})
+}
+
 // TestCopiedPasskey: of two that share one passkey, the one that is behind is found out, and it signs nobody in
 // any more; the password still does.
 func TestCopiedPasskey(t *testing.T) {
