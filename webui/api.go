@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"signet.internal/appliance/audit"
+	"signet.internal/appliance/store"
 )
 
 const (
@@ -38,6 +39,7 @@ type ClaimResponse struct {
 type AuditPage struct {
 	Records []audit.Record `json:"records"`
 	Next    uint64         `json:"next,omitempty" doc:"value of before for the next older page; absent on the last"`
+	Damaged []uint64       `json:"damaged,omitempty" doc:"indices of records that are not what was written, and not among records; an export names the first bad one"`
 }
 
 func (c *console) apiCABundle(w http.ResponseWriter, r *http.Request, _ principal) error {
@@ -95,15 +97,11 @@ func (c *console) apiAudit(w http.ResponseWriter, r *http.Request, _ principal) 
 
 // auditPage reads up to limit records older than before, newest first.
 func (c *console) auditPage(before uint64, limit int) (AuditPage, error) {
-	records, err := c.cfg.Store.Records(before, limit+1)
+	found, err := c.cfg.Store.FindRecords(store.RecordQuery{Before: before, Limit: limit})
 	if err != nil {
 		return AuditPage{}, fmt.Errorf("reading the audit log: %w", err)
 	}
-	page := AuditPage{Records: records}
-	if len(records) > limit {
-		page.Records = records[:limit]
-		page.Next = records[limit-1].Index
-	}
+	page := AuditPage{Records: found.Records, Next: found.Next, Damaged: found.Damaged}
 	if page.Records == nil {
 		page.Records = []audit.Record{}
 	}

@@ -91,6 +91,10 @@ func (c *console) dashboardView(r *http.Request, who principal) (*dashboardView,
 	v.IsNew = len(v.Newest) == 0 && page.Next == 0
 	v.Tone, v.Summary = summary(s)
 	v.Attention = c.attention(s, v.Machine, len(waiting))
+	if len(page.Damaged) > 0 {
+		v.Attention = slices.Insert(v.Attention, 0, attention{"bad", "A record of the audit log is not the one that was written: somebody may have changed the disk.",
+			"Export the log and keep the export: it names the first bad record.", "/audit", "Audit log"})
+	}
 	return v, nil
 }
 

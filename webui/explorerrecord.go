@@ -74,18 +74,18 @@ func (c *console) recordPage(w http.ResponseWriter, r *http.Request, who princip
 		return err
 	}
 	v := &recordView{frame: c.frame(r, who, "/audit", fmt.Sprintf("Record %d", index)), Index: index, Size: size, Removed: c.cfg.Store.Removed()}
-	found, err := c.cfg.Store.Records(index+1, 1)
-	if v.IsDamaged = errors.Is(err, store.ErrDamaged); err != nil && !v.IsDamaged {
+	record, err := c.cfg.Store.Record(index)
+	if v.IsDamaged = errors.Is(err, store.ErrDamaged); err != nil && !v.IsDamaged && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	if len(found) == 1 && found[0].Index == index {
-		v.Entry, v.Words, v.Leaf = &entry{found[0]}, wordsOf(found[0].Action), string(audit.Leaf(found[0]))
+	if err == nil {
+		v.Entry, v.Words, v.Leaf = &entry{record}, wordsOf(record.Action), string(audit.Leaf(record))
 		for _, o := range outcomeWords() {
-			if o.Outcome == found[0].Outcome {
+			if o.Outcome == record.Outcome {
 				v.Outcome = o.Meaning
 			}
 		}
-		_, err := c.cfg.Store.Transaction(found[0].Serial)
+		_, err := c.cfg.Store.Transaction(record.Serial)
 		if v.HasSerial = err == nil; err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}

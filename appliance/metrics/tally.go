@@ -109,7 +109,7 @@ func (t *Tally) Read() error {
 			}
 			t.count(r, &found)
 		}
-		if read += len(page); len(page) < store.MaxRecords {
+		if read += len(page); len(page) == 0 { // what was before is removed or damaged
 			break
 		}
 		if first && read >= maxCounted {

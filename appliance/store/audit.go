@@ -47,6 +47,7 @@ func (s *Store) Started(r audit.Record) error {
 
 // Records returns up to limit records with an index below before, newest first; before 0 starts at
 // the newest. The page after one that ends in index n is Records(n, …); there is none after index 0.
+// A damaged record is passed over: Record and FindRecords say which are.
 func (s *Store) Records(before uint64, limit int) (records []audit.Record, err error) {
 	limit = min(max(limit, 0), MaxRecords)
 	err = s.read(func(db *pebble.DB) (err error) {
@@ -64,11 +65,9 @@ func (s *Store) Records(before uint64, limit int) (records []audit.Record, err e
 			}
 		}()
 		for ok := it.Last(); ok && len(records) < limit; ok = it.Prev() {
-			r, err := decodeAudit(it.Key()[1:], it.Value())
-			if err != nil {
-				return err
+			if r, err := decodeAudit(it.Key()[1:], it.Value()); err == nil {
+				records = append(records, r)
 			}
-			records = append(records, r)
 		}
 		return it.Error()
 	})
@@ -76,6 +75,24 @@ func (s *Store) Records(before uint64, limit int) (records []audit.Record, err e
 		return nil, fmt.Errorf("reading audit log: %w", err)
 	}
 	return records, nil
+}
+
+// Record returns the record with an index. It fails with ErrNotFound where retention removed it or none was
+// written yet, and with ErrDamaged where what is on the disk is not what was written.
+func (s *Store) Record(index uint64) (r audit.Record, err error) {
+	err = s.read(func(db *pebble.DB) error {
+		k := auditKey(index)
+		value, err := s.get(db, k)
+		if err != nil {
+			return err
+		}
+		r, err = decodeAudit(k[1:], value)
+		return err
+	})
+	if err != nil {
+		return audit.Record{}, fmt.Errorf("reading audit record %d: %w", index, err)
+	}
+	return r, nil
 }
 
 // LastTime is the floor of the clock: the newest time in the audit log that came from a source worth

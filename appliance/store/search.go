@@ -109,11 +109,11 @@ func (s *Store) findRecords(q RecordQuery) (page RecordPage, err error) {
 	if at > first {
 		page.Next = at
 	}
-	if oldest, err := s.Records(at+1, 1); err == nil && len(oldest) == 1 {
-		page.Reached = oldest[0].Time
-	} else if err != nil && !errors.Is(err, ErrDamaged) {
+	oldest, err := s.Record(at)
+	if err != nil && !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrNotFound) {
 		return RecordPage{}, err
 	}
+	page.Reached = oldest.Time
 	return page, nil
 }
 
@@ -122,17 +122,16 @@ func (s *Store) findRecords(q RecordQuery) (page RecordPage, err error) {
 func (s *Store) firstSince(t time.Time, from, to uint64) (uint64, error) {
 	for from < to {
 		middle := from + (to-from)/2
-		one, err := s.Records(middle+1, 1)
-		at := middle
-		for errors.Is(err, ErrDamaged) && at > from { // it has no time, so the one before stands for it
-			at--
-			one, err = s.Records(at+1, 1)
-		}
-		if err != nil && !errors.Is(err, ErrDamaged) {
+		one, err := s.Records(middle+1, 1) // for a damaged one, which has no time, the one before stands
+		if err != nil {
 			return 0, err
 		}
+		at := middle
+		if len(one) == 1 {
+			at = one[0].Index
+		}
 		// Retention may have removed it just now, with all before it.
-		if err != nil || len(one) == 0 || one[0].Index < at || one[0].Time.Before(t) {
+		if len(one) == 0 || at < from || one[0].Time.Before(t) {
 			from = middle + 1
 		} else {
 			to = at

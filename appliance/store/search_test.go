@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -160,6 +161,18 @@ func TestFindRecordsNamesDamage(t *testing.T) {
 	at := epoch.Add(699 * time.Second)
 	if page, err = s.FindRecords(RecordQuery{Limit: 10, Since: at, Until: at.Add(3 * time.Second)}); err != nil || len(page.Records) != 2 {
 		t.Errorf("around it %d records: %v", len(page.Records), err)
+	}
+	if _, err := s.Record(700); !errors.Is(err, ErrDamaged) {
+		t.Errorf("the record itself: %v", err)
+	}
+	if r, err := s.Record(699); err != nil || r.Index != 699 {
+		t.Errorf("the one before it: %d, %v", r.Index, err)
+	}
+	if _, err := s.Record(3000); !errors.Is(err, ErrNotFound) {
+		t.Errorf("one that was not written: %v", err)
+	}
+	if around, err := s.Records(702, 3); err != nil || len(around) != 3 || around[0].Index != 701 || around[2].Index != 698 {
+		t.Errorf("three from 701 on: %d, %v", len(around), err)
 	}
 }
 
