@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
 
 	"signet.internal/appliance/audit"
@@ -49,8 +50,8 @@ func (c *console) frontView(r *http.Request, who principal) (frontView, error) {
 	return v, nil
 }
 
-// localPath is a path of this console that a browser may be sent to after signing in; "" for anything else. What
-// has a backslash or a control character is read differently by different browsers.
+// localPath is a path of this console that a browser may be sent to after signing in; "" for anything else, so for
+// what makes something by GET. What has a backslash or a control character is read differently by different browsers.
 func localPath(text string) string {
 	if !strings.HasPrefix(text, "/") || strings.HasPrefix(text, "//") || len(text) > 2048 {
 		return ""
@@ -59,8 +60,13 @@ func localPath(text string) string {
 		return ""
 	}
 	u, err := url.Parse(text)
-	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || strings.Contains(u.Path, "//") || strings.HasPrefix(u.Path, "/sign-") || strings.HasPrefix(u.Path, "/api/") {
+	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || strings.Contains(u.Path, "//") || strings.HasSuffix(u.Path, ".pem") {
 		return ""
+	}
+	for _, away := range []string{"/sign-", "/api/", "/certsrv"} {
+		if strings.HasPrefix(path.Clean(u.Path), away) {
+			return ""
+		}
 	}
 	return text
 }

@@ -294,7 +294,7 @@ func TestNext(t *testing.T) {
 		"/account?do=token": "/account?do=token", "/certificates/0a": "/certificates/0a", "": "/",
 		"//evil.example": "/", "/\\evil.example": "/", "https://evil.example": "/", "javascript:alert(1)": "/", "\\\\evil.example": "/",
 		"/\t/evil.example": "/", "/\r\nLocation: x": "/", "evil.example": "/", "/%0d%0aX: y": "/", "/%2f/evil.example": "/",
-		"/.//evil.example": "/", "/sign-out": "/", "/api/v1/account": "/", "/" + strings.Repeat("a", 3000): "/", "/é": "/",
+		"/.//evil.example": "/", "/sign-out": "/", "/api/v1/account": "/", "/certsrv/mscep_admin/?profile=iot&cn=x": "/", "/scep/../certsrv/mscep_admin?cn=x": "/", "/profiles/iot/intune.pem": "/", "/" + strings.Repeat("a", 3000): "/", "/é": "/",
 	} {
 		got := box.submit("/sign-in", url.Values{"user": {"alice"}, "password": {out.Password}, "next": {next}})
 		if location := got.Header.Get("Location"); got.StatusCode != http.StatusSeeOther || location != want {

@@ -182,9 +182,10 @@ func (c *console) switchUserForm(w http.ResponseWriter, r *http.Request, who pri
 	if err := readForm(w, r); err != nil {
 		return err
 	}
-	off, notice := r.PostForm.Get("to") == "off", "user-on"
-	if off {
-		notice = "user-off"
+	to := r.PostForm.Get("to")
+	off, notice := to == "off", "user-"+to
+	if !off && to != "on" {
+		return &inputError{"to", "a user is switched on or off", "press the button on the user's page"}
 	}
 	return c.userForm(w, r, who, "switch", notice, UserPatch{Off: &off})
 }
