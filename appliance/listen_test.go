@@ -40,7 +40,7 @@ func TestConnectionsOfOneSource(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		c.SetReadDeadline(time.Now().Add(2 * time.Minute))
 		_, err = io.ReadFull(c, make([]byte, 5))
 		return c, err == nil
 	}
@@ -58,7 +58,7 @@ func TestConnectionsOfOneSource(t *testing.T) {
 		t.Error("another source gets nothing")
 	}
 	first.Close()
-	for deadline := time.Now().Add(5 * time.Second); ; {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		if _, ok := dial("127.0.0.1"); ok {
 			break
 		}

@@ -50,10 +50,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// lingers is how long what lingerMain leaves stays if nobody ends it.
+const lingers = 4 * time.Minute
+
 // lingerMain leaves a process behind that keeps standard output, and is that process where left is set.
 func lingerMain(left bool) int {
 	if left {
-		time.Sleep(time.Minute)
+		time.Sleep(lingers)
 		return 0
 	}
 	cmd := exec.Command("/proc/self/exe", "linger", "left")
@@ -106,7 +109,9 @@ func serviceMain(how string) int {
 		fmt.Println("service: cannot read its configuration")
 		return 7
 	case how == "never-ready":
-		// Another process of the same user speaks for the service.
+		<-term
+		return 0
+	case how == "impersonated":
 		impostor := exec.Command(os.Args[0], "service", "impostor")
 		impostor.Env = os.Environ()
 		impostor.Stdout = os.Stdout
@@ -114,8 +119,6 @@ func serviceMain(how string) int {
 			fmt.Println("service: impostor:", err)
 			return 8
 		}
-		<-term
-		return 0
 	}
 	daemon.SdNotify(false, strings.Join([]string{
 		daemon.SdNotifyReady, "STATUS=two authorities",

@@ -78,7 +78,7 @@ func TestNothingOutlivesAService(t *testing.T) {
 		t.Fatal(err)
 	}
 	in.Close()
-	if err := out.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := out.SetReadDeadline(time.Now().Add(lingers / 2)); err != nil {
 		t.Fatal(err)
 	}
 	said, err := io.ReadAll(out) // ends when nobody has the pipe open any more

@@ -56,9 +56,9 @@ func supervise(t *testing.T, how string, change func(*ServiceConfig)) *supervise
 		Observe:      func(s2 ServiceState) { s.states <- s2 },
 		NotifyPath:   filepath.Join(t.TempDir(), "notify"),
 		Log:          s.log,
-		Watchdog:     2 * time.Second,
-		StartTimeout: time.Minute,
-		StopTimeout:  10 * time.Second,
+		Watchdog:     5 * time.Minute,
+		StartTimeout: 5 * time.Minute,
+		StopTimeout:  2 * time.Minute,
 		Backoff:      func(int) time.Duration { return time.Millisecond },
 	}
 	if change != nil {
@@ -135,7 +135,7 @@ func TestServiceIsStartedAgain(t *testing.T) {
 }
 
 func TestWatchdogEndsSilentService(t *testing.T) {
-	s := supervise(t, "hang-once", func(c *ServiceConfig) { c.StopTimeout = time.Second })
+	s := supervise(t, "hang-once", func(c *ServiceConfig) { c.Watchdog, c.StopTimeout = time.Second, time.Second })
 	s.until("ready", isReady)
 	down := s.until("down", func(s ServiceState) bool { return s.Retry > 0 })
 	if !strings.Contains(down.Reason, "no sign of life") {
@@ -145,16 +145,27 @@ func TestWatchdogEndsSilentService(t *testing.T) {
 }
 
 func TestServiceThatNeverBecomesReady(t *testing.T) {
-	s := supervise(t, "never-ready", func(c *ServiceConfig) { c.StartTimeout = 5 * time.Second })
+	s := supervise(t, "never-ready", func(c *ServiceConfig) { c.StartTimeout, c.StopTimeout = time.Second, time.Second })
 	down := s.until("down", func(s ServiceState) bool {
 		if s.Ready {
-			t.Error("another process's READY=1 was believed")
+			t.Error("the service counts as ready")
 		}
 		return s.Retry > 0
 	})
 	if !strings.Contains(down.Reason, "not ready") {
 		t.Errorf("reason %q", down.Reason)
 	}
+}
+
+// Another process of the same user cannot speak for the service.
+func TestImpostorIsRefused(t *testing.T) {
+	s := supervise(t, "impersonated", nil)
+	up := s.until("ready", isReady) // the service itself says so once the other has
+	if up.Report.Status != "two authorities" {
+		t.Errorf("another process's READY=1 was believed: %+v", up)
+	}
+	s.cancel()
+	<-s.done
 	log := s.log.String()
 	if !strings.Contains(log, "impostor: notified <nil>") || !strings.Contains(log, "which is not the service") {
 		t.Errorf("the other process's notification was not seen and refused:\n%s", log)

@@ -273,7 +273,7 @@ func workDHCP(string) error {
 	if err != nil {
 		return err
 	}
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 		return err
 	}
 	if _, err := conn.WriteTo([]byte("ping"), &net.UDPAddr{IP: net.IPv4bcast, Port: port}); err != nil {

@@ -188,7 +188,7 @@ func TestNothingIsChunked(t *testing.T) {
 		for _, version := range []string{"1.0", "1.1"} {
 			conn, err := net.Dial("tcp", strings.TrimPrefix(b.url, "http://"))
 			must(t, err)
-			must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+			must(t, conn.SetDeadline(time.Now().Add(2*time.Minute)))
 			_, err = fmt.Fprintf(conn, request, version)
 			must(t, err)
 			raw, err := io.ReadAll(conn)

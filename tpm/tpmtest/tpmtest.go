@@ -104,7 +104,7 @@ func (m *Machine) PowerOn() {
 	}
 	m.cmd = cmd
 	// The socket's file is there before swtpm listens on it.
-	for range 1000 {
+	for range 12000 { // two minutes
 		if conn, err := net.Dial("unix", m.socket()); err == nil {
 			conn.Close()
 			return
