@@ -3,10 +3,13 @@ package webui
 import (
 	"bufio"
 	"context"
+	"errors"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -104,13 +107,11 @@ func streamsOf(b *testBox) int {
 // eventually waits for what another goroutine does.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for range 1000 {
-		if is() {
-			return
+	for deadline := time.Now().Add(2 * time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("still not: %s", what)
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
-	t.Fatalf("still not: %s", what)
 }
 
 // TestEvents: what happens is told under its topic, once, and a client that comes back is told what it missed.
@@ -205,11 +206,84 @@ func TestEventStreamsEnd(t *testing.T) {
 			t.Fatal("the stream of a box that stops says nothing of it")
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if err := box.Config.Shutdown(ctx); err != nil {
 		t.Errorf("streams hold the shutdown back: %v", err)
 	}
+}
+
+// aging is a listener whose connections meet their deadlines when a test says so, and not before.
+type aging struct {
+	net.Listener
+
+	mu    sync.Mutex
+	conns []*agingConn
+}
+
+func (l *aging) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &agingConn{Conn: conn}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conns = append(l.conns, c)
+	return c, nil
+}
+
+// pass has all deadlines pass that are set, and counts them.
+func (l *aging) pass() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.conns {
+		n += c.pass()
+	}
+	return n
+}
+
+type agingConn struct {
+	net.Conn
+
+	mu          sync.Mutex
+	read, write bool // has a deadline
+}
+
+func (c *agingConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
+}
+
+func (c *agingConn) SetReadDeadline(t time.Time) error {
+	return c.set(t, &c.read, c.Conn.SetReadDeadline)
+}
+
+func (c *agingConn) SetWriteDeadline(t time.Time) error {
+	return c.set(t, &c.write, c.Conn.SetWriteDeadline)
+}
+
+// set keeps what is to come. A deadline that is over already is how a server ends a read.
+func (c *agingConn) set(t time.Time, has *bool, now func(time.Time) error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if *has = t.After(time.Now()); *has {
+		t = time.Time{}
+	}
+	return now(t)
+}
+
+func (c *agingConn) pass() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.read {
+		n++
+		_ = c.Conn.SetReadDeadline(time.Unix(1, 0))
+	}
+	if c.write {
+		n++
+		_ = c.Conn.SetWriteDeadline(time.Unix(1, 0))
+	}
+	return n
 }
 
 // TestEventStreamsOutliveTimeouts: the server's timeouts, which are for requests, do not cut a stream off.
@@ -218,12 +292,17 @@ func TestEventStreamsOutliveTimeouts(t *testing.T) {
 	who := bearer(box.claimAs(administrator, auditor))
 	box.Close()
 	box.Server = httptest.NewUnstartedServer(box.console.handler())
+	clients := &aging{Listener: box.Server.Listener}
+	box.Server.Listener = clients
 	limits := box.Server.Config
-	limits.ReadTimeout, limits.WriteTimeout, limits.IdleTimeout = 500*time.Millisecond, 500*time.Millisecond, 500*time.Millisecond
+	limits.ReadTimeout, limits.WriteTimeout, limits.IdleTimeout = time.Hour, time.Hour, time.Hour
 	box.StartTLS()
 	t.Cleanup(box.Close)
+	box.clock.pass(10 * time.Minute) // nothing is on its way to the client while time passes
 	l := box.listen(who)
-	time.Sleep(700 * time.Millisecond) // longer than any of them
+	if clients.pass() == 0 {
+		t.Error("no deadline is set, not even for the client to take an event")
+	}
 	box.request("lamp")
 	l.until(topicCertificates)
 }
