@@ -212,7 +212,7 @@ func isIntuneFailure(r audit.Record) bool {
 	case audit.SCEPPKCSReqIntune, audit.SCEPRenewalReqIntune:
 		return r.Outcome != audit.OutcomeSuccess
 	case audit.SCEPRefused:
-		return strings.HasPrefix(r.Reason, string(challenge.KindSigned)+" challenge refused") || strings.HasPrefix(r.Reason, string(challenge.KindIntune)+" challenge refused")
+		return strings.HasPrefix(r.Reason, string(challenge.KindSigned)+" challenge") || strings.HasPrefix(r.Reason, string(challenge.KindIntune)+" challenge")
 	}
 	return false
 }

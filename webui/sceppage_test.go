@@ -81,12 +81,41 @@ func TestIntuneTab(t *testing.T) {
 
 	// Failures: those of Intune's challenges and no others.
 	box.append(audit.Record{Action: audit.SCEPRefused, Protocol: "scep", Identity: "replayed", Outcome: audit.OutcomeRefused, Reason: "signed challenge refused: replay"})
+	box.append(audit.Record{Action: audit.SCEPRefused, Protocol: "scep", Identity: "rooted", Outcome: audit.OutcomeRefused, Reason: "signed challenge: device was not found compliant: rooted"})
+	box.append(audit.Record{Action: audit.SCEPRefused, Protocol: "scep", Identity: "elsewhere", Outcome: audit.OutcomeRefused, Reason: "intune challenge: device was not found compliant: rooted"})
 	box.append(audit.Record{Action: audit.SCEPPKCSReqIntune, Protocol: "scep", Identity: "failed", Outcome: audit.OutcomeFailed, Reason: "the signer"})
 	box.append(audit.Record{Action: audit.SCEPPKCSReqIntune, Protocol: "scep", Identity: "enrolled", Outcome: audit.OutcomeSuccess})
 	box.append(audit.Record{Action: audit.SCEPRefused, Protocol: "scep", Identity: "guessed", Outcome: audit.OutcomeRefused, Reason: "wrong or missing challenge"})
 	page := box.get("/scep?tab=intune", admin)
-	page.says(t, 200, "replayed", "failed")
+	page.says(t, 200, "replayed", "rooted", "elsewhere", "failed")
 	page.saysNot(t, "enrolled", "guessed")
+}
+
+// TestIntuneOfMicrosoft: a profile that asks Microsoft's service is Intune's too, and one that also takes signed challenges is
+// there once.
+func TestIntuneOfMicrosoft(t *testing.T) {
+	box := newBox(t, func(c *Config) {
+		all := c.SCEP()
+		asks, both := all[0], all[1]
+		asks.Name, asks.AsksIntune = "asks", true
+		both.Name, both.AsksIntune = "both", true
+		c.SCEP = func() []SCEPProfile { return append(all, asks, both) }
+	})
+	admin := bearer(box.claimAs(administrator, administrator))
+	page := box.get("/scep", admin)
+	tab := box.get("/scep?tab=intune", admin)
+	for name, asks := range map[string]bool{"intune": false, "asks": true, "both": true} {
+		page.says(t, 200, fmt.Sprintf(`href="/scep?tab=intune#intune-%s">View Intune details`, name))
+		if n := strings.Count(string(tab.body), fmt.Sprintf(`id="intune-%s"`, name)); n != 1 {
+			t.Errorf("%s is on Intune's tab %d times", name, n)
+		}
+		if got := strings.Contains(string(tab.body), fmt.Sprintf(`Its credential is at <a href="/profiles/%s">`, name)); got != asks {
+			t.Errorf("%s asks Microsoft's service: %v on the page, want %v", name, got, asks)
+		}
+	}
+	if n := strings.Count(string(page.body), "View Intune details"); n != 3 {
+		t.Errorf("%d profiles lead to Intune's tab, want 3", n)
+	}
 }
 
 // TestStatusWords: no outcome of a challenge is without words.

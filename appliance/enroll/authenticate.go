@@ -262,6 +262,11 @@ func isSigner(spki []byte, csr *pki.Request) bool {
 	return ok && k.Equal(csr.PublicKey)
 }
 
+// isManaged reports whether a device manager made the challenge of x.
+func (x *attempt) isManaged() bool {
+	return x.verdict.Kind == challenge.KindSigned || x.verdict.Kind == challenge.KindIntune
+}
+
 // action is the audit action of what becomes of x.
 func (x *attempt) action() audit.Action {
 	switch x.Operation { // of EST
@@ -272,13 +277,12 @@ func (x *attempt) action() audit.Action {
 	case OpServerKeyGen:
 		return audit.ESTServerKeyGen
 	}
-	isManaged := x.verdict.Kind == challenge.KindSigned || x.verdict.Kind == challenge.KindIntune
 	switch {
-	case x.renews != nil && isManaged:
+	case x.renews != nil && x.isManaged():
 		return audit.SCEPRenewalReqIntune
 	case x.renews != nil:
 		return audit.SCEPRenewalReq
-	case isManaged:
+	case x.isManaged():
 		return audit.SCEPPKCSReqIntune
 	}
 	return audit.SCEPPKCSReq

@@ -2,9 +2,11 @@ package enroll
 
 import (
 	"context"
+	"crypto/x509/pkix"
 	"errors"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -132,6 +134,44 @@ func TestSignedChallenges(t *testing.T) {
 		if counted[label] != n {
 			t.Errorf("%d requests are counted as %s, want %d", counted[label], label, n)
 		}
+	}
+	b.close()
+}
+
+// Where a device manager's challenge was good and the request is refused all the same, the log names the challenge: the
+// console's list of Intune's failures goes by it.
+func TestLogOfGoodSignedChallenges(t *testing.T) {
+	b, c := newBox(t), &cloud{}
+	b.intune("once", c)
+	p := b.engine.profiles["signed"]
+	p.Compliance = b.engine.profiles["compliant"].Compliance
+	p.Limits = Limits{PerSource: 1}
+	b.engine.profiles["signed"] = p
+	ask := func(profile, challenge string, name pkix.Name) {
+		r := in(profile, newDevice(t).request(name))
+		r.Proof.Challenge = challenge
+		if res, err := b.enroll(r); err == nil {
+			t.Errorf("%v at %s: %+v", name, profile, res)
+		}
+	}
+	here := pkix.Name{CommonName: "printer-7", Locality: []string{"here"}}
+	ask("signed", b.token("rooted-phone"), pkix.Name{CommonName: "rooted-phone"})
+	ask("signed", b.token("printer-7"), here)
+	ask("once", "blob", here)
+	ask("corp", secret, here)
+	good := in("signed", newDevice(t).request(printer))
+	good.Proof.Challenge = b.token("printer-7")
+	b.issue(good)
+	ask("signed", b.token("printer-7"), printer)
+	var got []string
+	for _, r := range b.log() {
+		if r.Action == audit.SCEPRefused {
+			kind, _, _ := strings.Cut(r.Reason, ":")
+			got = append(got, kind)
+		}
+	}
+	if want := []string{"signed challenge", "signed challenge", "intune challenge", "the profile's rule subject.allow does not allow L=here", "signed challenge"}; !slices.Equal(got, want) {
+		t.Errorf("log %q, want %q", got, want)
 	}
 	b.close()
 }

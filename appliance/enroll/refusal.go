@@ -115,7 +115,7 @@ func (e *Engine) refuse(x *attempt, cause error) error {
 	case errors.Is(cause, ErrRateLimited):
 		e.countRefusal(Refusal{
 			Profile: x.Profile, Protocol: x.Protocol, Source: x.Source,
-			TransactionID: x.TransactionID, Identity: x.CSR.Identity(), Reason: "too many certificates within an hour",
+			TransactionID: x.TransactionID, Identity: x.CSR.Identity(), Reason: x.refusal("too many certificates within an hour"),
 		})
 		return cause
 	case errors.Is(cause, ErrBusy), errors.Is(cause, ErrUnavailable):
@@ -125,16 +125,25 @@ func (e *Engine) refuse(x *attempt, cause error) error {
 		return cause
 	}
 	if !e.refusals.addKnown(x.Source) {
-		e.countRefusal(Refusal{Profile: x.Profile, Protocol: x.Protocol, Source: x.Source, Reason: "refused although the proof was good"})
+		e.countRefusal(Refusal{Profile: x.Profile, Protocol: x.Protocol, Source: x.Source, Reason: x.refusal("refused although the proof was good")})
 		return cause
 	}
 	rec := e.recordOf(x, refusedBy(x.Protocol), audit.OutcomeRefused, e.now())
-	rec.Reason = cause.Error()
+	rec.Reason = x.refusal(cause.Error())
 	if err := e.store.Append(rec); err != nil {
 		e.log.Error("recording refusal", "error", err)
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return cause
+}
+
+// refusal is why x is refused, as in the log. It begins with the kind of a device manager's challenge, as where that is
+// refused itself.
+func (x *attempt) refusal(why string) string {
+	if x.isManaged() {
+		return string(x.verdict.Kind) + " challenge: " + why
+	}
+	return why
 }
 
 // flushRefusals writes counted refusals once a period until the engine closes, and ends what has
