@@ -48,7 +48,8 @@ type endpoints struct {
 	TLSSHA256  string `json:"tls_sha256"`            // lower-case hex of the console leaf's DER
 	CABundle   string `json:"ca_bundle"`             // path of a PEM file: TLS root and CA roots
 
-	moved bool // a listener has another port here than on the box
+	moved   bool   // a listener has another port here than on the box
+	started string // how the box started, in a line
 }
 
 // runOptions is how `signet run` was called.
@@ -91,12 +92,13 @@ func runImage(ctx context.Context, t *terminal, o runOptions) error {
 		p.done()
 		return startRefusal(o.out, err)
 	}
-	p.next("waiting for the box (" + machine.Accelerator() + ")")
-	e, err := awaitBox(ctx, t, machine, m)
+	p.next("waiting for the firmware (" + machine.Accelerator() + ")")
+	e, err := awaitBox(ctx, p, machine, m)
 	p.done()
 	if err != nil {
 		return errors.Join(boxRefusal(o.out, machine, err), shutdown(t, machine))
 	}
+	t.notef("%s", e.started)
 	if err := t.result(e, describeBox(m, e)); err != nil {
 		return errors.Join(err, shutdown(t, machine))
 	}
@@ -139,16 +141,16 @@ func boxRefusal(out string, machine *vm.Machine, err error) error {
 }
 
 // awaitBox waits until the box is ready and fetches its CA bundle.
-func awaitBox(ctx context.Context, t *terminal, machine *vm.Machine, m *image.Manifest) (*endpoints, error) {
+func awaitBox(ctx context.Context, p *progress, machine *vm.Machine, m *image.Manifest) (*endpoints, error) {
 	ctx, cancel := context.WithTimeout(ctx, readyPatience)
 	defer cancel()
-	ready, err := machine.WaitReady(ctx)
+	ready, err := machine.WaitReady(ctx, func(state string) { p.next("the box: " + state) })
 	if err != nil {
 		return nil, err
 	}
-	t.notef("ready at %.1f s of guest uptime; guest memory %d of %d MiB used; signetd %d MiB resident",
-		ready.UptimeSeconds, (ready.MemoryTotal-ready.MemoryAvailable)>>10, ready.MemoryTotal>>10, ready.ServiceResident>>10)
 	e := &endpoints{ClaimCode: ready.ClaimCode, TLSSHA256: ready.TLSSHA256}
+	e.started = fmt.Sprintf("ready at %.1f s of guest uptime; guest memory %d of %d MiB used; signetd %d MiB resident",
+		ready.UptimeSeconds, (ready.MemoryTotal-ready.MemoryAvailable)>>10, ready.MemoryTotal>>10, ready.ServiceResident>>10)
 	on := func(name string) bool { return slices.Contains(m.Listeners, name) }
 	for name, port := range map[string]int{"est": 443, "scep": 8443, "console": 9443, "plain": 80, "legacy": 7443, "legacy_scep": 7444} {
 		e.moved = e.moved || on(name) && !strings.HasSuffix(machine.Addr(port), fmt.Sprintf(":%d", port))

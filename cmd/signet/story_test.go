@@ -265,7 +265,7 @@ func (s *story) bootRefused(t *testing.T, o vm.Options) string {
 		t.Fatal(err)
 	}
 	defer m.Kill()
-	_, err = m.WaitReady(ctx)
+	_, err = m.WaitReady(ctx, nil)
 	var halted *vm.HaltedError
 	if !errors.As(err, &halted) {
 		t.Fatalf("the box did not halt with a screen: %v", err)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"unicode"
 )
 
 // Lines the box prints on its serial console besides the status page, each followed by one JSON
@@ -40,11 +41,13 @@ type HaltedError struct {
 
 func (e *HaltedError) Error() string { return "the box halted: " + e.What }
 
-// WaitReady waits until the box is ready. It returns *HaltedError where the box refuses to go on,
-// and an error with the end of the serial log where the guest panics, QEMU ends or ctx is done.
-func (m *Machine) WaitReady(ctx context.Context) (*Ready, error) {
+// WaitReady waits until the box is ready, and tells progress, which may be nil, each state that the box
+// shows until then. It returns *HaltedError where the box refuses to go on, and an error with the end of
+// the serial log where the guest panics, QEMU ends or ctx is done.
+func (m *Machine) WaitReady(ctx context.Context, progress func(state string)) (*Ready, error) {
 	var ready *Ready
 	var failed error
+	told := ""
 	err := waitFor(ctx, func() bool {
 		running := m.Running() // before reading: what it printed last must not be missed
 		log, err := os.ReadFile(m.SerialPath())
@@ -53,6 +56,10 @@ func (m *Machine) WaitReady(ctx context.Context) (*Ready, error) {
 			return true
 		}
 		ready, failed = readSerial(log)
+		if state := lastState(log); state != told && progress != nil && ready == nil && failed == nil {
+			told = state
+			progress(state)
+		}
 		if ready == nil && failed == nil && !running {
 			failed = fmt.Errorf("the machine ended before the box was ready%s%s", tail(m.path("qemu.log")), tail(m.SerialPath()))
 		}
@@ -79,6 +86,21 @@ func readSerial(log []byte) (*Ready, error) {
 		return nil, fmt.Errorf("the guest's kernel stopped: %s", strings.TrimSpace(line))
 	}
 	return nil, nil
+}
+
+// lastState is the newest state of the box's status page in a serial log, "" before there is one.
+func lastState(log []byte) (state string) {
+	for line := range bytes.Lines(log) {
+		if label, value, ok := bytes.Cut(bytes.TrimSpace(escapes.ReplaceAll(line, nil)), []byte("  ")); ok && string(label) == "State" && bytes.HasSuffix(line, []byte("\n")) {
+			state = strings.Map(func(r rune) rune {
+				if unicode.IsPrint(r) {
+					return r
+				}
+				return -1 // the line goes to somebody's terminal
+			}, string(bytes.TrimSpace(value)))
+		}
+	}
+	return state
 }
 
 // findMessage decodes the first whole document that follows mark at the start of a line, which ends

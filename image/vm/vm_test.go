@@ -21,6 +21,22 @@ import (
 	"signet.internal/appliance/needtest"
 )
 
+func TestLastState(t *testing.T) {
+	for log, want := range map[string]string{
+		"":                            "",
+		"BdsDxe: starting Boot0001\n": "",
+		"  SIGNET  demo\n  State        opening keys\r\n\n":                           "opening keys",
+		"\x1b[2J  State        opening keys\n  State        starting the service\r\n": "starting the service",
+		"  State        opening keys\n  State        starting the ser":                "opening keys",
+		"  State        a\x07b\u009bc\n":                                              "abc",
+		"State of affairs\n":                                                          "",
+	} {
+		if got := lastState([]byte(log)); got != want {
+			t.Errorf("%q: state %q, want %q", log, got, want)
+		}
+	}
+}
+
 func TestReadSerial(t *testing.T) {
 	const noise = "\x1b[2J\x1b[1;1HBdsDxe: starting Boot0001\r\n  State  ready\r\n"
 	ready := `signet: ready {"name":"demo","version":"0.1.0","claim_code":"ABCD-EFGH","tls_sha256":"aa","uptime_seconds":12.5}`
@@ -285,7 +301,7 @@ func TestFirmwareStartsAndStops(t *testing.T) {
 	if m.Running() {
 		t.Error("the machine runs after its power was cut")
 	}
-	if _, err := m.WaitReady(ctx); err == nil || !strings.Contains(err.Error(), "BdsDxe") {
+	if _, err := m.WaitReady(ctx, nil); err == nil || !strings.Contains(err.Error(), "BdsDxe") {
 		t.Errorf("waiting for a machine that ended says %v, want the end of its console", err)
 	}
 	if _, err := os.Stat(m.state.Sockets); !os.IsNotExist(err) {
