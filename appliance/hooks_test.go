@@ -116,7 +116,7 @@ func (w *webhook) questions() []question {
 
 func TestComplianceWebhook(t *testing.T) {
 	hook := newWebhook(t)
-	compliance := "\ncompliance: {url: \"" + hook.URL + "/signet?q=1\", roots: trust/compliance.pem, timeout: 1s}\n"
+	compliance := "\ncompliance: {url: \"" + hook.URL + "/signet?q=1\", roots: trust/compliance.pem, timeout: 10s}\n"
 	c := startChanging(t, variant(t, map[string]string{
 		"profiles/corp.yaml":   demo(t, "profiles/corp.yaml") + compliance,
 		"profiles/intune.yaml": demo(t, "profiles/intune.yaml") + compliance,
@@ -235,14 +235,19 @@ func (c *changing) verdicts(t *testing.T, hook *webhook) {
 		}, "no answer"},
 	} {
 		hook.then(x.answer)
+		var both sync.WaitGroup
 		for kind, more := range map[string][]string{"first": {"--password", "corp-demo-challenge"}, "renewal": {"--cert", "a.crt", "--key", "a.key"}} {
-			err := d.request(cn, d.newKey("x.key"), "x.crt", more...)
-			if err == nil {
-				t.Errorf("%s: %s request was issued", name, kind)
-			} else if strings.Contains(err.Error(), "asset database") {
-				t.Errorf("%s: the device reads the webhook's words: %v", name, err)
-			}
+			key := d.newKey(kind + ".key")
+			both.Go(func() {
+				err := d.request(cn, key, kind+".crt", more...)
+				if err == nil {
+					t.Errorf("%s: %s request was issued", name, kind)
+				} else if strings.Contains(err.Error(), "asset database") {
+					t.Errorf("%s: the device reads the webhook's words: %v", name, err)
+				}
+			})
 		}
+		both.Wait()
 		var page auditPage
 		c.api(t, "GET", "/api/v1/audit?limit=2", c.token, nil, &page)
 		for _, r := range page.Records {

@@ -24,13 +24,13 @@ import (
 func (s *service) dial(t *testing.T, from, url string) (net.Conn, error) {
 	t.Helper()
 	scheme, address, _ := strings.Cut(url, "://")
-	c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 20 * time.Second}).Dial("tcp", address)
+	c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 2 * time.Minute}).Dial("tcp", address)
 	if err != nil || scheme == "http" {
 		return c, err
 	}
 	roots := s.client.Transport.(*http.Transport).TLSClientConfig.RootCAs
 	secure := tls.Client(c, &tls.Config{RootCAs: roots, ServerName: "localhost"})
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(2 * time.Minute))
 	if err := secure.Handshake(); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -38,7 +38,7 @@ func (s *service) dial(t *testing.T, from, url string) (net.Conn, error) {
 	return secure, nil
 }
 
-// statuses sends raw bytes and returns the status of each answer until the service closes or has no more.
+// statuses sends raw bytes, and that there are no more, and returns the status of each answer until the service closes.
 func (s *service) statuses(t *testing.T, url, raw string) (all []int) {
 	t.Helper()
 	c, err := s.dial(t, "127.0.0.1", url)
@@ -46,11 +46,18 @@ func (s *service) statuses(t *testing.T, url, raw string) (all []int) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(30 * time.Second))
-	go io.WriteString(c, raw) // the service may close before it has read it all
+	c.SetDeadline(time.Now().Add(2 * time.Minute))
+	go func() { // the service may close before it has read it all
+		if _, err := io.WriteString(c, raw); err == nil {
+			c.(interface{ CloseWrite() error }).CloseWrite()
+		}
+	}()
 	r := bufio.NewReader(c)
 	for {
 		answer, err := http.ReadResponse(r, nil)
+		if isTimeout(err) {
+			t.Errorf("after %v the service neither answers nor closes", all)
+		}
 		if err != nil {
 			return all
 		}
@@ -59,7 +66,6 @@ func (s *service) statuses(t *testing.T, url, raw string) (all []int) {
 		if answer.Close {
 			return all
 		}
-		c.SetDeadline(time.Now().Add(time.Second)) // nothing else is under way
 	}
 }
 
@@ -185,7 +191,7 @@ func TestHostileHTTP(t *testing.T) {
 					if err != nil {
 						t.Fatalf("from %s: %v", from, err)
 					}
-					c.SetDeadline(time.Now().Add(20 * time.Second))
+					c.SetDeadline(time.Now().Add(2 * time.Minute))
 					fmt.Fprintf(c, "GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 					if answer, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || answer.StatusCode != http.StatusNotFound {
 						t.Errorf("from %s: %v %v", from, answer, err)
@@ -194,7 +200,7 @@ func TestHostileHTTP(t *testing.T) {
 				}
 				// And the slow ones do not hang for ever: one byte now and then does not keep them.
 				for i, c := range slow {
-					c.SetReadDeadline(time.Now().Add(time.Minute))
+					c.SetReadDeadline(time.Now().Add(2 * time.Minute))
 					if i == 0 {
 						go func() {
 							for {

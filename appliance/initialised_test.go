@@ -4,9 +4,9 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +16,18 @@ import (
 	"signet.internal/provision"
 	"signet.internal/tpm/tpmtest"
 )
+
+// watched tells of the first that is accepted.
+type watched struct {
+	net.Listener
+	accepts chan struct{}
+	first   sync.Once
+}
+
+func (w *watched) Accept() (net.Conn, error) {
+	w.first.Do(func() { close(w.accepts) })
+	return w.Listener.Accept()
+}
 
 // That state was made is recorded before anybody is answered, and a service that cannot record it
 // answers nobody.
@@ -43,17 +55,17 @@ func TestNobodyIsServedBeforeStateIsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	served := &watched{Listener: plain, accepts: make(chan struct{})}
 	full := errors.New("the disk is full")
 	a, err := appliance.New(appliance.Config{
 		Site: site, StateDir: dir, Keys: host.Client, Now: time.Now,
 		Boot:      handover.Boot{Kind: handover.KindHost, Provisioning: true, TimeSource: "host"},
-		Listeners: map[string]net.Listener{"plain": plain},
+		Listeners: map[string]net.Listener{"plain": served},
 		Log:       slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Initialised: func() error {
-			client := http.Client{Timeout: 500 * time.Millisecond}
-			if r, err := client.Get("http://" + plain.Addr().String() + "/scep?operation=GetCACaps"); err == nil {
-				r.Body.Close()
-				t.Errorf("answered %s before anything was recorded", r.Status)
+			select { // whoever serves already has the time to show it
+			case <-served.accepts:
+			case <-time.After(500 * time.Millisecond):
 			}
 			return full
 		},
@@ -63,5 +75,10 @@ func TestNobodyIsServedBeforeStateIsRecorded(t *testing.T) {
 	}
 	if err := a.Serve(t.Context()); !errors.Is(err, full) {
 		t.Errorf("serving: %v", err)
+	}
+	select {
+	case <-served.accepts:
+		t.Error("connections were accepted although nothing was recorded")
+	default:
 	}
 }

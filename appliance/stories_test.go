@@ -27,10 +27,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"signet.internal/appliance"
 	"signet.internal/appliance/needtest"
 	"signet.internal/tpm/tpmtest"
 )
@@ -116,7 +118,7 @@ func (s *service) mint(t *testing.T, token, profile, cn string) string {
 // waitPending waits for the held request of cn and returns its id.
 func (s *service) waitPending(t *testing.T, token, cn string) string {
 	t.Helper()
-	for range 600 {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		var out struct {
 			Pending []struct{ ID, Identity, Profile string }
 		}
@@ -126,7 +128,6 @@ func (s *service) waitPending(t *testing.T, token, cn string) string {
 				return p.ID
 			}
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatalf("no request of %s waits for approval", cn)
 	return ""
@@ -335,7 +336,10 @@ func TestSignedChallenge(t *testing.T) {
 		t.Fatal(err)
 	}
 	reload := make(chan os.Signal)
-	s := startSite(t, site, tpmtest.Start(t), t.TempDir(), reload)
+	var ahead atomic.Int64 // of the box's clock
+	s := startWith(t, site, tpmtest.Start(t), t.TempDir(), []string{"scep", "console", "plain"}, func(c *appliance.Config) {
+		c.Reload, c.Now = reload, func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
 	token := s.claim(t)
 	connector := demoKey(t, "connector").PrivateKey.(*rsa.PrivateKey)
 	d := newDevice(t, s.ready.SCEPPlain+"/scep/intune")
@@ -416,15 +420,15 @@ func TestSignedChallenge(t *testing.T) {
 		}
 	}
 	// A certificate that ends while it is trusted turns its profile off, and no other.
-	ends := time.Now().Add(5 * time.Second)
-	_, cert := newConnector(t, ends)
+	const good = 10 * time.Minute
+	_, cert := newConnector(t, time.Now().Add(good))
 	if err := os.WriteFile(file, cert, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if code := reloadBy["API"](); code != 200 {
 		t.Fatalf("reloading a certificate that is still good: HTTP %d", code)
 	}
-	time.Sleep(time.Until(ends) + time.Second)
+	ahead.Store(int64(good))
 	if err := d.request("laptop-6", d.newKey("6.key"), "6.crt", "--password", "intune-demo-challenge"); err == nil {
 		t.Error("a profile with an expired certificate in its trust issues")
 	}

@@ -257,7 +257,7 @@ func (s *story) boot(t *testing.T) {
 // screen says.
 func (s *story) bootRefused(t *testing.T, o vm.Options) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	o.Out = s.out
 	m, err := vm.Start(ctx, o)

@@ -271,7 +271,7 @@ func TestFirmwareStartsAndStops(t *testing.T) {
 	}
 	out := t.TempDir()
 	testImage(t, out, "empty")
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	m, err := Start(ctx, Options{Out: out})
 	if err != nil {
