@@ -154,7 +154,7 @@ func (a *anchor) started() {
 
 // lost says what an older disk does not know, and where who has a copy of the newer log finds it.
 func lost(o store.Older) string {
-	return fmt.Sprintf("it does not know what was issued and revoked after %s, in records %d and on of the newer log", o.Until.UTC().Format(time.RFC3339), o.Records)
+	return fmt.Sprintf("it does not know what was issued and revoked after %s, in records %d and on of the newer log", o.Until.UTC().Format(conditionTime), o.Records)
 }
 
 // stopped is what keeps the box from issuing, for enroll.Config; nil on the newest disk.
@@ -175,12 +175,12 @@ func (a *anchor) stopped() *enroll.Condition {
 		}
 	case r.Expected == 0:
 		return &enroll.Condition{
-			What: fmt.Sprintf("The disk is an older copy of this box's, so nothing is issued: the TPM has counted to %d, and the disk is from before it counted; its audit log ends on %s.", r.Found, r.Until.UTC().Format(time.RFC3339)),
+			What: fmt.Sprintf("The disk is an older copy of this box's, so nothing is issued: the TPM has counted to %d, and the disk is from before it counted; its audit log ends on %s.", r.Found, r.Until.UTC().Format(conditionTime)),
 			Mend: put + loses + " The same shows where the power went while this box counted for the very first time; then nothing is lost.",
 		}
 	}
 	return &enroll.Condition{
-		What: fmt.Sprintf("The disk is an older copy of this box's, so nothing is issued: the TPM has counted to %d, the disk to %d; its audit log ends on %s.", r.Found, r.Expected, r.Until.UTC().Format(time.RFC3339)),
+		What: fmt.Sprintf("The disk is an older copy of this box's, so nothing is issued: the TPM has counted to %d, the disk to %d; its audit log ends on %s.", r.Found, r.Expected, r.Until.UTC().Format(conditionTime)),
 		Mend: put + loses,
 	}
 }
@@ -199,7 +199,7 @@ func (a *anchor) conditions(now time.Time) []handover.Condition {
 	}
 	if o := a.older.Load(); o != nil && now.Before(o.Acknowledged.Add(olderMention)) {
 		all = append(all, handover.Condition{
-			What: fmt.Sprintf("The box goes on with an older copy of its disk since %s: %s.", o.Acknowledged.UTC().Format(time.RFC3339), lost(*o)),
+			What: fmt.Sprintf("The box goes on with an older copy of its disk since %s: %s.", o.Acknowledged.UTC().Format(conditionTime), lost(*o)),
 			Mend: "Revoke again what was revoked then: lists and OCSP call it good. Certificates issued then are unknown here and not revoked by their serial: where one must end, those who rely on it have to refuse it. Whoever was sent the audit log, or exported it, has those records.",
 		})
 	}

@@ -11,6 +11,9 @@ import (
 	"signet.internal/webui"
 )
 
+// conditionTime is how conditions write a time: as the console does.
+const conditionTime = "2006-01-02 15:04:05 UTC"
+
 // conditions are what about the box's certificates and the profiles' trust needs a person.
 func (a *Appliance) conditions() []handover.Condition {
 	var all []handover.Condition
@@ -40,10 +43,10 @@ func (s *settings) conditions(now time.Time) []handover.Condition {
 		add("Switch it on again when the reason is gone.", "was switched off by %s: %s.", o.By, strings.TrimSuffix(string(o.Value), "."))
 	}
 	if s.hook != nil && !s.hook.hasKey() {
-		add("Enter the webhook's key (PUT /api/v1/profiles/"+s.profile.Name+"/secrets/compliance).", "issues nothing: the compliance webhook's key was not entered yet.")
+		add("Enter the webhook's key on the profile's page (or PUT /api/v1/profiles/"+s.profile.Name+"/secrets/compliance).", "issues nothing: the compliance webhook's key was not entered yet.")
 	}
 	if s.intune != nil {
-		mend := "Fetch the certificate (GET /api/v1/profiles/" + s.profile.Name + "/intune/certificate) and register it with Entra."
+		mend := "Download the certificate on the profile's page (or GET /api/v1/profiles/" + s.profile.Name + "/intune/certificate) and register it with Entra."
 		switch last := s.intune.newest(); {
 		case last == nil:
 			add(mend, "cannot ask Intune: the box has no credential for it yet.")

@@ -231,7 +231,7 @@ func (s *settings) stopped(now time.Time) *handover.Condition {
 		case t.replaced != nil:
 			return is(expiredText(cert, "what replaces "+b.file), "Upload its successor on the console, or go back to the baked bundle.")
 		default:
-			return is(expiredText(cert, b.file), "Replace the certificate in the site and bake it again, or put another in its place (PUT /api/v1/profiles/"+s.profile.Name+"/bundles/"+b.name+"); on a host replace the file and reload.")
+			return is(expiredText(cert, b.file), "Replace the certificate in the site and bake it again, or put another in its place on the profile's page (or PUT /api/v1/profiles/"+s.profile.Name+"/bundles/"+b.name+"); on a host replace the file and reload.")
 		}
 	}
 	if broken := s.hashes.broken.Load(); broken != nil {

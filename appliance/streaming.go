@@ -154,13 +154,13 @@ func (s *streaming) conditions(now time.Time) []handover.Condition {
 		}
 		return append(all, handover.Condition{
 			What: fmt.Sprintf("The audit log is sent to %s, which ends connections before what it was sent can count as delivered: since %s nothing has. %d records wait on the disk, and none of them is removed until then.",
-				s.site.Address, status.Waiting.UTC().Format(time.RFC3339), status.Lag),
+				s.site.Address, status.Waiting.UTC().Format(conditionTime), status.Lag),
 			Mend: "Look at the receiver, and at what is between it and the box: a connection has to stand for longer than ten seconds.",
 		})
 	}
 	return append(all, handover.Condition{
 		What: fmt.Sprintf("The audit log is not sent to %s since %s: %v. %d records wait on the disk, and none of them is removed until then.",
-			s.site.Address, status.Since.UTC().Format(time.RFC3339), status.Err, status.Lag),
+			s.site.Address, status.Since.UTC().Format(conditionTime), status.Err, status.Lag),
 		Mend: "Look at the receiver, the network to it, and whether its certificate chains to " + s.site.File + " of the site.",
 	})
 }

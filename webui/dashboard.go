@@ -182,6 +182,9 @@ func leadsTo(c handover.Condition, s Status) (path, label string) {
 			return "/profiles/" + p.Name, "Profile " + p.Name
 		}
 	}
+	if strings.Contains(c.What, "The clock") || strings.Contains(c.What, "box's clock") {
+		return "/box#clock", "Clock"
+	}
 	for _, a := range s.Authorities {
 		for _, after := range []string{" ", "."} {
 			if strings.Contains(c.What, "uthority "+a.Name+after) || strings.Contains(c.What, "uthorities of "+a.Name+after) {
@@ -195,11 +198,9 @@ func leadsTo(c handover.Condition, s Status) (path, label string) {
 	case strings.Contains(c.What, "state disk"):
 		return "/box#storage", "Storage"
 	case strings.Contains(c.What, "audit log"), strings.Contains(c.What, "audit record"):
-		return "/box#storage", "Audit log"
-	case strings.Contains(c.What, "TLS certificate"):
+		return "/box#storage", "Storage"
+	case strings.Contains(c.What, "TLS certificate"), strings.Contains(c.What, "box's listeners"):
 		return "/tls", "TLS certificates"
-	case strings.Contains(c.What, "clock"):
-		return "/box#clock", "Clock"
 	}
 	return "", ""
 }

@@ -123,3 +123,21 @@ func TestLiveInBrowser(t *testing.T) {
 	tb.Until("somebody signed out is told so", `(document.querySelector(".not-live:not([hidden])")?.textContent ?? "").includes("You are signed out")`)
 	eventually(t, "the stream ended", func() bool { return streamsOf(box) == 0 })
 }
+
+// TestConditionLeads: every condition of the box leads to the page where it is looked into.
+func TestConditionLeads(t *testing.T) {
+	s := Status{Authorities: []AuthorityStatus{{Name: "modern"}}, Profiles: []ProfileStatus{{Name: "corp"}}}
+	for what, want := range map[string]string{
+		"Profile corp was switched off by ada: stolen.":                                                             "/profiles/corp",
+		"The RA certificate of authority modern ends on 2026-11-26.":                                                "/authorities/modern",
+		"It is 2026-11-20 03:35:46 UTC by the box's clock: the certificates of authority modern are not valid yet.": "/box#clock",
+		"The clock is not trusted, so nothing is issued: it shows 2026-11-20, before the newest audit record.":      "/box#clock",
+		"The ECDSA certificate of the box's listeners ends on 2026-12-02.":                                          "/tls",
+		"The root of the box's TLS certificates ended on 2026-12-02.":                                               "/tls",
+		"The audit log is not sent to tls://siem.example.com:6514 since 2026-11-21 16:05:45 UTC.":                   "/box#storage",
+	} {
+		if path, label := leadsTo(handover.Condition{What: what}, s); path != want || label == "" {
+			t.Errorf("%q leads to %q (%q), want %q", what, path, label, want)
+		}
+	}
+}

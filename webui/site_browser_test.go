@@ -112,8 +112,8 @@ func TestBrowserTroubles(t *testing.T) {
 			s.Stopped = true
 			s.Conditions = []handover.Condition{
 				{What: "The state disk is nearly full, so nothing is issued: 90 MiB are left, 128 are needed. Certificates can still be revoked.", Mend: "Give the disk more room, or shorten audit.retention of the site and bake it again; what was removed frees space within a day."},
-				{What: "The audit log is not sent to tls://siem.example.com:6514 since 2026-11-21T16:05:45Z: dial tcp 192.0.2.40:6514: connect: connection refused. 1284 records wait on the disk, and none of them is removed until then.", Mend: "Look after the receiver and the way to it."},
-				{What: "The certificate of the registration authority of modern ends on 2026-11-26.", Mend: "Replace the registration key."},
+				{What: "The audit log is not sent to tls://siem.example.com:6514 since 2026-11-21 16:05:45 UTC: dial tcp 192.0.2.40:6514: connect: connection refused. 1284 records wait on the disk, and none of them is removed until then.", Mend: "Look after the receiver and the way to it."},
+				{What: "The RA certificate of authority modern ends on 2026-11-26.", Mend: "It is renewed by itself: if this stays for a day, look at the log for why it is not, and rotate the RA key."},
 			}
 			if stops := c.Enroll.Condition(); stops != nil {
 				s.Conditions = append(s.Conditions, handover.Condition(*stops))

@@ -2,6 +2,7 @@ package enroll
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -28,7 +29,7 @@ func (e *Engine) Condition() *Condition {
 	}
 	if err := e.checkClock(e.now()); err != nil {
 		return &Condition{
-			What: "The clock is not trusted, so nothing is issued: " + err.Error() + ".",
+			What: "The clock is not trusted, so nothing is issued: " + strings.TrimPrefix(err.Error(), ErrClock.Error()+": ") + ".",
 			Mend: "Set the clock (UTC) in the firmware setup and restart the box.",
 		}
 	}
@@ -50,4 +51,4 @@ func (e *Engine) checkClock(now time.Time) error {
 	return nil
 }
 
-func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }

@@ -286,7 +286,7 @@ func (e *Engine) expireHeld() error {
 	}
 	_, err := e.store.ExpireHeld(now, "nobody decided on it in time", func(h store.Held) audit.Record {
 		rec := e.heldRecord(h, audit.RequestExpired, audit.OutcomeRefused, now)
-		rec.Actor, rec.Reason = audit.ActorBox, "waited since "+stamp(h.Since)
+		rec.Actor, rec.Reason = audit.ActorBox, "waited since "+h.Since.UTC().Format(time.RFC3339)
 		return rec
 	})
 	return err
