@@ -349,7 +349,7 @@ func (c *consoleStory) box(t *testing.T) {
 		}
 	}
 	c.Open("/users", "#tokens")
-	c.Reads("#tokens ~ table", "Jamf", "mint for iot")
+	c.Reads("#tokens ~ table", "Jamf", "make challenges at iot")
 
 	c.See("tls", "/tls", "#tls-certificates")
 	if _, request := c.Download(`a[href="/tls/ecdsa.csr.pem"]`); !bytes.HasPrefix(request, []byte("-----BEGIN CERTIFICATE REQUEST-----")) {

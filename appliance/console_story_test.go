@@ -302,7 +302,7 @@ func (c *consoleStory) held(t *testing.T) {
 	c.Look("approvals")
 	c.Press("#waiting a.name", ".decision")
 	c.Reads(".decision", cn+" ends in .approve.test")
-	c.Reads("main", "Common name", "RSA 2048", "sign data, encrypt keys")
+	c.Reads("main", "Common name", "RSA 2048", "digitalSignature, keyEncipherment")
 	c.Look("request")
 	c.Press(`a[href$="do=deny"]`, "dialog:modal #reason")
 	c.Write("#reason", "  ")

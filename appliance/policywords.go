@@ -174,7 +174,8 @@ func (w *policyWords) contents(c pki.ProfileConfig, unique bool) {
 		names = []string{"None"}
 	}
 	w.say("Other names", names...)
-	w.say("Good for", slices.Concat(c.Usage.Extended, c.Usage.Key)...)
+	w.say("Key usage", c.Usage.Key...)
+	w.say("Extended key usage", c.Usage.Extended...)
 	w.say("Validity", words(c.Validity)+", and never past the authority’s own end")
 	var extra []string
 	if c.MustStaple {

@@ -266,11 +266,10 @@ func trustedNow(certificates []*x509.Certificate, file string) string {
 	for _, c := range certificates {
 		whole.Write(c.Raw)
 	}
-	text := fmt.Sprintf("%d certificates of %s, SHA-256 %x", len(certificates), file, whole.Sum(nil))
 	if len(certificates) == 1 {
-		return text
+		return fmt.Sprintf("1 certificate of %s, SHA-256 %x", file, whole.Sum(nil))
 	}
-	text += ", each"
+	text := fmt.Sprintf("%d certificates of %s, SHA-256 %x, each", len(certificates), file, whole.Sum(nil))
 	for _, c := range certificates {
 		sum := sha256.Sum256(c.Raw)
 		one := fmt.Sprintf(" %x", sum[:5])

@@ -59,7 +59,7 @@ func TestCertificatePage(t *testing.T) {
 	serial := box.request("lamp").Serial
 	path := "/certificates/" + serial
 	page := box.get(path, op)
-	page.says(t, 200, "lamp", "Common name", "TLS client", "sign data", "ECDSA P-256", "CN=Demo Devices CA", "Issuance begun", "?do=revoke", "?do=hold", ">active<")
+	page.says(t, 200, "lamp", "Common name", "clientAuth", "digitalSignature", "ECDSA P-256", "CN=Demo Devices CA", "Issuance begun", "?do=revoke", "?do=hold", ">active<")
 	page.saysNot(t, "<dialog", "?do=release")
 	if got := box.get("/certificates/"+strings.ToUpper(serial)+"/certificate.pem", op); got.StatusCode != 200 || !strings.Contains(got.Header.Get("Content-Disposition"), serial+".pem") {
 		t.Errorf("PEM: status %d, %v", got.StatusCode, got.Header)

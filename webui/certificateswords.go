@@ -100,16 +100,16 @@ func namesOfCertificate(cert *x509.Certificate) []named {
 
 func uriText(u *url.URL) string { return u.String() }
 
-// usageWords are key usages, basic and extended, in words.
+// usageWords are key usages, basic and extended, by their names in RFC 5280 §4.2.1.3 and §4.2.1.12.
 func usageWords(cert *x509.Certificate) (usages, extended []string) {
-	for i, word := range []string{"sign data", "commit to content", "encrypt keys", "encrypt data", "agree on keys", "sign certificates", "sign revocation lists", "only encrypt", "only decrypt"} {
+	for i, word := range []string{"digitalSignature", "contentCommitment", "keyEncipherment", "dataEncipherment", "keyAgreement", "keyCertSign", "cRLSign", "encipherOnly", "decipherOnly"} {
 		if cert.KeyUsage&(1<<i) != 0 {
 			usages = append(usages, word)
 		}
 	}
 	words := map[x509.ExtKeyUsage]string{
-		x509.ExtKeyUsageAny: "any purpose", x509.ExtKeyUsageServerAuth: "TLS server", x509.ExtKeyUsageClientAuth: "TLS client", x509.ExtKeyUsageCodeSigning: "code signing",
-		x509.ExtKeyUsageEmailProtection: "email protection", x509.ExtKeyUsageTimeStamping: "time stamping", x509.ExtKeyUsageOCSPSigning: "OCSP signing",
+		x509.ExtKeyUsageAny: "anyExtendedKeyUsage", x509.ExtKeyUsageServerAuth: "serverAuth", x509.ExtKeyUsageClientAuth: "clientAuth", x509.ExtKeyUsageCodeSigning: "codeSigning",
+		x509.ExtKeyUsageEmailProtection: "emailProtection", x509.ExtKeyUsageTimeStamping: "timeStamping", x509.ExtKeyUsageOCSPSigning: "OCSPSigning",
 		x509.ExtKeyUsageIPSECEndSystem: "IPsec end system", x509.ExtKeyUsageIPSECTunnel: "IPsec tunnel", x509.ExtKeyUsageIPSECUser: "IPsec user",
 	}
 	for _, u := range cert.ExtKeyUsage {
@@ -152,8 +152,8 @@ func contentsWords(cert *x509.Certificate) []named {
 			out = append(out, named{Name: name, Says: says, Note: note})
 		}
 	}
-	add("Key may", "", strings.Join(usages, ", "))
-	add("Good for", "", strings.Join(extended, ", "))
+	add("Key usage", "", strings.Join(usages, ", "))
+	add("Extended key usage", "", strings.Join(extended, ", "))
 	out = slices.DeleteFunc(out, func(n named) bool { return n.Says[0] == "" })
 	isWritten := map[string]bool{"2.5.29.15": true, "2.5.29.37": true, "2.5.29.17": true, "2.5.29.14": true, "2.5.29.35": true, "2.5.29.31": true, "1.3.6.1.5.5.7.1.1": true}
 	for _, e := range cert.Extensions {
@@ -168,8 +168,8 @@ func contentsWords(cert *x509.Certificate) []named {
 			isWritten[e.Id.String()] = true
 		}
 	}
-	add("Status", "", cert.OCSPServer...)
-	add("Revocation list", "", cert.CRLDistributionPoints...)
+	add("OCSP", "", cert.OCSPServer...)
+	add("CRL", "", cert.CRLDistributionPoints...)
 	add("Issuer’s certificate", "", cert.IssuingCertificateURL...)
 	var others []string
 	for _, e := range cert.Extensions {

@@ -330,7 +330,7 @@ func (x *recipe) proofs() []evidence {
 			add("A challenge of Intune’s", "Intune gives it to each device. There is nothing to type.")
 		}
 		if s.MTLSFile != "" {
-			add("A certificate it was made with, besides the challenge", "Of somebody in %s, at the address with scep-mtls.", s.MTLSFile)
+			add("A certificate it was made with, besides the challenge", "From an authority in %s, at the address with scep-mtls.", s.MTLSFile)
 		}
 	}
 	if e := x.est; e != nil {
@@ -338,7 +338,7 @@ func (x *recipe) proofs() []evidence {
 			add("User name and password, over EST", "The user is %s. The box keeps only the password’s hash.", user)
 		}
 		if e.Trust != nil {
-			add("A certificate it was made with, over EST", "Of somebody in %s. Nothing has to be typed.", e.Trust.File)
+			add("A certificate it was made with, over EST", "From an authority in %s. Nothing has to be typed.", e.Trust.File)
 		}
 	}
 	return all

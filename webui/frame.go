@@ -134,7 +134,7 @@ var notices = map[string]string{
 	"user-off":              "Switched off. They are signed out, and their tokens are not taken.",
 	"user-on":               "Switched on. They can sign in again.",
 	"role-changed":          "The role is changed. They have to sign in again.",
-	"ra-rotated":            "The registration key was replaced. The one before decrypts for a while yet.",
+	"ra-rotated":            "The RA key was replaced. The one before decrypts for a while yet.",
 	"chain-installed":       "The certificates were checked and are in use.",
 	"next-prepared":         "The next generation is made. It issues nothing yet.",
 	"next-activated":        "Activated. It issues from now on.",

@@ -68,7 +68,7 @@ func TestAuthorityPages(t *testing.T) {
 	box := newBox(t)
 	admin := bearer(box.claimAs(administrator, administrator))
 	list := box.get("/authorities", admin)
-	list.says(t, 200, `href="/authorities/devices"`, "issuing", "Subordinate: somebody else", "waits for its certificate", `href="/profiles/corp"`, "Registration key", `href="/authorities?do=rotate"`)
+	list.says(t, 200, `href="/authorities/devices"`, "issuing", "Subordinate: somebody else", "waits for its certificate", `href="/profiles/corp"`, "RA key", `href="/authorities?do=rotate"`)
 	list.saysNot(t, "<dialog", "/ra/rotate\"")
 
 	devices := box.get("/authorities/devices", admin)

@@ -21,7 +21,7 @@ func TestPendingPages(t *testing.T) {
 	box.get("/pending").saysNot(t, "gate.wait")
 
 	page := box.get("/pending/"+first.ID, op)
-	page.says(t, 200, "&lt;b&gt;door&lt;/b&gt;.wait</bdi> ends in <code>.wait</code>", "one-time challenge", "ECDSA P-256", "TLS client", "sign data",
+	page.says(t, 200, "&lt;b&gt;door&lt;/b&gt;.wait</bdi> ends in <code>.wait</code>", "one-time challenge", "ECDSA P-256", "clientAuth", "digitalSignature",
 		`action="/pending/`+first.ID+`/approve"`, "then it counts as denied")
 	page.saysNot(t, "<b>door", "<dialog", "already")
 	box.get("/pending/"+second.ID+"?do=deny", op).says(t, 200, "<dialog open", `action="/pending/`+second.ID+`/deny"`)

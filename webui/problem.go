@@ -228,7 +228,7 @@ func problemOf(err error) (Problem, bool) {
 	var order *OrderError
 	if errors.As(err, &order) {
 		return Problem{Type: problemType("input"), Title: "a value is not acceptable", Status: http.StatusUnprocessableEntity,
-			Detail: order.Error(), Mend: "correct what the detail says"}, true
+			Detail: order.Error(), Mend: "correct it and send it again"}, true
 	}
 	var conflict *ConflictError
 	if errors.As(err, &conflict) {

@@ -223,7 +223,7 @@ func TestTokenForm(t *testing.T) {
 	bad.saysNot(t, `value="corp"`) // which takes no challenge that is minted
 	box.submit("/account/tokens", url.Values{"name": {"jamf"}, "role": {"operator"}, "days": {"many"}}, who).says(t, 422, "1 to 3650 days")
 	made := box.submit("/account/tokens", url.Values{"name": {"jamf"}, "role": {"auditor"}, "days": {"30"}, "profile": {"iot"}}, who)
-	made.says(t, 200, "Your new token", "makes challenges at iot, and can do nothing else", "mint for iot")
+	made.says(t, 200, "Your new token", "makes challenges at iot, and can do nothing else", "make challenges at iot")
 	box.submit("/account/tokens", url.Values{"name": {"prometheus"}, "role": {"auditor"}, "days": {"30"}}, who).says(t, 200, "It may do what an auditor may.")
 	token := regexp.MustCompile(`sgt_[A-Za-z0-9_-]{43}`).FindString(string(made.body))
 	if token == "" {
