@@ -43,7 +43,6 @@ const (
 	rewind       = 256  // records that count as delivered and come again with each connection
 
 	patience = 30 * time.Second // for a connection, a write, or the receiver's kernel to take a round
-	farewell = 5 * time.Second  // for the receiver to close after the box did
 	maxPause = time.Minute      // between attempts
 	maxSaid  = 64 << 10         // bytes that a receiver sends before the connection is ended
 )
@@ -64,8 +63,9 @@ type Config struct {
 	Now         func() time.Time
 	Log         *slog.Logger
 
-	tick   time.Duration // between looks at the log; 0: a second
-	settle time.Duration // how long a connection has to stand; 0: ten seconds
+	tick     time.Duration // between looks at the log; 0: a second
+	settle   time.Duration // how long a connection has to stand; 0: ten seconds
+	farewell time.Duration // for the receiver to close after the box did; 0: five seconds
 }
 
 // Stream sends the log to its receiver while Run runs.
@@ -93,6 +93,9 @@ func New(c Config) (*Stream, error) {
 	}
 	if c.settle == 0 {
 		c.settle = 10 * time.Second
+	}
+	if c.farewell == 0 {
+		c.farewell = 5 * time.Second
 	}
 	if c.Certificate == nil {
 		c.Certificate = func() (*tls.Certificate, error) { return &tls.Certificate{}, nil }
@@ -429,7 +432,7 @@ func (x *session) close() error {
 			return x.deliver(x.next)
 		}
 		return err
-	case <-time.After(farewell):
+	case <-time.After(x.stream.config.farewell):
 		return fmt.Errorf("%s does not close the connection", x.stream.config.Address)
 	}
 }

@@ -130,7 +130,7 @@ func (b *box) stream(address string) (s *Stream, stop func()) {
 // until waits for what happens in the background.
 func until(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !f(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("never: %s", what)
 		}
@@ -290,8 +290,9 @@ func containsCheckpoint(all []audit.Checkpoint, c audit.Checkpoint) bool {
 func TestStream(t *testing.T) {
 	ca := newAuthority(t)
 	b := newBox(t, ca.pool())
-	b.config.settle = 2 * time.Second // what a reset destroys was not counted, however late the receiver reads
-	b.write(700)
+	b.config.settle = time.Hour // what a reset destroys was not counted, however late the receiver reads
+	b.config.farewell = 2 * time.Minute
+	b.write(650)
 	r := receive(t, &tls.Config{Certificates: []tls.Certificate{*ca.issue(t, x509.ExtKeyUsageServerAuth)}})
 	s, stop := b.stream(r.listener.Addr().String())
 	for range 10 {
@@ -300,6 +301,11 @@ func TestStream(t *testing.T) {
 		until(t, "something arrives", func() bool { return len(r.all()) > before && s.Status().Connected })
 		r.cut()
 	}
+	until(t, "all arrives", func() bool { return r.hasCheckpoint(1650) })
+	stop()
+	b.config.settle = 200 * time.Millisecond
+	s, stop = b.stream(r.listener.Addr().String())
+	b.write(50)
 	until(t, "all is delivered", func() bool { return s.Status().Lag == 0 && r.hasCheckpoint(1700) })
 	if status := s.Status(); !status.Connected || status.Err != nil || status.Delivered != 1700 {
 		t.Errorf("status %+v", status)
@@ -361,6 +367,10 @@ func TestReceiverIsVerified(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBox(t, ca.pool())
+			if !c.works { // the receiver has time to say so before the connection stands
+				t.Parallel()
+				b.config.tick, b.config.settle = 3*time.Second, time.Hour
+			}
 			if c.shown != nil {
 				b.config.Certificate = func() (*tls.Certificate, error) { return c.shown, nil }
 			}
