@@ -163,6 +163,58 @@ func TestAdminCodes(t *testing.T) {
 	}
 }
 
+// TestAdminShapes: monitoring reads these answers by the names of their members, so they are written out here.
+func TestAdminShapes(t *testing.T) {
+	ended, key := newCA(t, "Old", 0)
+	ra := newRA(t, ended, key, 36*time.Hour)
+	box := newBox(t, func(c *Config) {
+		c.SCEP = func() []SCEPProfile {
+			return []SCEPProfile{
+				{Name: "corp", Authority: "devices", Static: true, RA: ended},
+				{Name: "intune", Authority: "modern", RA: ra, MTLSFile: "trust/b.pem", Signed: &SignedChallenges{
+					File: "trust/c.pem", Certificates: []*x509.Certificate{ended}, Audience: "box", Validity: time.Hour, Skew: time.Minute, Counters: map[string]int{"success": 2, "replay": 1}}},
+			}
+		}
+		c.EST = func() []ESTProfile {
+			return []ESTProfile{{Name: "iot", Authority: "devices", LegacyTLS: true, Users: []string{"device"}, OneTime: true, Issued: true, ChannelBinding: "required", ServerKey: "rsa-2048",
+				Trust: &ESTTrust{File: "trust/b.pem", Certificates: []*x509.Certificate{ra}}, Counters: map[string]int{"csr_invalid": 3}}}
+		}
+	})
+	admin := bearer(box.claimAs(administrator, administrator))
+	const (
+		now    = `"2026-11-21T19:05:45Z"`
+		began  = `"not_before":"2026-11-21T18:55:45Z","not_after":`
+		anchor = `"trust_anchors":[{"subject":"O=Signet Demo,CN=Old",` + began + now + `,"days_to_expiry":0,"expired":true}]`
+		signed = `"trust_anchor_path":"trust/c.pem",` + anchor + `,"audience":"box","challenge_validity_ns":3600000000000,"clock_skew_tolerance_ns":60000000000,` +
+			`"rate_limit_disabled":true,"replay_cache_size":2,"counters":{"replay":1,"success":2}`
+		end = `"profile_count":2,"generated_at":` + now + `}`
+	)
+	for path, want := range map[string]string{
+		"admin/scep/profiles": `{"profiles":[` +
+			`{"path_id":"corp","issuer_id":"devices","challenge_password_set":true,"ra_cert_subject":"O=Signet Demo,CN=Old","ra_cert_not_before":"2026-11-21T18:55:45Z",` +
+			`"ra_cert_not_after":` + now + `,"ra_cert_days_to_expiry":0,"ra_cert_expired":true,"mtls_enabled":false,"mtls_trust_bundle_path":"","generated_at":` + now + `},` +
+			`{"path_id":"intune","issuer_id":"modern","challenge_password_set":false,"ra_cert_subject":"CN=Old RA","ra_cert_not_before":"2026-11-21T18:55:45Z",` +
+			`"ra_cert_not_after":"2026-11-23T07:05:45Z","ra_cert_days_to_expiry":1,"ra_cert_expired":false,"mtls_enabled":true,"mtls_trust_bundle_path":"trust/b.pem","generated_at":` + now +
+			`,"intune":{` + signed + `}}],` + end,
+		"admin/scep/intune/stats": `{"profiles":[` +
+			`{"path_id":"corp","issuer_id":"devices","enabled":false,"rate_limit_disabled":false,"replay_cache_size":0,"counters":{},"generated_at":` + now + `},` +
+			`{"path_id":"intune","issuer_id":"modern","enabled":true,` + signed + `,"generated_at":` + now + `}],` + end,
+		"admin/est/profiles": `{"profiles":[{"path_id":"iot","issuer_id":"devices","basic_auth_configured":true,"one_time_challenge":true,"issued_certificate":true,` +
+			`"mtls_enabled":true,"mtls_trust_bundle_path":"trust/b.pem","trust_anchors":[{"subject":"CN=Old RA",` + began + `"2026-11-23T07:05:45Z","days_to_expiry":1,"expired":false}],` +
+			`"channel_binding":"required","server_keygen":"rsa-2048","legacy_tls":true,"generated_at":` + now + `,"counters":{"csr_invalid":3}}],"profile_count":1,"generated_at":` + now + `}`,
+	} {
+		if got := strings.TrimSpace(string(box.get("/api/v1/"+path, admin).body)); got != want {
+			t.Errorf("%s\n got %s\nwant %s", path, got, want)
+		}
+	}
+	for path, name := range map[string]string{"scep/intune": "intune", "est": "iot"} {
+		got := box.post("/api/v1/admin/"+path+"/reload-trust", map[string]string{"path_id": name}, admin)
+		if want := `{"reloaded":true,"path_id":"` + name + `","reloaded_at":` + now + `}`; strings.TrimSpace(string(got.body)) != want {
+			t.Errorf("reloading trust of %s: %s", path, got.body)
+		}
+	}
+}
+
 // TestSCEPAdmin holds the three routes to the shapes and codes monitoring of such servers expects.
 func TestSCEPAdmin(t *testing.T) {
 	box := newBox(t)
