@@ -73,7 +73,7 @@ func estRoutes() []route {
 		{post, apiPrefix + "admin/est/reload-trust", administrator, &operation{
 			id: "reloadESTTrust", summary: "Read the certificates again that let devices in over EST; a bad file changes nothing",
 			request:   ReloadRequest{},
-			responses: []response{{http.StatusOK, "read again and in use", mediaJSON, ReloadResponse{}}},
+			responses: []response{{http.StatusOK, "read again, and in use unless an administrator replaced the certificates", mediaJSON, ReloadResponse{}}},
 			refusals:  []int{http.StatusNotFound, http.StatusConflict},
 		}, (*console).apiReloadESTTrust},
 	}

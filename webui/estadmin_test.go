@@ -56,6 +56,9 @@ func TestESTPage(t *testing.T) {
 	trust.saysNot(t, `id="trust-corp"`, "<dialog")
 	box.get("/est?tab=trust&do=reload&profile=iot", admin).says(t, 200, "<dialog open", "Read the trust bundle of iot again?")
 	box.get("/est?tab=trust&do=reload&profile=corp", admin).saysNot(t, "<dialog")
+	replaced := box.get("/est?tab=trust&do=reload&profile=broken", admin)
+	replaced.says(t, 200, "<dialog open", "Its certificates are in use once those of an administrator are taken back.")
+	replaced.saysNot(t, "from then on")
 	box.submit("/est/reload-trust", url.Values{"profile": {"broken"}}, admin).says(t, 500, "<dialog open", "no certificate in it", "Try again", `role="alert"`)
 	done := box.submit("/est/reload-trust", url.Values{"profile": {"iot"}}, admin)
 	if done.says(t, 303); done.Header.Get("Location") != "/est?tab=trust&done=trust-reloaded#trust-iot" {

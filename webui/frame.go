@@ -120,7 +120,7 @@ func attempted(r *http.Request, form string, refusal error, secrets ...string) (
 
 // notices are what an order did, by the key that the page after it finds in its address.
 var notices = map[string]string{
-	"trust-reloaded":        "Read again. The certificates of the file are in use from now on.",
+	"trust-reloaded":        "Read again. The certificates of the file are in use unless an administrator put others in their place.",
 	"rollback-acknowledged": "Acknowledged. The box goes on with this disk.",
 	"password-changed":      "Your password is changed. Your other browsers are signed out.",
 	"password-set":          "The password is set. Tell it to them by a way that only they can read; they are signed out everywhere.",

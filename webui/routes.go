@@ -154,7 +154,7 @@ func enrollmentRoutes() []route {
 		{post, apiPrefix + "admin/scep/intune/reload-trust", administrator, &operation{
 			id: "reloadTrust", summary: "Read the certificates again that signed challenges are verified with; a bad file changes nothing",
 			request:   ReloadRequest{},
-			responses: []response{{http.StatusOK, "read again and in use", mediaJSON, ReloadResponse{}}},
+			responses: []response{{http.StatusOK, "read again, and in use unless an administrator replaced the certificates", mediaJSON, ReloadResponse{}}},
 			refusals:  []int{http.StatusNotFound, http.StatusConflict},
 		}, (*console).apiReloadTrust},
 	}

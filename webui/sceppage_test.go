@@ -154,6 +154,17 @@ func TestReloadDialog(t *testing.T) {
 		t.Errorf("leads to %s", done.Header.Get("Location"))
 	}
 	box.submit("/scep/reload-trust", url.Values{"profile": {"nobody"}}, admin).says(t, 404)
+	box.get("/scep?tab=intune&done=trust-reloaded", admin).says(t, 200, "in use unless an administrator")
+
+	// What is read again is not in use while an administrator's certificates are, and nothing says that it is.
+	const unused = "which is not in use: an administrator put others in its place"
+	dialog := box.get("/scep?tab=intune&do=reload&profile=intune", admin)
+	dialog.says(t, 200, "believes challenges signed by its certificates from then on")
+	dialog.saysNot(t, unused)
+	box.fake.settings["intune"].Bundles = []BundleSetting{{Bundle: BundleSigned, File: "trust/connector.pem", Replaced: &Change{By: "alice", At: start}}}
+	dialog = box.get("/scep?tab=intune&do=reload&profile=intune", admin)
+	dialog.says(t, 200, unused, "Its certificates are in use once those of an administrator are taken back.")
+	dialog.saysNot(t, "from then on")
 }
 
 // TestSCEPActivity: every chip lists its actions of the four and no others, page by page.
