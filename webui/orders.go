@@ -140,7 +140,7 @@ func addCertificates(out *bytes.Buffer, field, what string, content []byte) erro
 		return &inputError{field, fmt.Sprintf("%s has %d blocks, of which %d can be read", what, begun, read), "copy it again, each certificate from its BEGIN line to its END line"}
 	}
 	if read == 0 {
-		return &inputError{field, what + " holds no certificate", "send PEM, which begins with -----BEGIN CERTIFICATE-----, or one certificate in DER"}
+		return &inputError{field, what + " holds no certificate", "send PEM, which has a line BEGIN CERTIFICATE, or one certificate in DER"}
 	}
 	return nil
 }

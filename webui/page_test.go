@@ -56,7 +56,7 @@ func TestFirstPage(t *testing.T) {
 	anonymous.saysNot(t, "Claim this box", "printer-3f-west", "alice", "IBM", "7d1a")
 	box.get("/", bearer("sgt_garbage")).saysNot(t, "printer-3f-west")
 	signed := box.get("/", bearer(out.Token))
-	signed.says(t, 200, "printer-3f-west", "&lt;script&gt;alert(1)&lt;/script&gt;", "issues nothing yet", "Waiting for a certificate")
+	signed.says(t, 200, "printer-3f-west", "&lt;script&gt;alert(1)&lt;/script&gt;", "waits for its certificate", "Waiting for a certificate")
 	signed.saysNot(t, "not baked", `>off<`, "<script>", "Sign in</h2>", "Sign out")
 }
 

@@ -332,7 +332,7 @@ func TestPasskeyBrowser(t *testing.T) {
 	verified(false)
 	tb.Write("#passkey-name", "work laptop")
 	tb.Click("#passkey-add button")
-	tb.Reads("#passkey-add [role=alert]", "Nothing was signed")
+	tb.Reads("#passkey-add [role=alert]", "No passkey was made")
 	tb.Look("passkey-refused")
 	verified(true)
 	tb.Press("#passkey-add button", ".done")

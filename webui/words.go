@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"html/template"
 	"io/fs"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -18,7 +19,6 @@ import (
 func parsePages(files fs.FS, a assets) (*template.Template, error) {
 	return template.New("").Funcs(template.FuncMap{
 		"asset":  a.url,
-		"stamp":  stamp,
 		"iso":    func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 		"expiry": expiryOf,
 		"groups": groups,
@@ -28,6 +28,7 @@ func parsePages(files fs.FS, a assets) (*template.Template, error) {
 			return labelled{label, cert, now}
 		},
 		"sentence": sentence,
+		"unbroken": unbroken,
 		"visible":  visible,
 		"once":     rand.Text,
 		"tone":     outcomeTone,
@@ -51,6 +52,13 @@ func sentence(s string) string {
 		first = unicode.ToUpper(first)
 	}
 	return string(first) + strings.TrimSuffix(s[n:], ".") + "."
+}
+
+var isoDate = regexp.MustCompile(`\d{4}-\d\d-\d\d`)
+
+// unbroken is text in which no line ends within a date.
+func unbroken(s string) template.HTML {
+	return template.HTML(isoDate.ReplaceAllString(template.HTMLEscapeString(s), `<span class="day">$0</span>`))
 }
 
 // isUnseen tells of characters that have no shape of their own, such as those that turn the writing direction

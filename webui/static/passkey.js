@@ -47,9 +47,9 @@ async function add() {
 }
 
 // words says what became of it where the browser, not the box, refused.
-function words(problem) {
+function words(problem, id) {
   switch (problem.name) {
-    case "NotAllowedError": return "Nothing was signed: it was cancelled, took too long, or no passkey for this box is here.";
+    case "NotAllowedError": return id === "passkey-add" ? "No passkey was made: it was cancelled or took too long." : "Nothing was signed: it was cancelled, took too long, or no passkey for this box is here.";
     case "InvalidStateError": return "This device has a passkey for you already.";
     case "SecurityError": return "This browser allows no passkey here. It has to trust the box’s certificate: install the CA bundle first.";
     default: return problem.message.charAt(0).toUpperCase() + problem.message.slice(1) + ".";
@@ -68,7 +68,7 @@ for (const [id, action] of [["passkey-sign-in", signIn], ["passkey-add", add]]) 
     try {
       await action();
     } catch (refusal) {
-      problem.textContent = words(refusal);
+      problem.textContent = words(refusal, id);
       problem.hidden = false;
     }
     button.disabled = false;
