@@ -316,3 +316,11 @@ func TestVisible(t *testing.T) {
 		}
 	}
 }
+
+// TestUnbroken: a date in a text cannot be broken, and markup in it stays text.
+func TestUnbroken(t *testing.T) {
+	const want = `&lt;b&gt; ends on <span class="day">2026-12-01</span>.`
+	if got := unbroken("<b> ends on 2026-12-01."); string(got) != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
