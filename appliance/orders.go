@@ -7,6 +7,7 @@ import (
 	"signet.internal/appliance/authority"
 	"signet.internal/appliance/keys"
 	"signet.internal/appliance/pki"
+	"signet.internal/appliance/store"
 	"signet.internal/webui"
 )
 
@@ -25,13 +26,13 @@ func (o orders) Authorities() []webui.AuthorityInfo {
 			info.PathLen = *site.PathLen
 		}
 		for i := len(now.Earlier) - 1; i >= 0; i-- {
-			info.Generations = append(info.Generations, generationInfo(now.Earlier[i], webui.GenerationEarlier))
+			info.Generations = append(info.Generations, o.generationInfo(site.Name, now.Earlier[i], webui.GenerationEarlier))
 		}
 		if now.Active != nil {
-			info.Generations = append(info.Generations, generationInfo(now.Active, webui.GenerationActive))
+			info.Generations = append(info.Generations, o.generationInfo(site.Name, now.Active, webui.GenerationActive))
 		}
 		if now.Next != nil {
-			info.Generations = append(info.Generations, generationInfo(now.Next, webui.GenerationNext))
+			info.Generations = append(info.Generations, o.generationInfo(site.Name, now.Next, webui.GenerationNext))
 		}
 		if now.Waiting != 0 {
 			info.Generations = append(info.Generations, webui.GenerationInfo{Number: now.Waiting, State: webui.GenerationWaiting})
@@ -44,10 +45,15 @@ func (o orders) Authorities() []webui.AuthorityInfo {
 	return all
 }
 
-func generationInfo(g *authority.Generation, state string) webui.GenerationInfo {
+func (o orders) generationInfo(name string, g *authority.Generation, state string) webui.GenerationInfo {
 	info := webui.GenerationInfo{Number: g.Number, State: state, Certificate: g.Issuer.Certificate(), Chain: g.Chain, Superseded: g.Superseded}
 	if g.Responder != nil {
 		info.Responder = g.Responder.Certificate
+	}
+	info.Published = o.a.config.locations(name, g.Number)
+	var err error
+	if info.CRL, err = o.a.store.LastCRL(g.Issuer.ID()); err != nil && !errors.Is(err, store.ErrNotFound) {
+		o.a.config.Log.Error("reading what was published", "authority", name, "err", err)
 	}
 	return info
 }

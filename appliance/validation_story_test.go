@@ -24,6 +24,7 @@ import (
 
 	"signet.internal/appliance/needtest"
 	"signet.internal/tpm/tpmtest"
+	"signet.internal/webui"
 )
 
 // TestRevocation: certificates issued over SCEP and EST say where to ask about them, and what is
@@ -52,9 +53,35 @@ func TestRevocation(t *testing.T) {
 	t.Run("the box's own certificates are good", func(t *testing.T) {
 		x.in(t).says("openssl ocsp -issuer ca.crt -cert ra.crt -url $OCSP/devices -CAfile ca.crt -no_nonce 2>&1", "ra.crt: good")
 	})
+	t.Run("the newest CRL is told", func(t *testing.T) {
+		x := x.in(t)
+		x.says("C $PKI/devices.crl | openssl crl -inform DER -noout -crlnumber", fmt.Sprintf("crlNumber=0x%02X\n", s.newestCRL(t, token, "devices")))
+	})
 	t.Run("nothing is chunked", func(t *testing.T) { s.rawAnswers(t, x.in(t)) })
 	t.Run("zlint", func(t *testing.T) { s.zlint(t, x.in(t), token) })
 	t.Run("must-staple", func(t *testing.T) { s.mustStaple(t, x.in(t)) })
+}
+
+// newestCRL is the number of the CRL that the admin API says an authority signed last; what else it says has to be
+// what is published.
+func (s *service) newestCRL(t *testing.T, token, authority string) uint64 {
+	t.Helper()
+	var list webui.AuthorityList
+	if code := s.api(t, "GET", "/api/v1/authorities", token, nil, &list); code != 200 {
+		t.Fatalf("authorities: HTTP %d", code)
+	}
+	for _, a := range list.Authorities {
+		if a.Name != authority {
+			continue
+		}
+		g := a.Generations[0]
+		if g.CRL == nil || !g.CRL.NextUpdate.After(g.CRL.ThisUpdate) || g.Published == nil || !strings.HasSuffix(g.Published.CRL, "/pki/"+authority+".crl") || !strings.HasSuffix(g.Published.OCSP, "/ocsp/"+authority) {
+			t.Fatalf("published: %+v, %+v", g.Published, g.CRL)
+		}
+		return g.CRL.Number
+	}
+	t.Fatalf("no authority %s", authority)
+	return 0
 }
 
 // lifeOfCertificate asks about $X.crt of authority $CA in every way, revokes it, and asks again.

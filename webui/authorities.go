@@ -31,7 +31,23 @@ type GenerationDetails struct {
 	Certificate *Certificate `json:"certificate,omitempty" doc:"absent while it waits"`
 	Responder   *Certificate `json:"responder,omitempty" doc:"of OCSP; absent where that is off"`
 	Superseded  *time.Time   `json:"superseded,omitempty" doc:"since when it is an earlier one"`
+	Published   *Published   `json:"published,omitempty" doc:"where who relies on its certificates asks about them; absent without listener plain"`
+	CRL         *CRLDetails  `json:"crl,omitempty" doc:"the CRL that was signed last; absent: none was yet"`
 	PEM         string       `json:"pem,omitempty" doc:"the certificate and those above it, root last"`
+}
+
+// Published is where a generation's CRL, certificate and OCSP are, as its certificates say.
+type Published struct {
+	CRL         string `json:"crl"`
+	Certificate string `json:"certificate"`
+	OCSP        string `json:"ocsp,omitempty" doc:"absent where that is off"`
+}
+
+// CRLDetails is what a CRL says of itself (RFC 5280 §5.1.2, §5.2.3).
+type CRLDetails struct {
+	Number     uint64    `json:"number"`
+	ThisUpdate time.Time `json:"this_update"`
+	NextUpdate time.Time `json:"next_update" doc:"a newer one is signed when half of the time until then is over and somebody asks for it, or after a revocation"`
 }
 
 // RADetails is a registration certificate.
@@ -121,6 +137,12 @@ func detailsOf(a AuthorityInfo) (AuthorityDetails, error) {
 	d := AuthorityDetails{Name: a.Name, Mode: a.Mode, Protection: a.Protection, Generations: []GenerationDetails{}, RAs: []RADetails{}}
 	for _, g := range a.Generations {
 		one := GenerationDetails{Number: g.Number, State: g.State, Superseded: timeOf(g.Superseded), PEM: chainPEM(g)}
+		if at := g.Published; at.CRL != "" {
+			one.Published = &Published{CRL: at.CRL, Certificate: at.CAIssuers, OCSP: at.OCSP}
+		}
+		if g.CRL.Number != 0 {
+			one.CRL = &CRLDetails{Number: g.CRL.Number, ThisUpdate: g.CRL.ThisUpdate.UTC(), NextUpdate: g.CRL.NextUpdate.UTC()}
+		}
 		var err error
 		if one.Certificate, err = describeIf(g.Certificate); err != nil {
 			return AuthorityDetails{}, err

@@ -4,11 +4,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"time"
+
+	"signet.internal/appliance/pki"
+	"signet.internal/appliance/store"
 )
 
 // Box is what administrators order of the box. Whoever implements it writes each order that took effect
 // into the audit log, with the actor it is given. Authorities and Settings are asked for each status
-// page and answer from memory; nothing that is returned is changed afterwards.
+// page and answer at once; nothing that is returned is changed afterwards.
 //
 // Refusals are ErrNoProfile and ErrNoAuthority for names the site does not have, a *[ConflictError] for
 // what cannot be done in the present state, and an *[OrderError] for a value that is wrong. ErrKeysBusy
@@ -104,6 +107,8 @@ type GenerationInfo struct {
 	Certificate *x509.Certificate   // nil while it waits
 	Chain       []*x509.Certificate // above it, root last; empty for a root
 	Responder   *x509.Certificate   // answers OCSP; nil where OCSP is off
+	Published   pki.Locations       // URLs in the certificates it issues; zero without listener plain
+	CRL         store.CRL           // made last; zero: none was yet
 	Superseded  time.Time           // since when it is an earlier one; zero otherwise
 }
 

@@ -34,6 +34,7 @@ import (
 	"signet.internal/appliance/enroll"
 	"signet.internal/appliance/handover"
 	"signet.internal/appliance/logtest"
+	"signet.internal/appliance/pki"
 	"signet.internal/appliance/store"
 )
 
@@ -185,7 +186,9 @@ func demoAuthorities(t *testing.T) []AuthorityInfo {
 		ca, key := newCA(t, subject, 10*365*24*time.Hour)
 		ra := newRA(t, ca, key, 365*24*time.Hour)
 		return AuthorityInfo{Name: name, Mode: "root", Protection: "resident", RAs: []RAInfo{{Certificate: ra}},
-			Generations: []GenerationInfo{{Number: 1, State: GenerationActive, Certificate: ca, Responder: ra}}}
+			Generations: []GenerationInfo{{Number: 1, State: GenerationActive, Certificate: ca, Responder: ra,
+				Published: pki.Locations{CRL: "http://pki.example/pki/" + name + ".crl", CAIssuers: "http://pki.example/pki/" + name + ".cer", OCSP: "http://pki.example/ocsp/" + name},
+				CRL:       store.CRL{Number: 7, ThisUpdate: start.Add(-time.Hour), NextUpdate: start.Add(167 * time.Hour)}}}}
 	}
 	return []AuthorityInfo{root("devices", "Demo Devices CA"), root("modern", "Demo Modern CA"),
 		{Name: "plant", Mode: "subordinate", Protection: "resident", Generations: []GenerationInfo{{Number: 1, State: GenerationWaiting}}}}

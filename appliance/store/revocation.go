@@ -136,17 +136,25 @@ func (s *Store) Revoked(issuer [sha256.Size]byte) ([]Revocation, error) {
 	return all, nil
 }
 
+// LastCRL says which list of an issuer was made last, ErrNotFound where none was.
+func (s *Store) LastCRL(issuer [sha256.Size]byte) (last CRL, err error) {
+	err = s.read(func(db *pebble.DB) error {
+		b, err := s.get(db, hashKey(prefixCRL, issuer))
+		if err != nil {
+			return err
+		}
+		return decode(b, &last)
+	})
+	if err != nil {
+		return CRL{}, fmt.Errorf("reading the newest CRL: %w", err)
+	}
+	return last, nil
+}
+
 // Relist puts back on an issuer's next list what one took off that was made by a later clock than now: that clock
 // was ahead, and what it took for ended is not. Where the last list is no later it does nothing.
 func (s *Store) Relist(issuer [sha256.Size]byte, now time.Time) error {
-	var last CRL
-	err := s.read(func(db *pebble.DB) error {
-		b, err := s.get(db, hashKey(prefixCRL, issuer))
-		if err == nil {
-			err = decode(b, &last)
-		}
-		return err
-	})
+	last, err := s.LastCRL(issuer)
 	if errors.Is(err, ErrNotFound) || err == nil && !last.ThisUpdate.After(now) {
 		return nil
 	}
