@@ -14,7 +14,7 @@ import (
 	"signet.internal/webui/browsertest"
 )
 
-// dialogs switches a profile off, replaces a bundle and the registration key, removes a user, and has the box
+// dialogs switches a profile off, replaces a bundle and the RA key, removes a user, and has the box
 // show certificates of another authority.
 func (c *consoleStory) dialogs(t *testing.T) {
 	c.be("ada")
@@ -83,16 +83,16 @@ func (c *consoleStory) registrationKey(t *testing.T) {
 	before := ras()
 	c.closes("/authorities?do=rotate")
 	if n := ras(); n != before {
-		t.Errorf("%d registration certificates after the dialog was closed, before it %d", n, before)
+		t.Errorf("%d RA certificates after the dialog was closed, before it %d", n, before)
 	}
 	c.Open("/authorities?do=rotate", "dialog:modal .danger")
 	c.Press("dialog .danger", ".done")
 	c.Look("ra-rotated")
 	if after := ras(); after != before+1 {
-		t.Errorf("%d registration certificates, before it %d", after, before)
+		t.Errorf("%d RA certificates, before it %d", after, before)
 	}
 	if !c.enrollsModern(t) {
-		t.Error("no device enrolls with the new registration key")
+		t.Error("no device enrolls with the new RA key")
 	}
 }
 

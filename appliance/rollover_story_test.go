@@ -22,7 +22,7 @@ import (
 )
 
 // TestLifeOfAuthorities: a subordinate gets its certificate from a root of openssl's; a root rolls over
-// while devices renew; the registration key is replaced while devices hold the old certificate.
+// while devices renew; the RA key is replaced while devices hold the old certificate.
 func TestLifeOfAuthorities(t *testing.T) {
 	site := variant(t, map[string]string{
 		"site.yaml": demo(t, "site.yaml", "authorities:\n", "authorities:\n"+
@@ -38,7 +38,7 @@ func TestLifeOfAuthorities(t *testing.T) {
 	t.Run("subordinate", func(t *testing.T) { s.subordinate(t, newShell(t, s, root), token) })
 	t.Run("rollover", func(t *testing.T) { s.rollover(t, changed.in(t), token) })
 	before := newDevice(t, s.ready.SCEPPlain+"/scep/corp")
-	t.Run("registration key", func(t *testing.T) { s.rotation(t, before, token) })
+	t.Run("RA key", func(t *testing.T) { s.rotation(t, before, token) })
 	if t.Failed() {
 		return
 	}
@@ -54,7 +54,7 @@ func TestLifeOfAuthorities(t *testing.T) {
 			x.says("openssl base64 -in est.der | post --cert "+crt+".crt --key est.key $EST/simplereenroll | read_certs > again.crt; openssl verify -CAfile new.pem again.crt", "again.crt: OK")
 		}
 		if err := d.request("again.example.com", d.newKey("again.key"), "again.crt", "--password", "corp-demo-challenge"); err != nil {
-			t.Errorf("with the registration certificate of before: %v", err)
+			t.Errorf("with the RA certificate of before: %v", err)
 		}
 	})
 }
@@ -270,22 +270,22 @@ func (s *service) rollover(t *testing.T, x *shell, token string) {
 	}
 }
 
-// rotation replaces the registration key, of which a device has the certificate.
+// rotation replaces the RA key, of which a device has the certificate.
 func (s *service) rotation(t *testing.T, before *device, token string) {
 	s.order(t, "POST", "/api/v1/ra/rotate", token, nil)
 	after := newDevice(t, before.url)
 	old, fresh := certificatesIn(t, filepath.Join(before.dir, "ra.crt"))[0], certificatesIn(t, filepath.Join(after.dir, "ra.crt"))[0]
 	if bytes.Equal(old.RawSubjectPublicKeyInfo, fresh.RawSubjectPublicKeyInfo) {
-		t.Error("the registration key is the same")
+		t.Error("the RA key is the same")
 	}
 	for name, d := range map[string]*device{"before": before, "after": after} {
 		if err := d.request(name+".example.com", d.newKey("k.key"), "k.crt", "--password", "corp-demo-challenge"); err != nil {
-			t.Errorf("with the registration certificate of %s: %v", name, err)
+			t.Errorf("with the RA certificate of %s: %v", name, err)
 			continue
 		}
 		d.serial("k.crt")
 	}
 	if !s.has(t, token, "ra_renewed", "success", "ra.2") {
-		t.Error("the new registration key is not in the log")
+		t.Error("the new RA key is not in the log")
 	}
 }

@@ -21,7 +21,7 @@ type AuthorityDetails struct {
 	Mode        string              `json:"mode" doc:"\"root\", or \"subordinate\" to an authority outside of the box"`
 	Protection  string              `json:"protection" doc:"of the CA keys: \"resident\" in the TPM, or \"sealed\" by it"`
 	Generations []GenerationDetails `json:"generations" doc:"by number, the oldest first"`
-	RAs         []RADetails         `json:"ras" doc:"registration certificates, the newest first"`
+	RAs         []RADetails         `json:"ras" doc:"RA certificates, the newest first"`
 }
 
 // GenerationDetails is one key of an authority.
@@ -50,7 +50,7 @@ type CRLDetails struct {
 	NextUpdate time.Time `json:"next_update" doc:"a newer one is signed when half of the time until then is over and somebody asks for it, or after a revocation"`
 }
 
-// RADetails is a registration certificate.
+// RADetails is an RA certificate.
 type RADetails struct {
 	Certificate *Certificate `json:"certificate"`
 	Replaced    *time.Time   `json:"replaced,omitempty" doc:"since when it only decrypts what devices still encrypt to it; absent for the current one"`
@@ -63,7 +63,7 @@ type AuthorityCSR struct {
 	Certification *Certification `json:"certification,omitempty" doc:"the TPM's statement that the key cannot leave it; absent where the site keeps it elsewhere"`
 }
 
-// authorityRoutes are what administrators order of authorities, registration keys and TLS certificates.
+// authorityRoutes are what administrators order of authorities, RA keys and TLS certificates.
 func authorityRoutes() []route {
 	get, put, post, del := http.MethodGet, http.MethodPut, http.MethodPost, http.MethodDelete
 	const one = apiPrefix + "authorities/{name}"
@@ -101,7 +101,7 @@ func authorityRoutes() []route {
 			responses: shown, refusals: refusals,
 		}, (*console).apiCancelNext},
 		{post, apiPrefix + "ra/rotate", administrator, &operation{
-			id: "rotateRA", summary: "Make a new registration key; the one before decrypts for a while yet",
+			id: "rotateRA", summary: "Make a new RA key; the one before decrypts for a while yet",
 			responses: []response{{http.StatusOK, "authorities as they are now", mediaJSON, AuthorityList{}}},
 			refusals:  []int{http.StatusConflict, http.StatusServiceUnavailable},
 		}, (*console).apiRotateRA},

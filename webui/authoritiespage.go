@@ -40,7 +40,7 @@ type authoritiesView struct {
 	Authorities []authorityView
 }
 
-// RA is the registration certificate of the first authority that has one: their keys are the same.
+// RA is the RA certificate of the first authority that has one: their keys are the same.
 func (v *authoritiesView) RA() *Certificate {
 	for _, a := range v.Authorities {
 		if len(a.RAs) > 0 {

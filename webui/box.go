@@ -28,7 +28,7 @@ type Box interface {
 	ActivateNext(name, actor string) error
 	// CancelNext takes the next generation back, before it is active.
 	CancelNext(name, actor string) error
-	// RotateRA makes a new registration key; the one before still decrypts for a while.
+	// RotateRA makes a new RA key; the one before still decrypts for a while.
 	RotateRA(actor string) error
 
 	// TLSRequest makes the requests, PEM, for TLS certificates of the box by somebody else's authority.
@@ -112,7 +112,7 @@ type GenerationInfo struct {
 	Superseded  time.Time           // since when it is an earlier one; zero otherwise
 }
 
-// RAInfo is one registration certificate of an authority.
+// RAInfo is one RA certificate of an authority.
 type RAInfo struct {
 	Certificate *x509.Certificate
 	Replaced    time.Time // since when it only decrypts; zero for the current one

@@ -1,5 +1,5 @@
 // Package authority keeps the box's authorities and the certificates the box has for itself: it makes,
-// publishes, activates and retires the generations of each authority, rotates the registration key, and
+// publishes, activates and retires the generations of each authority, rotates the RA key, and
 // renews responder and TLS certificates in time.
 //
 // # Generations
@@ -72,8 +72,8 @@ var (
 	ErrNotPrepared = errors.New("there is no next generation; it was not prepared, or somebody cancelled it")
 	// ErrWaiting: the generation has no certificate yet.
 	ErrWaiting = errors.New("the authority waits for its certificate; have its request signed and upload the chain")
-	// ErrOverlap: as many registration keys as there may be still decrypt.
-	ErrOverlap = fmt.Errorf("%d registration keys still decrypt, and no more are made by order; wait until the overlap of one is over", maxRAs)
+	// ErrOverlap: as many RA keys as there may be still decrypt.
+	ErrOverlap = fmt.Errorf("%d RA keys still decrypt, and no more are made by order; wait until the overlap of one is over", maxRAs)
 	// ErrOlder: the state is an older one, see Config.
 	ErrOlder = errors.New("the box's disk is an older copy, and its newest one may name other keys and certificates")
 	// ErrRoot: the order is one for subordinates.
@@ -146,7 +146,7 @@ type Responder struct {
 	Key         crypto.Signer
 }
 
-// RA is a certificate of a registration key.
+// RA is a certificate of an RA key.
 type RA struct {
 	Number      int // of the key: 1 is "ra", n is "ra.<n>"
 	Certificate *x509.Certificate

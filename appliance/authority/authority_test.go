@@ -264,7 +264,7 @@ func TestResidentKeyIsCertified(t *testing.T) {
 	}
 }
 
-// The registration key rotates by order and in time; what was sent to the old one is still decrypted for
+// The RA key rotates by order and in time; what was sent to the old one is still decrypted for
 // the overlap, then its key is removed.
 func TestRARotates(t *testing.T) {
 	b := newBox(t)

@@ -38,7 +38,7 @@ func TestClockJumpsAheadAndBack(t *testing.T) {
 		t.Errorf("generations whose certificates are still good are gone: %s", b.summary())
 	}
 	if now.RAs[0].Number != 2 {
-		t.Errorf("the registration key was rotated %d times", now.RAs[0].Number-1)
+		t.Errorf("the RA key was rotated %d times", now.RAs[0].Number-1)
 	}
 	for _, g := range append(now.Earlier, now.Active) {
 		if c := g.Responder.Certificate; right.Before(c.NotBefore) || right.After(c.NotAfter) {

@@ -24,7 +24,7 @@ func authorityKey(name string, generation int) string {
 	return provision.KeyAuthorityPrefix + name + "." + strconv.Itoa(generation)
 }
 
-// raKey is the name of the registration key of that number.
+// raKey is the name of the RA key of that number.
 func raKey(number int) string {
 	if number == 1 {
 		return provision.KeyRA

@@ -11,11 +11,11 @@ import (
 	"signet.internal/appliance/store"
 )
 
-// maxRAs bounds the registration keys that orders make: they share the room in KEYS with the authorities'
+// maxRAs bounds the RA keys that orders make: they share the room in KEYS with the authorities'
 // next generations.
 const maxRAs = 8
 
-// RotateRA makes a new registration key, which every active authority certifies. The one before decrypts
+// RotateRA makes a new RA key, which every active authority certifies. The one before decrypts
 // what is still sent to it for the site's overlap, and is removed then. Errors: ErrOverlap, ErrOlder.
 func (s *Set) RotateRA(actor string) error {
 	s.mu.Lock()
@@ -59,7 +59,7 @@ func (s *Set) rotateRA(actor string, now time.Time) error {
 		return []audit.Record{record}, nil
 	})
 	if err != nil {
-		return fmt.Errorf("rotating the registration key: %w", err)
+		return fmt.Errorf("rotating the RA key: %w", err)
 	}
 	return nil
 }

@@ -112,7 +112,7 @@ func (s *Set) initial(now time.Time) (store.Identity, error) {
 }
 
 // activate makes g, which has a certificate, the generation of certs that issues: it certifies the
-// registration key in use and, where OCSP is on, the responder's.
+// RA key in use and, where OCSP is on, the responder's.
 func (s *Set) activate(a provision.Authority, id *store.Identity, certs *store.AuthorityCerts, g *store.GenerationCerts, now time.Time) error {
 	issuer, err := s.issuerOf(a.Name, *g)
 	if err != nil {
@@ -146,7 +146,7 @@ func (s *Set) issuerOf(name string, g store.GenerationCerts) (*pki.Issuer, error
 	return generation.Issuer, nil
 }
 
-// certifyRA puts a certificate of a registration key in front of those the authority has.
+// certifyRA puts a certificate of an RA key in front of those the authority has.
 func (s *Set) certifyRA(certs *store.AuthorityCerts, issuer *pki.Issuer, key *keys.Key, number int, now time.Time) error {
 	der, err := issuer.IssueRA(key.Public(), now, s.cfg.Site.RA.Validity)
 	if err != nil {

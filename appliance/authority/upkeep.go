@@ -10,7 +10,7 @@ import (
 	"signet.internal/provision"
 )
 
-// Upkeep does what has come due: it retires what has ended, rotates the registration key, renews the
+// Upkeep does what has come due: it retires what has ended, rotates the RA key, renews the
 // responders' and TLS certificates, and removes keys nobody needs. Called every minute it costs a look at
 // the clock and at the box's addresses. What fails is returned, keeps nothing else from being done, and
 // is tried again by the next call. On an older state it looks after TLS alone.
@@ -25,7 +25,7 @@ func (s *Set) Upkeep(now time.Time) error {
 		failed = append(failed, s.rotateRA(audit.ActorBox, now))
 	}
 	if err := s.recertifyRA(now); err != nil {
-		failed = append(failed, fmt.Errorf("certifying the registration key: %w", err))
+		failed = append(failed, fmt.Errorf("certifying the RA key: %w", err))
 	}
 	for _, a := range s.cfg.Site.Authorities {
 		if err := s.renewResponders(a, now); err != nil {

@@ -291,16 +291,16 @@ func NewRoot(subject []byte, signer crypto.Signer, now time.Time, validity time.
 	return der, verify(der, nil)
 }
 
-// IssueRA makes the authority's registration certificate over an RSA key: digitalSignature and
+// IssueRA makes the authority's RA certificate over an RSA key: digitalSignature and
 // keyEncipherment, no extended usage. Its subject is the authority's with " RA" after the common
 // name, which it gets where the authority has none.
 func (i *Issuer) IssueRA(public crypto.PublicKey, now time.Time, validity time.Duration) ([]byte, error) {
 	if _, ok := public.(*rsa.PublicKey); !ok {
-		return nil, fmt.Errorf("registration certificate: SCEP clients encrypt to RSA keys only, not to %s", keyKind(public))
+		return nil, fmt.Errorf("RA certificate: SCEP clients encrypt to RSA keys only, not to %s", keyKind(public))
 	}
 	subject, err := raSubject(i.cert.RawSubject)
 	if err != nil {
-		return nil, fmt.Errorf("registration certificate: %w", err)
+		return nil, fmt.Errorf("RA certificate: %w", err)
 	}
 	return i.issueOwn(certificate{
 		subject:   subject,

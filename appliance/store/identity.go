@@ -40,7 +40,7 @@ type GenerationCerts struct {
 	Superseded time.Time       `json:"superseded,omitzero"`    // since when it is earlier
 }
 
-// RACert is an authority's certificate of a registration key, DER.
+// RACert is an authority's certificate of an RA key, DER.
 type RACert struct {
 	Number      int       `json:"number"` // of the key: 1 is "ra", n is "ra.<n>"
 	Certificate []byte    `json:"certificate"`
@@ -62,7 +62,7 @@ type AuthorityCerts struct {
 // Identity is the box's own certificates, DER. The keys they belong to are the key holder's.
 type Identity struct {
 	Authorities map[string]AuthorityCerts `json:"authorities"`
-	RANumber    int                       `json:"ra_number,omitempty"`    // of the registration key in use, see RACert
+	RANumber    int                       `json:"ra_number,omitempty"`    // of the RA key in use, see RACert
 	TLSRoot     []byte                    `json:"tls_root"`               // issues TLS and TLSRSA
 	TLS         []byte                    `json:"tls"`                    // leaf of every TLS listener
 	TLSRSA      []byte                    `json:"tls_rsa,omitempty"`      // leaf for clients that take no ECDSA

@@ -189,13 +189,13 @@ func orderAuthority(ctx context.Context, t *terminal, client *apiClient, method,
 	return t.result(out, describeAuthority(out))
 }
 
-// newRotateRA makes a new registration key.
+// newRotateRA makes a new RA key.
 func newRotateRA(t *terminal) *cobra.Command {
 	var api apiFlags
 	cmd := &cobra.Command{
 		Use:   "rotate-ra URL",
-		Short: "make a new registration key",
-		Long: `Makes a new registration key, with a certificate of every authority. The one before decrypts what devices
+		Short: "make a new RA key",
+		Long: `Makes a new RA key, with a certificate of every authority. The one before decrypts what devices
 still encrypt to it for the site's overlap, then it is destroyed.`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, a []string) error {

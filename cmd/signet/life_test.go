@@ -373,13 +373,13 @@ func (s *story) checkList(t *testing.T, ca, authority, revoked, good string) {
 	}
 }
 
-// makeKeys has the running box make a registration key and the next key of an authority, and replaces a
+// makeKeys has the running box make an RA key and the next key of an authority, and replaces a
 // challenge. Both keys go from the key holder to the disk by way of boxinit before they are used.
 func makeKeys(t *testing.T, s *story) {
 	s.order(t, "rotate-ra")
 	s.getCA(t, "corp", "ca-now.crt", "ra-rotated.crt")
 	if bytes.Equal(readFile(t, filepath.Join(s.dir, "ra.crt")), readFile(t, filepath.Join(s.dir, "ra-rotated.crt"))) {
-		t.Fatal("the registration certificate is the one before")
+		t.Fatal("the RA certificate is the one before")
 	}
 	s.mustSCEP(t, "corp", "ca.crt", "ra-rotated.crt", "rotated.example.com", "rotated.crt", "--password", "corp-demo-challenge")
 
