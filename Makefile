@@ -52,7 +52,7 @@ run: run-parts ## boot the demo and stay; Ctrl-C shuts it down (FRESH=1 starts o
 test: test-parts $(AXE) ## all tests: unit, store, TPM, real clients, real boots
 	@$(MAKE) --no-print-directory image
 	$(GO) vet ./...
-	$(GO) test -timeout 40m ./...
+	$(GO) test -timeout 40m ./cmd/signet ./appliance ./webui ./... # the longest first, the rest beside them
 
 screenshots: test-parts $(AXE) ## pictures of the console's pages in build/screenshots: phone and desktop, light and dark
 	@rm -rf build/screenshots && mkdir -p build/screenshots
