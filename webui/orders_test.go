@@ -73,7 +73,7 @@ func TestAuthorityPages(t *testing.T) {
 
 	devices := box.get("/authorities/devices", admin)
 	devices.says(t, 200, `action="/authorities/devices/next"`, "it signs itself", "SHA-1", "<h2 id=\"rollover\"",
-		`href="http://pki.example/pki/devices.crl"`, "number 7, signed", "next update", "http://pki.example/ocsp/devices")
+		"<code>http://pki.example/pki/devices.crl</code>", "number 7, signed", "next update", "http://pki.example/ocsp/devices")
 	devices.saysNot(t, "/authorities/devices/chain\"", "/next/activate", "do=cancel", "ceremony.zip")
 	plant := box.get("/authorities/plant", admin)
 	plant.says(t, 200, `href="/authorities/plant/ceremony.zip"`, `action="/authorities/plant/chain" enctype="multipart/form-data"`, "openssl x509 -req -in plant.csr.pem")
